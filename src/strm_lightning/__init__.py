@@ -1,0 +1,38 @@
+"""Few-shot action recognition in video: STRM and its baseline TRX in PyTorch Lightning.
+
+One alphabet of axes is used everywhere: ``B`` episodes (or any leading axes), ``N`` way, ``K`` shot, ``Q`` queries,
+``L`` frames, ``P`` rows and columns of the patch grid, ``T`` tuples, ``D`` channels, ``H`` and ``W`` pixels, ``h`` and
+``w`` cells of the backbone's map.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from strm_lightning.classifier import FewShotClassifier
+    from strm_lightning.data.datamodule import EpisodeDataModule
+    from strm_lightning.episode import Episode
+    from strm_lightning.models.strm import STRM
+    from strm_lightning.module import STRMModule
+
+__version__ = "0.1.0"
+__all__ = ["STRM", "Episode", "EpisodeDataModule", "FewShotClassifier", "STRMModule", "__version__"]
+
+# Imported on first use: torch, lightning and timm take seconds, and `strm --version` should not.
+_HOMES = {
+    "STRM": "models.strm",
+    "STRMModule": "module",
+    "EpisodeDataModule": "data.datamodule",
+    "FewShotClassifier": "classifier",
+    "Episode": "episode",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

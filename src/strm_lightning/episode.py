@@ -1,0 +1,101 @@
+"""What the floors hand each other: an episode of clips, the features of videos, the logits of a match."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+_T = TypeVar("_T", bound="_Tensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tensors:
+    """A named group of tensors that moves between devices as one (Lightning calls ``to`` and ``pin_memory``)."""
+
+    def _map(self: _T, function: Any) -> _T:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: function(v) for k, v in values.items() if isinstance(v, Tensor)})
+
+    def to(self: _T, *args: Any, **kwargs: Any) -> _T:
+        """Move every tensor, as `torch.Tensor.to` does."""
+        return self._map(lambda tensor: tensor.to(*args, **kwargs))
+
+    def pin_memory(self: _T) -> _T:
+        """Copy every tensor to page-locked memory."""
+        return self._map(Tensor.pin_memory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoFeatures(_Tensors):
+    """What STRM knows of a clip by itself, before any episode.
+
+    Attributes:
+        patch_level: H, the frames after patch-level enrichment, ``[..., L, D]``; QC looks at these.
+        frame_level: E, the frames after frame-level enrichment, ``[..., L, D]``; TRM looks at these.
+    """
+
+    patch_level: Float[Tensor, "*B L D"]
+    frame_level: Float[Tensor, "*B L D"]
+
+    def __getitem__(self, index: Any) -> "VideoFeatures":
+        """Index or slice the leading axes."""
+        return self._map(lambda tensor: tensor[index])
+
+    def reshape(self, *leading: int) -> "VideoFeatures":
+        """Give the leading axes another shape; the last two stay ``L, D``."""
+        return self._map(lambda tensor: tensor.reshape(*leading, *tensor.shape[-2:]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchLogits(_Tensors):
+    """How well each query matches each class.
+
+    Attributes:
+        trm: logits of the temporal relationship module, ``[..., Q, N]``.
+        qc: logits of the query-class similarity, ``[..., Q, N]``, or None where that head is off.
+    """
+
+    trm: Float[Tensor, "*B Q N"]
+    qc: Float[Tensor, "*B Q N"] | None = None
+
+    def combined(self, qc_weight: float = 0.1) -> Float[Tensor, "*B Q N"]:
+        """TM + lambda QC logits, whose arg max is the prediction (paper, section 3.3)."""
+        return self.trm if self.qc is None else self.trm + qc_weight * self.qc
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode(_Tensors):
+    """One N-way K-shot task, or ``B`` of them with a leading axis.
+
+    An episode holds either the clips themselves or, where features are taken from a bank, none: ``support_ids`` and
+    ``query_ids`` name the videos in both cases.
+
+    Attributes:
+        support_ids: row of each support video in its video set, ``[..., N, K]``.
+        query_ids: row of each query video, ``[..., Q]``.
+        query_labels: class of each query, 0 .. N-1, ``[..., Q]``.
+        class_ids: class of the video set that each way stands for, ``[..., N]``.
+        index: number of the episode within its epoch, ``[...]``.
+        support: pixel levels 0 .. 255, ``[..., N, K, L, 3, H, W]``, or None.
+        query: pixel levels 0 .. 255, ``[..., Q, L, 3, H, W]``, or None.
+        support_views: stored view of each support clip, ``[..., N, K]``; 0 unless a bank holds several.
+        query_views: stored view of each query clip, ``[..., Q]``.
+    """
+
+    support_ids: Int[Tensor, "*B N K"]
+    query_ids: Int[Tensor, "*B Q"]
+    query_labels: Int[Tensor, "*B Q"]
+    class_ids: Int[Tensor, "*B N"]
+    index: Int[Tensor, "*B"]
+    support_views: Int[Tensor, "*B N K"]
+    query_views: Int[Tensor, "*B Q"]
+    support: UInt8[Tensor, "*B N K L 3 H W"] | None = None
+    query: UInt8[Tensor, "*B Q L 3 H W"] | None = None
+
+    @staticmethod
+    def stack(episodes: "list[Episode]") -> "Episode":
+        """Stack episodes of one shape along a new leading axis ``B``."""
+        values = {f.name: [getattr(e, f.name) for e in episodes] for f in fields(Episode)}
+        return Episode(**{k: None if v[0] is None else torch.stack(v) for k, v in values.items()})

@@ -1,0 +1,1 @@
+"""Feature banks, results that can be compared, and pictures of them."""
