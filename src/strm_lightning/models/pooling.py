@@ -1,0 +1,46 @@
+"""From a backbone's maps to patches, and from patches to one feature a frame."""
+
+import torch
+from einops import rearrange, reduce
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from strm_lightning.episode import PooledMaps
+
+
+def pool_maps(maps: Float[Tensor, "*B L D h w"], patch_grid: int, *, center_clip: bool = False) -> PooledMaps:
+    """Pool each frame's map to a grid of patches (adaptive max) and to its mean; nothing here is learned.
+
+    A map smaller than the grid, or not a multiple of it, is pooled with overlapping windows.
+
+    Args:
+        maps: what the backbone sees, ``[..., L, D, h, w]``.
+        patch_grid: rows and columns P of the grid.
+        center_clip: first subtract the clip's mean map over its L frames: what does not move goes away.
+    """
+    if center_clip:
+        maps = maps - reduce(maps, "... l d h w -> ... 1 d h w", "mean")
+    frames = maps.flatten(0, -4)
+    grid = rearrange(F.adaptive_max_pool2d(frames, patch_grid), "f d ph pw -> f (ph pw) d")
+    return PooledMaps(grid=grid.unflatten(0, maps.shape[:-3]), mean=reduce(maps, "... d h w -> ... d", "mean"))
+
+
+class LayoutCode(nn.Module):
+    """Say where in the frame things are, which a mean over patches forgets: ``W_out vec(W_in f)``.
+
+    Each patch is reduced to a few channels, and all patches together give one code for the frame. Beyond the paper.
+
+    Args:
+        dim: channels D of a patch and of the result.
+        num_patches: patches of a frame, P*P.
+        patch_dim: channels of a reduced patch.
+    """
+
+    def __init__(self, dim: int, num_patches: int, *, patch_dim: int = 64) -> None:
+        super().__init__()
+        self.reduce = nn.Linear(dim, patch_dim)
+        self.expand = nn.Linear(patch_dim * num_patches, dim)
+
+    def forward(self, patches: Float[Tensor, "*B PP D"]) -> Float[Tensor, "*B D"]:
+        return self.expand(torch.flatten(self.reduce(patches), -2))

