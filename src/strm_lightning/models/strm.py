@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
@@ -19,8 +20,8 @@ class STRM(nn.Module):
     Args:
         backbone: a timm model name.
         pretrained: load timm's pretrained weights, unless ``weights`` are given.
-        weights: a local .safetensors or .pth file for the backbone, or ``pip:efficientnet_lite0`` for the ImageNet
-            weights that the extra ``weights`` installs.
+        weights: a local .safetensors or .pth file for the backbone (a classifier in it is ignored), or
+            ``pip:efficientnet_lite0`` for the ImageNet weights that the extra ``weights`` installs.
         normalize: normalise pixels as the backbone's pretraining did; False leaves them in 0 .. 1, as released.
         **head_options: options of `STRMHead`.
     """
@@ -61,5 +62,17 @@ class STRM(nn.Module):
         support: UInt8[Tensor, "*B N K L 3 H W"] | Float[Tensor, "*B N K L 3 H W"],
         query: UInt8[Tensor, "*B Q L 3 H W"] | Float[Tensor, "*B Q L 3 H W"],
     ) -> MatchLogits:
-        """Encode and match one episode, or ``B`` of them with a leading axis."""
-        return self.match(self.encode(support), self.encode(query))
+        """Encode and match one episode, or ``B`` of them with a leading axis.
+
+        All clips go through the backbone in one call, so that batch norm sees the episode as one batch in training.
+        """
+        way, shot = support.shape[-6:-4]
+        clips = torch.cat([support.flatten(-6, -5), query], dim=-5)
+        features = self.encode(clips)
+        shots, queries = way * shot, query.shape[-5]
+        levels = (features.patch_level, features.frame_level)
+        h, e = (level.split([shots, queries], dim=-3) for level in levels)
+        s_h, s_e = (level[0].unflatten(-3, (way, shot)) for level in (h, e))
+        return self.match(
+            VideoFeatures(patch_level=s_h, frame_level=s_e), VideoFeatures(patch_level=h[1], frame_level=e[1])
+        )

@@ -1,0 +1,5 @@
+"""``python -m strm_lightning`` is the command ``strm``."""
+
+from strm_lightning.cli import main
+
+main()

@@ -1,0 +1,227 @@
+"""EpisodeDataModule: a folder of videos in, N-way K-shot episodes out, for a stock Lightning Trainer."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, cast
+
+import lightning as L
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from strm_lightning.data.episodes import ClipReader, EpisodeDataset, EpisodeKeys, EpisodeSampler, VideoDataset
+from strm_lightning.data.frames import FramePolicy
+from strm_lightning.data.splits import Stage
+from strm_lightning.data.store import VideoSet, load_video_sets
+from strm_lightning.data.transforms import ClipTransform
+from strm_lightning.episode import Episode
+
+MOVING_SHAPES = "moving-shapes"
+
+
+class EpisodeDataModule(L.LightningDataModule):
+    """Few-shot episodes from videos, cut into train, validation and test by classes.
+
+    An episode is a pure function of (seed, stage, epoch, index): the same for any number of workers and ranks and after
+    a restart. Clips travel as uint8; normalisation is the model's.
+
+    Args:
+        root: folder of videos, ``root/class/video.mp4``, or ``moving-shapes`` for the data set that the package makes.
+        split: ``random`` (seeded shares by class), shares such as ``{train: 0.6, val: 0.2, test: 0.2}``, class names of
+            each stage, the name of a published split, or a folder of list files.
+        lists: folder of list files, for published splits that are by video.
+        layout: how videos lie under ``root``; ``auto`` looks.
+        way: classes of an episode, N.
+        shot: support clips of a class, K.
+        query_per_class: query clips of a class in training.
+        eval_query_per_class: the same in validation and test; None for as many as in training.
+        num_frames: frames of a clip, L.
+        image_size: height and width of a clip in pixels, after the crop.
+        short_side: length of a frame's short side before the crop, in pixels; None for ``image_size`` x 256 / 224.
+        frame_policy: which frames; ``segments`` takes one of each of L equal parts, ``release`` is the released code's.
+        flip: mirror training clips at random; wrong where classes name directions (Something-Something).
+        short_clips: videos with fewer frames than L: ``repeat`` frames, or ``drop`` the video.
+        unreadable: videos that cannot be read: ``skip`` them with a warning, or ``refuse`` to start.
+        train_episodes: training episodes of an epoch, over all ranks.
+        val_episodes: validation episodes, always the same.
+        test_episodes: test episodes, always the same.
+        batch_size: episodes of a training step on one device.
+        eval_batch_size: episodes matched at once in validation and test.
+        num_workers: processes that read clips.
+        seed: chooses the episodes.
+        split_seed: chooses the classes of a random split, apart from ``seed`` so that seeds share their test classes.
+        evaluation: ``bank`` encodes each video once and matches episodes from that; ``episodes`` encodes every episode
+            anew, which gives the same numbers and takes as much longer as videos recur.
+
+    Raises:
+        ValueError: in `setup`, where the videos cannot give such episodes.
+    """
+
+    def __init__(
+        self,
+        root: str = MOVING_SHAPES,
+        split: str | dict[str, list[str]] | dict[str, float] = "random",
+        *,
+        lists: str | None = None,
+        layout: Literal["auto", "videos", "frames", "zip", "cache", "flat"] = "auto",
+        way: int = 5,
+        shot: int = 5,
+        query_per_class: int = 5,
+        eval_query_per_class: int | None = None,
+        num_frames: int = 8,
+        image_size: int = 224,
+        short_side: int | None = None,
+        frame_policy: FramePolicy = "segments",
+        flip: bool = True,
+        short_clips: Literal["repeat", "drop"] = "repeat",
+        unreadable: Literal["skip", "refuse"] = "skip",
+        train_episodes: int = 1000,
+        val_episodes: int = 500,
+        test_episodes: int = 10000,
+        batch_size: int = 1,
+        eval_batch_size: int = 16,
+        num_workers: int = 2,
+        seed: int = 0,
+        split_seed: int = 0,
+        evaluation: Literal["bank", "episodes"] = "bank",
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.root, self.split, self.lists, self.layout = root, split, lists, layout
+        self.way, self.shot = way, shot
+        self.queries: dict[Stage, int] = dict.fromkeys(("val", "test"), eval_query_per_class or query_per_class)
+        self.queries["train"] = query_per_class
+        self.episodes: dict[Stage, int] = {"train": train_episodes, "val": val_episodes, "test": test_episodes}
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.num_frames, self.frame_policy = num_frames, frame_policy
+        self.short_clips, self.unreadable = short_clips, unreadable
+        self.transform = ClipTransform(image_size, short_side or round(image_size * 256 / 224), flip)
+        self.num_workers, self.seed, self.split_seed = num_workers, seed, split_seed
+        self.evaluation = evaluation
+        self.train_views = 0  # views of each training video in a bank; 0 reads pixels
+        self.videos: dict[Stage, VideoSet] = {}
+        positive = {"way": way, "shot": shot, "query_per_class": query_per_class, "num_frames": num_frames}
+        for name, value in {**positive, "image_size": image_size, "batch_size": batch_size}.items():
+            if value < 1:
+                raise ValueError(f"data.{name} is {value}: give a positive number")
+
+    def prepare_data(self) -> None:
+        """Write the moving shapes on first use."""
+        if self.root == MOVING_SHAPES:
+            from strm_lightning.data.shapes import moving_shapes
+
+            moving_shapes()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find the videos and hold them against way, shot and queries."""
+        if not self.videos:
+            self.videos = self._load()
+        wanted: dict[str | None, tuple[Stage, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+        for name in wanted.get(stage, ()):
+            if name in self.videos or name != "val":
+                self._check(name)
+
+    def _load(self) -> dict[Stage, VideoSet]:
+        root, split = Path(self.root), self.split
+        if self.root == MOVING_SHAPES:
+            from strm_lightning.data.shapes import SPLIT, moving_shapes
+
+            root = moving_shapes()
+            split = {stage: list(names) for stage, names in SPLIT.items()} if split == "random" else split
+        return load_video_sets(
+            root,
+            split,
+            lists=self.lists,
+            layout=self.layout,
+            num_frames=self.num_frames,
+            short_clips=self.short_clips,
+            unreadable=self.unreadable,
+            seed=self.split_seed,
+        )
+
+    def _check(self, stage: Stage) -> None:
+        if stage not in self.videos:
+            raise ValueError(f"the split has no {stage} classes; it has {', '.join(self.videos)}")
+        videos, shape = (
+            self.videos[stage],
+            f"{self.way}-way {self.shot}-shot with {self.queries[stage]} queries a class",
+        )
+        if len(videos.class_names) < self.way:
+            raise ValueError(
+                f"{shape} needs {self.way} classes; the {stage} split has {len(videos.class_names)}: "
+                f"lower data.way or give {stage} more classes"
+            )
+        need = self.shot + self.queries[stage]
+        small = [(n, len(m)) for n, m in zip(videos.class_names, videos.members, strict=True) if len(m) < need]
+        if small:
+            named = "; ".join(f"class {name!r} has {count} clips" for name, count in small[:5])
+            more = f" and {len(small) - 5} more classes have too few" if len(small) > 5 else ""
+            raise ValueError(f"{named}{more}; {shape} needs {need} ({stage} split)")
+
+    def sampler(self, stage: Stage) -> EpisodeSampler:
+        """The episodes of a stage, by (epoch, index)."""
+        members = self.videos[stage].members
+        return EpisodeSampler(members, self.way, self.shot, self.queries[stage], stage, self.seed)
+
+    def reader(self, stage: Stage) -> ClipReader:
+        """Reads the clips of a stage."""
+        return ClipReader(self.videos[stage], self.num_frames, self.frame_policy, self.transform)
+
+    def train_dataloader(self) -> DataLoader[Episode]:
+        """Training episodes, other ones in each epoch; a run that was cut off goes on where it was."""
+        trainer = self.trainer
+        resume = (0, 0)
+        if trainer is not None and trainer.fit_loop.restarting:
+            resume = (trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+        reader = None if self.train_views else self.reader("train")
+        return self._episode_loader("train", reader, self.batch_size, resume)
+
+    def val_dataloader(self) -> DataLoader[Episode] | list[DataLoader[Episode]]:
+        """Validation episodes, always the same; none where the split has no validation classes."""
+        return self._evaluation_loader("val") if "val" in self.videos else []
+
+    def test_dataloader(self) -> DataLoader[Episode]:
+        """Test episodes, always the same."""
+        return self._evaluation_loader("test")
+
+    def video_loader(self, stage: Stage, rows: Iterable[int], *, views: int = 0) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Clips for a feature bank, ``((row, view), clip)``: the test choice of frames and crop, or random views."""
+        items = [(row, view) for row in rows for view in range(max(views, 1))]
+        dataset = VideoDataset(self.reader(stage), items, seed=self.seed if views else None)
+        return DataLoader(
+            dataset, batch_size=max(1, 64 // self.num_frames), num_workers=self.num_workers, pin_memory=self._pin
+        )
+
+    def _evaluation_loader(self, stage: Stage) -> DataLoader[Episode]:
+        reader = self.reader(stage) if self.evaluation == "episodes" else None
+        return self._episode_loader(stage, reader, self.eval_batch_size if reader is None else self.batch_size)
+
+    def _episode_loader(
+        self, stage: Stage, reader: ClipReader | None, batch_size: int, resume: tuple[int, int] = (0, 0)
+    ) -> DataLoader[Episode]:
+        trainer = self.trainer
+        keys = EpisodeKeys(
+            self.episodes[stage],
+            batch_size,
+            training=stage == "train",
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+            resume=resume,
+        )
+        workers = self.num_workers if reader else 0  # rows alone take microseconds
+        return DataLoader(
+            EpisodeDataset(self.sampler(stage), reader, views=self.train_views if stage == "train" else 1),
+            batch_size=batch_size,
+            sampler=keys,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=_as_is,
+            pin_memory=self._pin,
+        )
+
+    @property
+    def _pin(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+
+def _as_is(episodes: list[Episode]) -> Episode:
+    return cast("Episode", episodes)

@@ -1,0 +1,83 @@
+"""What a test found: predictions of every episode, and all that is derived from them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torchmetrics import Metric
+
+from strm_lightning.episode import Episode
+
+
+@dataclass(frozen=True)
+class EpisodeResults:
+    """Predictions of the queries of ``E`` episodes, in the order of the episodes' numbers.
+
+    Attributes:
+        index: number of each episode, ``[E]``.
+        predicted: class of the video set that each query was given, ``[E, Q]``.
+        actual: class that it is, ``[E, Q]``.
+    """
+
+    index: np.ndarray
+    predicted: np.ndarray
+    actual: np.ndarray
+
+    @property
+    def per_episode(self) -> np.ndarray:
+        """Accuracy of each episode, a fraction, ``[E]``."""
+        return (self.predicted == self.actual).mean(1)
+
+    @property
+    def accuracy(self) -> float:
+        """Mean accuracy over episodes, a fraction."""
+        return float(self.per_episode.mean())
+
+    @property
+    def ci95(self) -> float:
+        """Half of the 95 % interval of the accuracy: 1.96 sigma / sqrt(episodes)."""
+        return float(1.96 * self.per_episode.std() / len(self.index) ** 0.5)
+
+    def confusion(self, num_classes: int) -> np.ndarray:
+        """How often each class (row) was taken for each other one (column), counts ``[C, C]``."""
+        counts = np.zeros((num_classes, num_classes), dtype=np.int64)
+        np.add.at(counts, (self.actual.ravel(), self.predicted.ravel()), 1)
+        return counts
+
+
+class EpisodeRecord(Metric):
+    """Collect the predictions of every episode, over all processes.
+
+    Args:
+        num_episodes: episodes to count; the ones beyond, which only even out the ranks' steps, are left out.
+    """
+
+    full_state_update = False
+    index: list[Tensor]
+    predicted: list[Tensor]
+    actual: list[Tensor]
+
+    def __init__(self, num_episodes: int) -> None:
+        super().__init__()
+        self.num_episodes = num_episodes
+        for name in ("index", "predicted", "actual"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, logits: Float[Tensor, "B Q N"], episode: Episode) -> None:
+        """Record a batch of episodes and the combined logits of their queries."""
+        self.index.append(episode.index)
+        self.predicted.append(episode.class_ids.gather(1, logits.argmax(-1)))
+        self.actual.append(episode.class_ids.gather(1, episode.query_labels))
+
+    def compute(self) -> EpisodeResults:
+        """Predictions of all counted episodes so far."""
+        index, predicted, actual = (_joined(getattr(self, name)) for name in ("index", "predicted", "actual"))
+        order = torch.argsort(index)
+        order = order[index[order] < self.num_episodes]
+        return EpisodeResults(*(t[order].cpu().numpy() for t in (index, predicted, actual)))
+
+
+def _joined(parts: Tensor | list[Tensor]) -> Int[Tensor, "..."]:
+    return parts if isinstance(parts, Tensor) else torch.cat(parts)

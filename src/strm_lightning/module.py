@@ -1,0 +1,288 @@
+"""STRMModule: STRM as a LightningModule - build, step, log, optimise."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from strm_lightning.data.datamodule import EpisodeDataModule
+from strm_lightning.data.splits import Stage
+from strm_lightning.episode import Episode, MatchLogits, PooledMaps, TupleFeatures
+from strm_lightning.evaluation.bank import FeatureBank
+from strm_lightning.evaluation.results import EpisodeRecord, EpisodeResults
+from strm_lightning.models.strm import STRM
+
+
+class STRMModule(L.LightningModule):
+    """Train and test STRM or TRX on episodes, under a stock Lightning Trainer.
+
+    The loss is ``L_TM + qc_weight L_QC``, both cross-entropies over the classes of the episode, and the prediction the
+    arg max of the logits joined with the same weight (paper, section 3.5). Validation and test encode each video once
+    and match episodes from that bank (`EpisodeDataModule.evaluation`).
+
+    Args:
+        backbone: a timm model name.
+        optimizer: ``sgd``, ``adam`` or ``adamw``.
+        lr: learning rate, at its highest.
+        momentum: momentum of SGD; the released recipe has none.
+        weight_decay: weight decay.
+        schedule: ``constant``; ``milestones`` multiplies by ``gamma`` at each; ``one_cycle`` and ``cosine`` end at 0.
+        milestones: optimiser steps at which ``milestones`` acts.
+        gamma: factor of ``milestones``.
+        qc_weight: lambda, the weight of QC in the loss and in the prediction.
+        loss_reduction: cross-entropy as ``mean`` over queries, or as their ``sum`` as released (which divides by 16 and
+            accumulates over 16 episodes: ``trainer.accumulate_grad_batches: 16`` does both).
+        freeze_backbone: leave the backbone as it is. Its maps are then computed once for each video and only the heads
+            train, hundreds of times faster; pixels are augmented only as far as ``frozen_views`` goes.
+        frozen_views: random views (frames, crop, flip) of each training video whose maps are kept.
+        bank_limit_gb: gigabytes of main memory that a bank of features may take before it goes to a temporary file.
+        **model_options: options of `STRM` and, through it, of `STRMHead`.
+
+    Raises:
+        ValueError: an option is none of the choices, or the model cannot be built.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet50.tv_in1k",
+        *,
+        optimizer: Literal["sgd", "adam", "adamw"] = "sgd",
+        lr: float = 1e-4,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        schedule: Literal["constant", "milestones", "one_cycle", "cosine"] = "constant",
+        milestones: Sequence[int] = (),
+        gamma: float = 0.1,
+        qc_weight: float = 0.1,
+        loss_reduction: Literal["mean", "sum"] = "mean",
+        freeze_backbone: bool = False,
+        frozen_views: int = 1,
+        bank_limit_gb: float = 8.0,
+        **model_options: Any,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.hparams["milestones"] = list(milestones)
+        _check_choice(optimizer=(optimizer, _OPTIMIZERS), schedule=(schedule, ("constant", "milestones", *_ANNEALED)))
+        _check_choice(loss_reduction=(loss_reduction, ("mean", "sum")))
+        self.model = STRM(backbone, **model_options)
+        self.model.backbone.requires_grad_(not freeze_backbone)
+        self.qc_weight, self.loss_reduction = qc_weight, loss_reduction
+        self.freeze_backbone, self.frozen_views, self.bank_limit_gb = freeze_backbone, frozen_views, bank_limit_gb
+        self._maps: dict[Stage, FeatureBank[PooledMaps]] = {}
+        self._tuples: FeatureBank[TupleFeatures] | None = None
+        self._record: EpisodeRecord | None = None
+        self.results: EpisodeResults | None = None
+
+    # Training -----------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.freeze_backbone:
+            self._datamodule.train_views = self.frozen_views
+
+    def on_fit_start(self) -> None:
+        if self.freeze_backbone:
+            self._maps["train"] = self._encode_maps("train", views=self.frozen_views)
+
+    def train(self, mode: bool = True) -> "STRMModule":
+        super().train(mode)
+        if mode and self.freeze_backbone:
+            self.model.backbone.eval()  # batch norm keeps its statistics
+        return self
+
+    def forward(self, support: Tensor, query: Tensor) -> MatchLogits:
+        """Logits of ``query [..., Q, L, 3, H, W]`` for the classes of ``support [..., N, K, L, 3, H, W]``."""
+        return self.model(support, query)
+
+    def training_step(self, episode: Episode, batch_idx: int) -> Tensor:
+        with self._dropout_of_step():
+            logits = self._logits(episode)
+        losses = self.losses(logits, episode.query_labels)
+        combined = logits.combined(self.qc_weight)
+        accuracy = (combined.argmax(-1) == episode.query_labels).float().mean()
+        self.log_dict({f"train/{name}": loss for name, loss in losses.items()}, batch_size=len(episode.index))
+        self.log("train/accuracy", accuracy, prog_bar=True, batch_size=len(episode.index))
+        return losses["loss"]
+
+    def losses(self, logits: MatchLogits, labels: Tensor) -> dict[str, Tensor]:
+        """The joint ``loss`` of a batch of episodes and its parts, ``loss_trm`` and ``loss_qc``."""
+
+        def cross_entropy(head: Tensor) -> Tensor:
+            total = F.cross_entropy(head.flatten(0, -2), labels.flatten(), reduction=self.loss_reduction)
+            return (
+                total / len(labels) if self.loss_reduction == "sum" else total
+            )  # a sum over the queries of an episode
+
+        losses = {"loss_trm": cross_entropy(logits.trm)}
+        if logits.qc is not None:
+            losses["loss_qc"] = cross_entropy(logits.qc)
+        return {"loss": losses["loss_trm"] + self.qc_weight * losses.get("loss_qc", 0.0), **losses}
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        options = cast("dict[str, Any]", self.hparams)
+        name, lr = options["optimizer"], options["lr"]
+        extra = {"momentum": options["momentum"]} if name == "sgd" else {}
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer = _OPTIMIZERS[name](parameters, lr=lr, weight_decay=options["weight_decay"], **extra)
+        if options["schedule"] == "constant":
+            return optimizer
+        if options["schedule"] == "milestones":
+            scheduler: Any = torch.optim.lr_scheduler.MultiStepLR(optimizer, options["milestones"], options["gamma"])
+        else:
+            steps = int(self.trainer.estimated_stepping_batches)
+            scheduler = _ANNEALED[options["schedule"]](optimizer, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # Validation and test ------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        self._start_evaluation("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._start_evaluation("test")
+
+    def validation_step(self, episode: Episode, batch_idx: int) -> None:
+        self._evaluate(episode, "val")
+
+    def test_step(self, episode: Episode, batch_idx: int) -> None:
+        self._evaluate(episode, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        self._end_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._end_evaluation("test")
+
+    def _start_evaluation(self, stage: Stage) -> None:
+        data = self._datamodule
+        self._record = EpisodeRecord(data.episodes[stage]).to(self.device)
+        if data.evaluation == "bank":
+            self._tuples = self._encode_tuples(stage)
+
+    def _evaluate(self, episode: Episode, stage: Stage) -> None:
+        assert self._record is not None
+        logits = self._logits(episode)
+        self._record.update(logits.combined(self.qc_weight), episode)
+        for name, loss in self.losses(logits, episode.query_labels).items():
+            self.log(f"{stage}/{name}", loss, on_epoch=True, sync_dist=True, batch_size=len(episode.index))
+
+    def _end_evaluation(self, stage: Stage) -> None:
+        assert self._record is not None
+        self.results = self._record.compute()
+        self._record, self._tuples = None, None
+        self.log(f"{stage}/accuracy", self.results.accuracy, prog_bar=True, sync_dist=True)
+        self.log(f"{stage}/ci95", self.results.ci95, sync_dist=True)
+
+    # Features, from pixels or from a bank ---------------------------------------------------------------------------
+
+    def _logits(self, episode: Episode) -> MatchLogits:
+        if episode.support is not None and episode.query is not None:
+            return self.model(episode.support, episode.query)
+        rows = (
+            (episode.support_ids.cpu(), episode.support_views.cpu()),
+            (episode.query_ids.cpu(), episode.query_views.cpu()),
+        )
+        head = self.model.head
+        if self._tuples is not None:
+            support, query = (self._tuples.get(*ids).to(self.device) for ids in rows)
+            return head.match_tuples(support, query)
+        maps = (self._maps["train"].get(*ids).to(self.device) for ids in rows)
+        return head.match(*(head.enrich_pooled(m) for m in maps))
+
+    def _encode_tuples(self, stage: Stage) -> FeatureBank[TupleFeatures]:
+        head = self.model.head
+        if not (self.freeze_backbone and self.trainer.state.fn == "fit"):
+            return self._fill(stage, lambda clips: head.tuples(self.model.encode(clips)))
+        maps = self._maps.get(stage)
+        if maps is None or not set(self._rows(stage)) <= set(maps.rows.tolist()):
+            maps = self._maps[stage] = self._encode_maps(stage)
+        bank: FeatureBank[TupleFeatures] = FeatureBank(maps.rows.tolist(), limit_gb=self.bank_limit_gb)
+        for rows in maps.rows.split(64):
+            features = head.enrich_pooled(maps.get(rows).to(self.device))
+            bank.put(torch.stack([rows, torch.zeros_like(rows)], 1), head.tuples(features))
+        return bank
+
+    def _encode_maps(self, stage: Stage, *, views: int = 0) -> FeatureBank[PooledMaps]:
+        self.model.backbone.eval()
+        return self._fill(stage, self.model.pool, views=views)
+
+    def _fill(self, stage: Stage, encode: Any, *, views: int = 0) -> FeatureBank[Any]:
+        """Encode the videos of a stage that its episodes name, each process its share of them."""
+        rows = self._rows(stage)
+        bank: FeatureBank[Any] = FeatureBank(rows, views=max(views, 1), limit_gb=self.bank_limit_gb)
+        own = rows[self.global_rank :: self.trainer.world_size]
+        loader = self._datamodule.video_loader(stage, own or rows[:1], views=views)
+        quiet = self.trainer.progress_bar_callback is None or not self.trainer.is_global_zero
+        bar = tqdm(loader, f"Encoding {stage} videos", unit="batch", leave=False, disable=quiet)
+        bank.fill(bar, encode, device=self.device)
+        bank.share(own, self.device)
+        return bank
+
+    def _rows(self, stage: Stage) -> list[int]:
+        """Rows of the videos that the coming episodes of a stage name; in training, all of them."""
+        data = self._datamodule
+        if stage == "train":
+            return sorted(int(row) for member in data.videos[stage].members for row in member)
+        trainer = self.trainer
+        batches = trainer.num_test_batches if stage == "test" else trainer.num_val_batches
+        limit = trainer.num_sanity_val_batches if trainer.sanity_checking else batches
+        episodes = int(sum(limit)) * data.eval_batch_size * trainer.world_size
+        sampler = data.sampler(stage)
+        drawn = (sampler.draw(0, index)[0] for index in range(episodes))
+        return sorted({row for e in drawn for ids in (e.support_ids, e.query_ids) for row in ids.flatten().tolist()})
+
+    @property
+    def _datamodule(self) -> EpisodeDataModule:
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, EpisodeDataModule):
+            raise TypeError("banks, validation and test need trainer.fit(module, datamodule=EpisodeDataModule(...))")
+        return data
+
+    @contextmanager
+    def _dropout_of_step(self) -> Iterator[None]:
+        """Make dropout a function of (step, rank), so that a resumed run drops what an uninterrupted one does."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(hash((self.trainer.fit_loop.epoch_loop.total_batch_idx, self.global_rank)))
+            yield
+
+    # Checkpoints --------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # The checkpoint holds all weights: loading it asks for no others.
+        if "hyper_parameters" in checkpoint:
+            checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "pretrained": False, "weights": None}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        mine, other = self.state_dict(), checkpoint["state_dict"]
+        shapes = [k for k in mine.keys() & other.keys() if mine[k].shape != other[k].shape]
+        wrong = sorted(shapes + list(mine.keys() ^ other.keys()))
+        if wrong:
+            name = wrong[0]
+            sizes = [list(state[name].shape) if name in state else "absent" for state in (other, mine)]
+            raise ValueError(
+                f"the checkpoint is of another model: {len(wrong)} tensors differ, such as {name!r}: {sizes[0]} in the "
+                f"checkpoint, {sizes[1]} here; build the model with the checkpoint's options (model.tuple_sizes, "
+                "model.backbone, ...)"
+            )
+
+
+_OPTIMIZERS: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+_ANNEALED: dict[str, Any] = {
+    "one_cycle": lambda optimizer, steps: torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, optimizer.defaults["lr"], total_steps=steps
+    ),
+    "cosine": torch.optim.lr_scheduler.CosineAnnealingLR,
+}
+
+
+def _check_choice(**options: tuple[str, Any]) -> None:
+    for name, (value, choices) in options.items():
+        if value not in choices:
+            raise ValueError(f"{name} {value!r}: choose one of {', '.join(choices)}")
