@@ -8,7 +8,7 @@ from strm_lightning.models.positions import PositionCode
 
 
 def _mlp(dim: int, *, bias: bool) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(dim, dim, bias=bias), nn.ReLU(), nn.Linear(dim, dim, bias=bias))
+    return nn.Sequential(nn.Linear(dim, dim, bias=bias), nn.ReLU(inplace=True), nn.Linear(dim, dim, bias=bias))
 
 
 class FrameEnrichment(nn.Module):

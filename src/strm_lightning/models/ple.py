@@ -31,8 +31,13 @@ class PatchEnrichment(nn.Module):
         self.scale = 1.0 if official else dim**-0.5
         self.gate = nn.Parameter(torch.zeros(1)) if official else None
         hidden = max(dim // 2, 1)
+        # In place, since nothing needs the value before a ReLU again.
         self.psi = nn.Sequential(
-            nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, dim)
+            nn.Linear(dim, hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, dim),
         )
 
     def attention(self, patches: Float[Tensor, "*B PP D"]) -> Float[Tensor, "*B PP PP"]:
@@ -46,4 +51,4 @@ class PatchEnrichment(nn.Module):
         return a + self.psi(a)
 
     def _attend(self, x: Tensor) -> Tensor:
-        return torch.softmax(self.query(x) * self.scale @ self.key(x).mT, dim=-1)
+        return torch.softmax(self.query(x) @ self.key(x).mT * self.scale, dim=-1)

@@ -25,7 +25,7 @@ class TupleRelation(nn.Module):
         self.linear = TupleLinear(size, num_frames, dim, out)
 
     def forward(self, frames: Float[Tensor, "*B L D"]) -> Float[Tensor, "*B T Dz"]:
-        return torch.relu(self.linear(self.dropout(frames)))
+        return torch.relu_(self.linear(self.dropout(frames)))
 
 
 def query_class_similarity(

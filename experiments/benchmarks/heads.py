@@ -1,0 +1,126 @@
+"""Heads at ResNet-50 size against the literal way (tuples concatenated, one class after the other), in one run.
+
+    python experiments/benchmarks/heads.py [--rounds 7] [--threads 2]
+
+Both sides are run by turns and the medians compared, since machines are shared; peak memory is that of a fresh process
+for each side.
+"""
+
+import argparse
+import gc
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests import reference
+
+from strm_lightning.models.head import STRMHead
+from strm_lightning.models.qc import query_class_similarity
+from strm_lightning.models.trm import cross_transform
+
+WAY, SHOT, QUERIES, L, D, d = 5, 5, 25, 8, 2048, 1152
+LABELS = torch.arange(WAY).repeat_interleave(SHOT)
+
+
+def sides(part: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor], list[Tensor]]:
+    """(ours, literal, leaves) of a part of the heads on random features of one 5-way 5-shot episode."""
+    torch.manual_seed(0)
+    head = STRMHead(D, match_dim=d).eval()
+    state = dict(head.named_parameters())
+    support, query = torch.randn(WAY * SHOT, L, D, requires_grad=True), torch.randn(QUERIES, L, D, requires_grad=True)
+    leaves = [support, query, *state.values()]
+    if part == "ple":
+        patches = torch.rand(10 * L, 16, D, requires_grad=True)
+        return (lambda: head.ple(patches)), (lambda: reference.ple(state, patches, False)), [patches, *state.values()]
+    if part == "trm":
+        return (
+            lambda: cross_transform(*head.trm[0](query), *(t.unflatten(0, (WAY, SHOT)) for t in head.trm[0](support))),
+            lambda: reference.trm(state, 0, 2, support, LABELS, query),
+            leaves,
+        )
+    return (
+        lambda: query_class_similarity(head.qc[0](query), head.qc[0](support).unflatten(0, (WAY, SHOT))),
+        lambda: reference.qc(state, 0, 2, support, LABELS, query),
+        leaves,
+    )
+
+
+def forward(side: Callable[[], Tensor], leaves: list[Tensor]) -> None:
+    with torch.no_grad():
+        side()
+
+
+def both(side: Callable[[], Tensor], leaves: list[Tensor]) -> None:
+    for leaf in leaves:
+        leaf.grad = None
+    out = side()
+    (F.log_softmax(out, -1) if out.ndim == 2 else out).square().mean().backward()
+
+
+def seconds(run: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def compare(part: str, rounds: int) -> None:
+    ours, literal, leaves = sides(part)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(), literal(), rtol=1e-3, atol=1e-3)
+    for mode in (forward, both):
+        times: dict[str, list[float]] = {"ours": [], "literal": []}
+        for _ in range(rounds + 1):
+            for name, side in (("ours", ours), ("literal", literal)):
+                times[name].append(seconds(lambda: mode(side, leaves)))
+        mine, theirs = (median(times[name][1:]) for name in ("ours", "literal"))  # the first round warms up
+        name = "forward" if mode is forward else "forward+backward"
+        print(f"{part:<4} {name:<17} {mine * 1e3:8.0f} ms   literal {theirs * 1e3:8.0f} ms   {theirs / mine:5.2f} x faster")
+
+
+def peak(part: str, side: str) -> float:
+    """Peak memory in MiB that forward and backward add, in a process of their own."""
+    command = [sys.executable, __file__, "--peak", part, side]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def print_peak(part: str, side: str) -> None:
+    ours, literal, leaves = sides(part)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts again from here
+    before = memory("VmRSS")
+    both(ours if side == "ours" else literal, leaves)
+    print(memory("VmHWM") - before)
+
+
+def memory(field: str) -> float:
+    """A field of /proc/self/status in MiB."""
+    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.peak:
+        print_peak(*options.peak)
+        return
+    print(f"5-way 5-shot, {QUERIES} queries, L {L}, D {D}, d {d}; medians of {options.rounds}, {options.threads} threads")
+    for part in ("ple", "trm", "qc"):
+        compare(part, options.rounds)
+        mine, theirs = peak(part, "ours"), peak(part, "literal")
+        print(f"{part:<4} peak memory       {mine:8.0f} MiB  literal {theirs:8.0f} MiB  {theirs / mine:5.2f} x less")
+
+
+if __name__ == "__main__":
+    main()
