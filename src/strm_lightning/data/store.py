@@ -138,6 +138,7 @@ def load_video_sets(
     """Open the videos under a folder that a split names, and sort them into stages and classes.
 
     Entries of a split that are not on disk are left out with a warning: data sets that live on the web lose videos.
+    A stage for which the split names no classes has no video set.
 
     Args:
         root: the folder.
@@ -166,7 +167,7 @@ def load_video_sets(
         _warn(f"dropped {_count(short, 'video')} of fewer than {num_frames} frames", short)
     dropped = short if short_clips == "drop" else set()
     row_of = {name: row for row, name in enumerate(store.videos) if name not in dropped}
-    return {stage: _video_set(stage, store, wanted[stage], row_of) for stage in STAGES}
+    return {stage: _video_set(stage, store, classes, row_of) for stage, classes in wanted.items() if classes}
 
 
 def _open(listing: Listing, names: Iterable[str] | None, unreadable: Unreadable, progress: bool) -> VideoStore:

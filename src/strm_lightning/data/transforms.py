@@ -18,13 +18,13 @@ class ClipTransform:
 
     Attributes:
         image_size: side of the crop in pixels, S.
-        flip: mirror half of the training clips; wrong where classes name directions (Something-Something).
         short_side: short side of the frames before the crop; by default ``image_size * 256 / 224``, rounded.
+        flip: mirror half of the training clips; wrong where classes name directions (Something-Something).
     """
 
     image_size: int
-    flip: bool
     short_side: int = 0
+    flip: bool = True
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
