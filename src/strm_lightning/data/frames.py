@@ -1,0 +1,74 @@
+"""Which frames of a video make its clip of L frames: named policies, as functions of counts alone."""
+
+import random
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal, get_args
+
+import numpy as np
+
+FramePolicy = Literal["release", "segments"]
+
+
+def select_frames(policy: FramePolicy, available: int, num_frames: int, rng: random.Random | None) -> list[int]:
+    """Choose ``num_frames`` frame numbers, ascending, of a video that has ``available`` frames.
+
+    ``release``: evenly spaced (truncated) between two ends; in training each end lies at random within
+    ``min(5, excess / 2)`` frames of the video's, in test they are the second frame and the last but one.
+    ``segments``: one frame in each of L equal segments, anywhere in training, at the centre in test.
+    A video shorter than the clip repeats frames, in order.
+
+    Args:
+        policy: name of the policy.
+        available: frames that the video has.
+        num_frames: frames of a clip, L.
+        rng: source of the training choice; None for the test choice, which is always the same.
+
+    Raises:
+        ValueError: unknown policy, or a count below 1.
+    """
+    if available < 1 or num_frames < 1:
+        raise ValueError(f"cannot choose {num_frames} of {available} frames")
+    if policy == "release":
+        return _between(*_release_ends(available, num_frames, rng), num_frames)
+    if policy == "segments":
+        if rng is None:
+            return [(2 * i + 1) * available // (2 * num_frames) for i in range(num_frames)]
+        return [min(int((i + rng.random()) * available / num_frames), available - 1) for i in range(num_frames)]
+    raise ValueError(f"unknown frame policy {policy!r}; there are {', '.join(get_args(FramePolicy))}")
+
+
+def reachable_frames(policies: FramePolicy | Sequence[FramePolicy], available: int, num_frames: int) -> list[int]:
+    """Every frame number that these policies can choose, in training or in test, ascending.
+
+    With 8 frames the release reaches at most 48 however long the video is; equal segments reach all.
+    """
+    policies = [policies] if isinstance(policies, str) else policies
+    frames = [select_frames(policy, available, num_frames, None) for policy in policies]
+    if "segments" in policies:
+        return list(range(available))
+    return sorted({*_reached_by_release(available, num_frames)}.union(*frames))
+
+
+def _release_ends(available: int, num_frames: int, rng: random.Random | None) -> tuple[int, int]:
+    if available < max(num_frames, 3):
+        return 0, available - 1
+    if rng is None:
+        return 1, available - 2
+    pad = _release_pad(available, num_frames)
+    return rng.randint(0, pad), available - 1 - rng.randint(0, pad)
+
+
+def _release_pad(available: int, num_frames: int) -> int:
+    return max(0, min(5, (available - num_frames) // 2))
+
+
+def _between(start: int, end: int, num_frames: int) -> list[int]:
+    return [int(position) for position in np.linspace(start, end, num_frames)]
+
+
+@lru_cache(maxsize=4096)
+def _reached_by_release(available: int, num_frames: int) -> tuple[int, ...]:
+    pads = range(_release_pad(available, num_frames) + 1)
+    chosen = (_between(start, available - 1 - cut, num_frames) for start in pads for cut in pads)
+    return tuple(sorted(set().union(*chosen)))

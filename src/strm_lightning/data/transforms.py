@@ -1,0 +1,72 @@
+"""Frames of any size to a clip of one size: resize, then one crop and one flip for all frames."""
+
+import random
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode  # type: ignore[import-untyped]
+from torchvision.transforms.v2 import functional as tv
+
+
+@dataclass(frozen=True)
+class ClipTransform:
+    """Short side to ``short_side``, a square crop of ``image_size``, and (in training) a flip, all on uint8.
+
+    The crop is random in training and central in test, where its corner is ``int(round((size - image_size) / 2))``.
+
+    Attributes:
+        image_size: side of the crop in pixels, S.
+        short_side: short side of the frames before the crop; by default ``image_size * 256 / 224``, rounded.
+        flip: mirror half of the training clips; wrong where classes name directions (Something-Something).
+    """
+
+    image_size: int
+    short_side: int = 0
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ValueError(f"image_size is {self.image_size}; it must be at least 1")
+        if not self.short_side:
+            object.__setattr__(self, "short_side", round(self.image_size * 256 / 224))
+        if self.short_side < self.image_size:
+            raise ValueError(f"short_side {self.short_side} is smaller than the crop of {self.image_size} pixels")
+
+    def __call__(
+        self,
+        frames: UInt8[Tensor, "L H W 3"],
+        rng: random.Random | None,
+        out: UInt8[Tensor, "L 3 S S"] | None = None,
+    ) -> UInt8[Tensor, "L 3 S S"]:
+        """Transform one clip; with an ``rng`` as in training, with None as in test, which is always the same.
+
+        Args:
+            frames: pixel levels of the clip's frames, channels last.
+            rng: source of the crop and the flip, in this order: rows, columns, mirror.
+            out: where to write the clip (shared memory, say); made where None.
+        """
+        frames = resize_short_side(frames, self.short_side)
+        size, (height, width) = self.image_size, frames.shape[1:3]
+        top, left = (_offset(extent - size, rng) for extent in (height, width))
+        mirror = rng is not None and self.flip and rng.random() < 0.5
+        crop = frames[:, top : top + size, left : left + size].permute(0, 3, 1, 2)
+        out = torch.empty(crop.shape, dtype=torch.uint8) if out is None else out
+        return out.copy_(crop.flip(-1) if mirror else crop)
+
+
+def resize_short_side(frames: UInt8[Tensor, "L H W 3"], short_side: int) -> UInt8[Tensor, "L h w 3"]:
+    """Bring the shorter side to ``short_side`` pixels (bilinear, antialiased), the longer one in proportion.
+
+    Frames of that size come back as they are; the others are one level from Pillow's ``resize`` at most.
+    """
+    if min(frames.shape[1:3]) == short_side:
+        return frames
+    view = frames.permute(0, 3, 1, 2)  # channels-last in memory: several times faster to resize
+    resized: Tensor = tv.resize(view, [short_side], interpolation=InterpolationMode.BILINEAR, antialias=True)
+    return resized.permute(0, 2, 3, 1)
+
+
+def _offset(slack: int, rng: random.Random | None) -> int:
+    return round(slack / 2) if rng is None else rng.randint(0, slack)

@@ -1,0 +1,116 @@
+"""Frames come out by their number, whatever the container says; damage comes out as one clear line."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from strm_lightning.data.videos import VideoError, count_frames, iter_frames, read_frames
+from tests.data.clips import number_of, rotate, write_audio, write_video
+
+KINDS = {
+    "h264 short gop": ("a.mp4", {"gop": 4, "b_frames": 0}),
+    "h264 long gop": ("a.mp4", {"gop": 250, "b_frames": 3}),
+    "mpeg-4 avi": ("a.avi", {"codec": "mpeg4"}),
+    "mpeg-4 avi, b-frames": ("a.avi", {"codec": "mpeg4", "b_frames": 2}),
+    "vp8 webm": ("a.webm", {"codec": "libvpx"}),
+    "vp9 webm": ("a.webm", {"codec": "libvpx-vp9", "options": {"deadline": "realtime", "cpu-used": "8"}}),
+    "variable rate": ("a.mkv", {"times": [i * i // 4 + i for i in range(30)]}),
+    "one frame": ("a.mp4", {"count": 1}),
+    "five frames": ("a.mov", {"count": 5}),
+    "odd size": ("a.mkv", {"codec": "mpeg4", "size": (66, 102)}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frames_are_known_by_their_number(kind: str, tmp_path: Path) -> None:
+    name, options = KINDS[kind]
+    count = options.get("count", 30)
+    path = write_video(tmp_path / name, **{"count": count, **options})
+    assert count_frames(path) == count
+    wanted = [*sorted({0, count // 3, count // 2, count - 1}), count - 1]
+    frames = read_frames(path, wanted)
+    assert frames.shape == (len(wanted), *options.get("size", (64, 96)), 3)
+    assert [number_of(frame) for frame in frames.numpy()] == wanted
+    assert [number_of(image) for image, _ in iter_frames(path)] == list(range(count))
+
+
+def test_times_are_the_presentation_times(tmp_path: Path) -> None:
+    times = [0, 3, 10, 50, 51, 90]
+    path = write_video(tmp_path / "a.mkv", count=6, times=times)
+    assert [seconds for _, seconds in iter_frames(path)] == pytest.approx([t / 100 for t in times], abs=0.002)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "turn"),
+    [((0, 1, -1, 0), -1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1), ((1, 0, 0, 1), 0)],
+    ids=["clockwise", "half", "counter-clockwise", "none"],
+)
+def test_rotation_metadata_is_applied(matrix: tuple[int, ...], turn: int, tmp_path: Path) -> None:
+    """(x, y) is shown at (a x + c y, b x + d y), y down: (0, 1, -1, 0) sends what is right to below, clockwise."""
+    path = write_video(tmp_path / "a.mp4", count=3)
+    plain = read_frames(path, [0, 2]).numpy()
+    turned = read_frames(rotate(path, matrix), [0, 2]).numpy()
+    np.testing.assert_array_equal(turned, np.rot90(plain, turn, axes=(1, 2)))
+
+
+def test_reading_checks_what_is_asked_for(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", count=5)
+    with pytest.raises(VideoError, match=r"a\.mp4: has 5 frames, number 5"):
+        read_frames(path, [4, 5])
+    for wrong in ([], [2, 1], [-1, 0]):
+        with pytest.raises(ValueError, match="must ascend"):
+            read_frames(path, wrong)
+
+
+def cut(path: Path, share: float = 0.5) -> Path:
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    return path
+
+
+def test_damaged_files_are_named_with_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "text.mp4").write_text("this is no video\n" * 100)
+    write_audio(tmp_path / "audio.mp4")
+    write_video(tmp_path / "good.mp4", count=40)
+    cut(shutil.copy(tmp_path / "good.mp4", tmp_path / "half.mp4"))
+    reasons = {
+        "empty.mp4": "is empty",
+        "folder.mp4": "is a folder",
+        "text.mp4": "cannot be decoded",
+        "audio.mp4": "has no video in it",
+        "half.mp4": "cannot be decoded",
+        "missing.mp4": "does not exist",
+    }
+    for name, reason in reasons.items():
+        for read in (count_frames, lambda path: read_frames(path, [0]), lambda path: list(iter_frames(path))):
+            with pytest.raises(VideoError, match=f"{name}: {reason}"):
+                read(tmp_path / name)
+    assert count_frames(tmp_path / "good.mp4") == 40
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.avi", {"codec": "mpeg4", "b_frames": 2}),
+        ("a.webm", {"codec": "libvpx"}),
+        ("a.mkv", {}),
+        ("a.mp4", {"options": {"movflags": "faststart"}}),
+    ],
+)
+def test_a_file_cut_off_in_the_middle_is_not_taken_for_a_shorter_one(name: str, options: dict, tmp_path: Path) -> None:
+    path = write_video(tmp_path / name, count=60, **options)
+    assert count_frames(path) == 60
+    with pytest.raises(VideoError, match=r"cut off, \d+ bytes are missing|cannot be decoded"):
+        count_frames(cut(path, 0.6))
+
+
+def test_a_wrong_length_in_the_header_alone_is_forgiven(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.avi", count=10, codec="mpeg4")
+    data = bytearray(path.read_bytes())
+    data[4:8] = (len(data) + 1000).to_bytes(4, "little")
+    path.write_bytes(data)
+    assert count_frames(path) == 10
