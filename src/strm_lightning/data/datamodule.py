@@ -2,19 +2,25 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import lightning as L
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from strm_lightning.data.episodes import ClipReader, EpisodeDataset, EpisodeKeys, EpisodeSampler, VideoDataset
+from strm_lightning.data.episodes import (
+    ClipReader,
+    EpisodeDataset,
+    EpisodeKeys,
+    EpisodeLoader,
+    EpisodeSampler,
+    VideoDataset,
+)
 from strm_lightning.data.frames import FramePolicy
 from strm_lightning.data.layouts import Layout
 from strm_lightning.data.splits import Stage
 from strm_lightning.data.store import VideoSet, load_video_sets
 from strm_lightning.data.transforms import ClipTransform
-from strm_lightning.episode import Episode
 
 MOVING_SHAPES = "moving-shapes"
 
@@ -100,6 +106,8 @@ class EpisodeDataModule(L.LightningDataModule):
         self.evaluation = evaluation
         self.train_views = 0  # views of each training video in a bank; 0 reads pixels
         self.videos: dict[Stage, VideoSet] = {}
+        self._train_loader: EpisodeLoader | None = None
+        self._resume: dict[str, int] = {}
         positive = {"way": way, "shot": shot, "query_per_class": query_per_class, "num_frames": num_frames}
         for name, value in {**positive, "image_size": image_size, "batch_size": batch_size}.items():
             if value < 1:
@@ -167,20 +175,31 @@ class EpisodeDataModule(L.LightningDataModule):
         """Reads the clips of a stage."""
         return ClipReader(self.videos[stage], self.num_frames, self.frame_policy, self.transform)
 
-    def train_dataloader(self) -> DataLoader[Episode]:
+    def train_dataloader(self) -> EpisodeLoader:
         """Training episodes, other ones in each epoch; a run that was cut off goes on where it was."""
-        trainer = self.trainer
-        resume = (0, 0)
-        if trainer is not None and trainer.fit_loop.restarting:
-            resume = (trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_progress.current.ready)
         reader = None if self.train_views else self.reader("train")
-        return self._episode_loader("train", reader, self.batch_size, resume)
+        self._train_loader = self._episode_loader("train", reader, self.batch_size)
+        if self._resume:
+            self._train_loader.load_state_dict(self._resume)
+        return self._train_loader
 
-    def val_dataloader(self) -> DataLoader[Episode] | list[DataLoader[Episode]]:
+    def state_dict(self) -> dict[str, int]:
+        """How far training has come, for a checkpoint.
+
+        Lightning would ask the loader itself, but hands the state back too late where a schedule has already counted
+        its steps.
+        """
+        return self._train_loader.state_dict() if self._train_loader else {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Let training go on from a `state_dict`."""
+        self._resume = state_dict
+
+    def val_dataloader(self) -> EpisodeLoader | list[EpisodeLoader]:
         """Validation episodes, always the same; none where the split has no validation classes."""
         return self._evaluation_loader("val") if "val" in self.videos else []
 
-    def test_dataloader(self) -> DataLoader[Episode]:
+    def test_dataloader(self) -> EpisodeLoader:
         """Test episodes, always the same."""
         return self._evaluation_loader("test")
 
@@ -192,13 +211,11 @@ class EpisodeDataModule(L.LightningDataModule):
             dataset, batch_size=max(1, 64 // self.num_frames), num_workers=self.num_workers, pin_memory=self._pin
         )
 
-    def _evaluation_loader(self, stage: Stage) -> DataLoader[Episode]:
+    def _evaluation_loader(self, stage: Stage) -> EpisodeLoader:
         reader = self.reader(stage) if self.evaluation == "episodes" else None
         return self._episode_loader(stage, reader, self.eval_batch_size if reader is None else self.batch_size)
 
-    def _episode_loader(
-        self, stage: Stage, reader: ClipReader | None, batch_size: int, resume: tuple[int, int] = (0, 0)
-    ) -> DataLoader[Episode]:
+    def _episode_loader(self, stage: Stage, reader: ClipReader | None, batch_size: int) -> EpisodeLoader:
         trainer = self.trainer
         keys = EpisodeKeys(
             self.episodes[stage],
@@ -206,23 +223,11 @@ class EpisodeDataModule(L.LightningDataModule):
             training=stage == "train",
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
-            resume=resume,
         )
+        dataset = EpisodeDataset(self.sampler(stage), reader, views=self.train_views if stage == "train" else 1)
         workers = self.num_workers if reader else 0  # rows alone take microseconds
-        return DataLoader(
-            EpisodeDataset(self.sampler(stage), reader, views=self.train_views if stage == "train" else 1),
-            batch_size=batch_size,
-            sampler=keys,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            collate_fn=_as_is,
-            pin_memory=self._pin,
-        )
+        return EpisodeLoader(dataset, keys, num_workers=workers, persistent_workers=workers > 0, pin_memory=self._pin)
 
     @property
     def _pin(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-
-
-def _as_is(episodes: list[Episode]) -> Episode:
-    return cast("Episode", episodes)

@@ -34,7 +34,7 @@ class FeatureBank(Generic[Group]):
 
     def fill(
         self,
-        batches: Iterable[tuple[Tensor, Tensor]],
+        batches: Iterable[Sequence[Tensor]],
         encode: Callable[[Tensor], Group],
         *,
         device: torch.device | str = "cpu",
