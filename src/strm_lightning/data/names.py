@@ -21,8 +21,8 @@ class Match(NamedTuple):
 
 
 def spelling_key(name: str) -> str:
-    """What is left of a name once case, blanks against underscores and ways to encode accents make no difference."""
-    return unicodedata.normalize("NFC", name).casefold().replace(" ", "_")
+    """What is left of a name when case, blanks, underscores, brackets and the coding of accents do not count."""
+    return unicodedata.normalize("NFC", name).casefold().replace(" ", "_").replace("[", "").replace("]", "")
 
 
 def youtube_id(name: str) -> str | None:

@@ -2,7 +2,7 @@
 
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -30,14 +30,38 @@ def count_frames(path: str | Path) -> int:
     Raises:
         VideoError: no such file, a folder, empty, no video in it, damaged, or cut off before its end.
     """
+    return visit_frames(path, (), lambda *_: None)
+
+
+def visit_frames(path: str | Path, numbers: Container[int], visit: Callable[[int, np.ndarray], object]) -> int:
+    """Decode a whole video, hand over the frames of these numbers (RGB, upright), and return how many it has.
+
+    Raises:
+        VideoError: as `count_frames`.
+    """
+    count, first = 0, None
     with _opened(path) as (container, stream):
-        count = sum(1 for _ in container.decode(stream))
+        for count, frame in enumerate(container.decode(stream), start=1):
+            if count - 1 in numbers:
+                image = _upright_rgb(frame, like=first)
+                first = image if first is None else first
+                visit(count - 1, image)
         missing = _missing_bytes(path)
         if missing and count < (stream.frames or count + 1):
             raise VideoError(f"{path}: cut off, {missing} bytes are missing at its end")
     if not count:
         raise VideoError(f"{path}: has no frame that can be decoded")
     return count
+
+
+def foretell_frames(path: str | Path) -> int:
+    """How many frames a video ought to have, by its packets, without decoding; nearly always right.
+
+    Raises:
+        VideoError: as `count_frames`.
+    """
+    with _opened(path) as (container, stream):
+        return sum(1 for packet in container.demux(stream) if packet.size)
 
 
 def read_frames(path: str | Path, indices: Sequence[int]) -> UInt8[Tensor, "n H W 3"]:
