@@ -1,13 +1,9 @@
 """The frame cache: one file a video with the frames that training and test can ever want, made by `strm prepare`.
 
-A folder of ``<class>/<video>.clip`` and ``strm-cache.json``, which says what made it and lists its videos. A clip file
-is a header, the frames (raw pixels, or images), and at its end the table of the frames: number, checksum, end.
+A folder of ``<class>/<video>.clip`` files and ``strm-cache.json``, which says what made it and lists its videos.
 """
 
 import json
-import os
-import struct
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,19 +14,16 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from strm_lightning import __version__
+from strm_lightning.data.clipfile import SUFFIX, ClipFile
 from strm_lightning.data.frames import FramePolicy, reachable_frames
 from strm_lightning.data.images import EncodedStore
-from strm_lightning.data.index import part_of, write_atomically
+from strm_lightning.data.index import write_atomically
 from strm_lightning.data.listing import Layout, Listing, VideoStore
-from strm_lightning.data.videos import VideoError
 
 CacheFormat = Literal["raw", "jpeg", "keep"]
 MANIFEST = "strm-cache.json"
-SUFFIX = ".clip"
 _VERSION = 1
-_MAGIC = b"STRMCLIP"
-_HEADER = struct.Struct("<8s6I")  # magic, version, raw or images, frames of the source, frames kept, height, width
-_ENTRY = np.dtype([("number", "<i4"), ("checksum", "<u4"), ("end", "<i8")])
 
 
 @dataclass(frozen=True)
@@ -124,124 +117,6 @@ class ImageCacheStore(_CacheStore, EncodedStore):
                 yield f"{clip.path}: frame {number}", clip.read(entry)
 
 
-class ClipFile:
-    """One clip file, open for reading.
-
-    Raises:
-        VideoError: no clip file, of another version, cut off, or damaged.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._file = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise VideoError(f"{path}: cannot be read ({error.strerror})") from error
-        try:
-            self._read_head()
-        except VideoError:
-            os.close(self._file)
-            raise
-
-    def _read_head(self) -> None:
-        head = os.pread(self._file, _HEADER.size, 0)
-        if len(head) < _HEADER.size or not head.startswith(_MAGIC):
-            raise VideoError(f"{self.path}: is no clip file of a frame cache")
-        _, version, raw, self.source_frames, self.kept, self.height, self.width = _HEADER.unpack(head)
-        if version != _VERSION:
-            raise VideoError(f"{self.path}: is of cache format {version}; this program reads format {_VERSION}")
-        self.raw = bool(raw)
-        self.size = os.fstat(self._file).st_size
-        end = self.size - self.kept * _ENTRY.itemsize
-        table = os.pread(self._file, self.size - end, end) if end >= _HEADER.size else b""
-        self.table = np.frombuffer(table, _ENTRY)
-        if not len(table) or int(self.table["end"][-1]) != end:
-            raise VideoError(f"{self.path}: is cut off or damaged ({self.size} bytes)")
-
-    def __enter__(self) -> "ClipFile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._file)
-
-    def find(self, frames: Sequence[int]) -> list[int]:
-        """Entries of these frame numbers."""
-        numbers = self.table["number"]
-        entries = np.searchsorted(numbers, frames)
-        absent = [
-            frame for frame, entry in zip(frames, entries, strict=True) if entry == self.kept or numbers[entry] != frame
-        ]
-        if absent:
-            raise VideoError(
-                f"{self.path}: frame {absent[0]} was not kept; other frames were chosen when it was prepared"
-            )
-        return [int(entry) for entry in entries]
-
-    def read(self, entry: int) -> bytes:
-        """The bytes of a frame, held against their checksum."""
-        start, end = self._span(entry)
-        data = os.pread(self._file, end - start, start)
-        if zlib.crc32(data) != self.table["checksum"][entry]:
-            raise VideoError(f"{self.path}: frame {self.table['number'][entry]} is damaged (its checksum differs)")
-        return data
-
-    def read_into(self, entry: int, image: UInt8[np.ndarray, "H W 3"]) -> None:
-        """Copy a frame's raw pixels; checksums are left to `strm doctor`, they cost more than the copy."""
-        start, end = self._span(entry)
-        if end - start != image.nbytes or os.preadv(self._file, [image.data], start) != image.nbytes:
-            raise VideoError(f"{self.path}: frame {self.table['number'][entry]} is damaged")
-
-    def _span(self, entry: int) -> tuple[int, int]:
-        ends = self.table["end"]
-        return int(ends[entry - 1]) if entry else _HEADER.size, int(ends[entry])
-
-
-class ClipWriter:
-    """Writes a clip file frame by frame; it appears whole at `finish`, or not at all.
-
-    Args:
-        path: the file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path, self._part = path, part_of(path)
-        self._entries: list[tuple[int, int, int]] = []
-        self._file = self._part.open("wb")
-        self._file.write(bytes(_HEADER.size))
-
-    def __enter__(self) -> "ClipWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._part.unlink(missing_ok=True)
-
-    def add(self, number: int, data: bytes | memoryview) -> None:
-        """Append a frame; numbers ascend."""
-        self._file.write(data)
-        self._entries.append((number, zlib.crc32(data), self._file.tell()))
-
-    def finish(self, *, source_frames: int, raw_size: tuple[int, int] | None) -> int:
-        """Put the file in its place, and return its size in bytes.
-
-        Args:
-            source_frames: frames that the source has.
-            raw_size: height and width where the frames are raw pixels, None where they are images.
-        """
-        self._file.write(np.array(self._entries, _ENTRY).tobytes())
-        size = self._file.tell()
-        self._file.seek(0)
-        kept = len(self._entries)
-        self._file.write(
-            _HEADER.pack(_MAGIC, _VERSION, raw_size is not None, source_frames, kept, *(raw_size or (0, 0)))
-        )
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._part.replace(self._path)
-        return size
-
-
 def is_cache(root: Path) -> bool:
     """Whether a folder says that it is a frame cache."""
     return (root / MANIFEST).is_file()
@@ -267,16 +142,16 @@ def read_manifest(root: Path) -> dict[str, Any]:
 
 
 def write_manifest(
-    root: Path, options: CacheOptions, *, source: Path, made_by: str, videos: Mapping[str, tuple[int, int]] | None
+    root: Path, options: CacheOptions, *, source: Path, videos: Mapping[str, Sequence[int]], complete: bool
 ) -> None:
-    """Write what a cache says of itself; without videos it is not finished yet."""
+    """Write what a cache says of itself: options, where it comes from, frames of the source and bytes of each clip."""
     manifest = {
         "version": _VERSION,
-        "made_by": made_by,
+        "made_by": f"strm_lightning {__version__}",
         "source": str(source),
         "options": asdict(options),
-        "complete": videos is not None,
-        "videos": videos or {},
+        "complete": complete,
+        "videos": {name: list(sizes) for name, sizes in videos.items()},
     }
     write_atomically(root / MANIFEST, json.dumps(manifest, sort_keys=True).encode())
 

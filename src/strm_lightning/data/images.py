@@ -133,6 +133,15 @@ def decode_image(data: bytes, place: str) -> UInt8[np.ndarray, "H W 3"]:
         raise VideoError(f"{place}: cannot be decoded ({error})") from error
 
 
+def encode_jpeg(image: UInt8[np.ndarray, "H W 3"], quality: int) -> bytes:
+    """Encode an image as JPEG, chroma at half resolution."""
+    if simplejpeg is not None:
+        return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality, "RGB", "420"))
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
+    return buffer.getvalue()
+
+
 def is_image(name: str) -> bool:
     """Whether a file of this name is a frame."""
     return Path(name).suffix.lower() in IMAGE_SUFFIXES

@@ -10,6 +10,8 @@ from strm_lightning.data.listing import Layout, Listing
 from strm_lightning.data.videos import VIDEO_SUFFIXES
 from strm_lightning.data.zips import list_zip
 
+__all__ = ["EXPECTED", "Layout", "list_videos"]
+
 EXPECTED = {
     "videos": "<class>/<video>.mp4 (or avi, webm, mkv, mov)",
     "frames": "<class>/<video>/00000001.jpg",

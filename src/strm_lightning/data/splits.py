@@ -145,7 +145,8 @@ def _named(name: str, lists: Path | None) -> Split:
     ]
     if strangers:
         raise ValueError(f"the lists in {lists} are not of split {name!r}: they have {_few(map(repr, strangers))}")
-    videos = {s: tuple((official[spelling_key(c)][1], v) for c, v in found.videos[s]) for s in STAGES}
+    titles = {c: official[spelling_key(c)][1] for stage in STAGES for c in found.classes[stage]}
+    videos = {stage: tuple((titles[c], video) for c, video in found.videos[stage]) for stage in STAGES}
     return Split(name, {s: tuple(sorted({c for c, _ in videos[s]})) for s in STAGES}, videos)
 
 
@@ -159,7 +160,8 @@ def published_classes(name: str) -> Mapping[Stage, tuple[str, ...]]:
 def _spelled_alike(pairs: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     """Give a class that a list spells in several ways the first of them."""
     spelling: dict[str, str] = {}
-    return tuple((spelling.setdefault(spelling_key(name), name), video) for name, video in pairs)
+    alike = {name: spelling.setdefault(spelling_key(name), name) for name in dict.fromkeys(name for name, _ in pairs)}
+    return tuple((alike[name], video) for name, video in pairs)
 
 
 def class_finder(class_names: Sequence[str]) -> Callable[[str], str | None]:

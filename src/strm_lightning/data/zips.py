@@ -170,7 +170,7 @@ def _refuse(info: zipfile.ZipInfo) -> str | None:
 
 def _load(path: Path, stamp: Int[np.ndarray, " 3"]) -> _Table | None:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             if not np.array_equal(stored["stamp"], stamp):
                 return None
             names, damaged = json.loads(stored["texts"].tobytes())
