@@ -67,8 +67,8 @@ def test_every_fault_is_named(root: Path, tmp_path: Path) -> None:
 
 def test_the_json_says_what_the_page_says(root: Path) -> None:
     (root / "sit" / "bad.mp4").write_bytes(b"nothing")
-    report = doctor(str(root), SPLIT, **SMALL)
-    read = json.loads(report.as_json())
+    report = doctor(str(root), SPLIT, **SMALL, json_file=str(root / "report.json"))
+    read = json.loads((root / "report.json").read_text())
     assert read["unreadable"] == report.unreadable
     assert read["status"] == 0
     assert read["classes"][0] == {"name": "Wave Hand", "stage": "train", "listed": None, "found": 3, "usable": 3}
@@ -86,6 +86,7 @@ def test_lists_are_held_against_the_folder(root: Path, tmp_path: Path) -> None:
     assert report.unused == 12 - 6
     assert any("'Wave Hand' has 1" in problem for problem in report.problems)
     page = str(report)
+    assert "              4        3        3  clap\n" in page
     assert "missing: 3 (clap/gone, lost/x" in page
     assert "found by spelling: 1 (clap/CL2 is clap/cl2)" in page
 

@@ -95,6 +95,7 @@ class DoctorReport:
             if classes:
                 found, usable = sum(c.found for c in classes), sum(c.usable for c in classes)
                 lines.append(f"{stage:8}{len(classes):9}{listed:>9}{found:9}{usable:9}{_share(classes)}")
+        lines += _losses(self.classes)
         least, middle, most, total = self.frames
         lines += ["", f"frames: {least} to {most} a video, half have {middle} or more, {total} in all"]
         lines += _few("missing", [name for stage in STAGES for name in self.missing.get(stage, [])])
@@ -124,6 +125,7 @@ def doctor(
     flip: bool = True,
     seed: int = 0,
     deep: bool = False,
+    json_file: str | None = None,
 ) -> DoctorReport:
     """Hold a data folder against a split: what is missing, unreadable, too short, misnamed, too few or leaking.
 
@@ -141,6 +143,7 @@ def doctor(
         flip: whether training clips are mirrored.
         seed: of a random split.
         deep: also decode every image of frame folders and zips, and check every checksum of a cache; takes long.
+        json_file: where to write everything as JSON, too.
 
     Raises:
         FileNotFoundError: no such root or lists.
@@ -160,7 +163,7 @@ def doctor(
     classes = list(_classes(resolved, match, usable))
     leaks = _leaks(match)
     counted = sorted(frames.values()) or [0]
-    return DoctorReport(
+    report = DoctorReport(
         root=str(listing.root),
         layout=listing.layout,
         split=resolved.name,
@@ -175,6 +178,9 @@ def doctor(
         problems=list(_problems(classes, way, shot, query_per_class)),
         warnings=list(_warnings(resolved, leaks, flip, None if other_lists is None else Path(other_lists))),
     )
+    if json_file is not None:
+        Path(json_file).write_text(report.as_json(), encoding="utf-8")
+    return report
 
 
 def _classes(split: Split, match: SplitMatch, usable: set[str]) -> Iterable[ClassReport]:
@@ -238,6 +244,17 @@ def _overlap(split: Split, other: Mapping[Stage, tuple[tuple[str, str], ...]], n
         common = sum(_video_id(video) in seen for _, video in tested)
         if common:
             yield f"{common} {said}"
+
+
+def _losses(classes: list[ClassReport], most: int = 20) -> list[str]:
+    """The classes that have lost videos, the worst first; all are in the JSON."""
+    lossy = [c for c in classes if c.usable < (c.found if c.listed is None else c.listed) or not c.found]
+    lossy.sort(key=lambda c: c.usable / (c.listed or c.found or 1))
+    lines = [
+        f"  {c.listed if c.listed is not None else '-':>15}{c.found:9}{c.usable:9}  {c.name}" for c in lossy[:most]
+    ]
+    lines += [f"  … and {len(lossy) - most} more classes"] if lossy[most:] else []
+    return ["", "classes that lack videos:", *lines] if lossy else []
 
 
 def _share(classes: list[ClassReport]) -> str:

@@ -219,7 +219,7 @@ def _work(convert: Converter, names: Sequence[str], jobs: int) -> tuple[dict[str
                 try:
                     done[name] = future.result()
                 except VideoError as error:
-                    failed[name] = str(error)
+                    failed[name] = str(error).removeprefix(f"{convert.listing.places[name]}: ")
         finally:
             pool.shutdown(cancel_futures=True)
     return done, failed
