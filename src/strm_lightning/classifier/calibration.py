@@ -63,7 +63,7 @@ def fit_threshold(logits: Float[Tensor, "n N"], targets: Int[Tensor, " n"], temp
     """The probability below which a clip is better called unknown.
 
     Each left-out clip plays two parts: with its class among the others, where it should be known, and without, where it
-    should not. The threshold is the middle of the range in which most parts go right (balanced accuracy).
+    should not. The threshold is the middle of the widest range in which most parts go right.
 
     Args:
         logits: of ``n`` left-out clips for ``N`` classes, at least three.
@@ -79,7 +79,6 @@ def fit_threshold(logits: Float[Tensor, "n N"], targets: Int[Tensor, " n"], temp
 
 def _best_cut(known: Sequence[float], unknown: Sequence[float]) -> float:
     values = sorted({0.0, *known, *unknown, 1.0})
-    cuts = [(a + b) / 2 for a, b in pairwise(values)]
-    right = [sum(k >= cut for k in known) + sum(u < cut for u in unknown) for cut in cuts]
-    best = [cut for cut, count in zip(cuts, right, strict=True) if count == max(right)]
-    return best[len(best) // 2]
+    ranges = [(b - a, (a + b) / 2) for a, b in pairwise(values)]
+    right = [sum(k >= cut for k in known) + sum(u < cut for u in unknown) for _, cut in ranges]
+    return max(gap for gap, count in zip(ranges, right, strict=True) if count == max(right))[1]

@@ -11,7 +11,16 @@ from tqdm import tqdm
 
 from strm_lightning.classifier import loading, storage
 from strm_lightning.classifier.calibration import Fitted, calibrate
-from strm_lightning.classifier.clips import Preprocessing, Video, is_one, read_clip, video_name, windows
+from strm_lightning.classifier.clips import (
+    Preprocessing,
+    Video,
+    Videos,
+    in_a_row,
+    is_one,
+    read_clip,
+    video_name,
+    windows,
+)
 from strm_lightning.classifier.encoder import encode, encode_each
 from strm_lightning.classifier.examples import add_examples, by_class
 from strm_lightning.classifier.explanation import Explanation, explain
@@ -129,8 +138,8 @@ class FewShotClassifier:
 
     def fit(
         self,
-        videos: Mapping[str, Sequence[Video]] | Sequence[Video],
-        labels: Sequence[str] | None = None,
+        videos: Mapping[str, Videos] | Videos,
+        labels: Sequence[str] | np.ndarray | None = None,
         *,
         progress: bool = False,
     ) -> "FewShotClassifier":
@@ -154,9 +163,9 @@ class FewShotClassifier:
         self.support, self._calibration = support, None
         return self
 
-    def add(self, label: str, videos: Video | Sequence[Video]) -> "FewShotClassifier":
+    def add(self, label: str, videos: Video | Videos) -> "FewShotClassifier":
         """Add clips to a class, which may be new; the clips that are there are not encoded again."""
-        add_examples(self.support, {label: [videos] if is_one(videos) else list(videos)}, self._encoded)
+        add_examples(self.support, {label: in_a_row(videos)}, self._encoded)
         self._calibration = None
         return self
 
@@ -172,13 +181,12 @@ class FewShotClassifier:
 
     # Predictions ----------------------------------------------------------------------------------------------------
 
-    def predict(self, videos: Video | Sequence[Video]) -> Any:
+    def predict(self, videos: Video | Videos) -> Any:
         """The `Prediction` of one video; of a list of videos, the array of their labels, as scikit-learn has it."""
-        if is_one(videos):
-            return self.predict_many([videos])[0]
-        return np.array([p.label for p in self.predict_many(videos)])
+        found = self.predict_many(in_a_row(videos))
+        return found[0] if is_one(videos) else np.array([prediction.label for prediction in found])
 
-    def predict_many(self, videos: Sequence[Video], *, progress: bool = False) -> list[Prediction]:
+    def predict_many(self, videos: Videos, *, progress: bool = False) -> list[Prediction]:
         """The predictions of videos, in their order.
 
         Raises:
@@ -197,14 +205,14 @@ class FewShotClassifier:
         for clip in self._encoded(videos):
             yield clip if isinstance(clip, VideoError) else self._predict_clip(clip)
 
-    def predict_proba(self, videos: Sequence[Video]) -> np.ndarray:
+    def predict_proba(self, videos: Videos) -> np.ndarray:
         """Probabilities ``[len(videos), classes]``, columns in the order of `classes_`."""
         labels = self.support.labels
         return np.array([[p.probabilities[label] for label in labels] for p in self.predict_many(videos)])
 
-    def score(self, videos: Sequence[Video], labels: Sequence[str]) -> float:
+    def score(self, videos: Videos, labels: Sequence[str] | np.ndarray) -> float:
         """Accuracy on labelled videos, a fraction."""
-        return float(np.mean(self.predict(list(videos)) == np.array(labels)))
+        return float(np.mean(self.predict(in_a_row(videos)) == np.array(labels)))
 
     def predict_windows(
         self, video: Video, *, seconds: float = 3.0, stride: float | None = None, fps: float = 25.0
@@ -314,6 +322,11 @@ class FewShotClassifier:
                 raise ValueError(f"no parameter {name!r}; there are {', '.join(_PARAMS)}")
             setattr(self, name, value)
         return self
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import ClassifierTags, Tags, TargetTags
+
+        return Tags("classifier", TargetTags(required=True), classifier_tags=ClassifierTags())
 
     def __sklearn_clone__(self) -> "FewShotClassifier":
         return type(self)(**self.get_params())  # weights are shared, examples are not

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias, TypeGuard
+from typing import TypeAlias, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from strm_lightning.data.transforms import ClipTransform
 from strm_lightning.data.videos import VideoError, count_frames, iter_frames, read_frames
 
 Video: TypeAlias = str | Path | np.ndarray | Tensor  # a file, or pixel levels [F, H, W, 3] as uint8
+Videos: TypeAlias = Sequence[Video] | np.ndarray | Tensor  # several: a list, or an array with one axis more
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,14 @@ def check_array(video: np.ndarray | Tensor) -> UInt8[Tensor, "F H W 3"]:
     return frames
 
 
-def is_one(videos: Video | Sequence[Video]) -> TypeGuard[Video]:
-    """Whether this is one video and not a row of them."""
-    return isinstance(videos, (str, Path, np.ndarray, Tensor))
+def is_one(videos: Video | Videos) -> bool:
+    """Whether this is one video, and not a row of them."""
+    return isinstance(videos, (str, Path)) or (isinstance(videos, (np.ndarray, Tensor)) and videos.ndim not in (1, 5))
+
+
+def in_a_row(videos: Video | Videos) -> list[Video]:
+    """One video or several as a list."""
+    return [cast("Video", videos)] if is_one(videos) else list(cast("Sequence[Video]", videos))
 
 
 def video_name(video: Video) -> str:

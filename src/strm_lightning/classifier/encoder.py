@@ -35,9 +35,10 @@ def encode_each(
 
     def read(video: Video) -> _NamedClip | VideoError:
         try:
-            return video_name(video), read_clip(video, how)
+            pixels = read_clip(video, how)
         except VideoError as error:
             return error
+        return video_name(video), pixels
 
     with ThreadPoolExecutor(jobs) as pool:
         coming, waiting = iter(videos), deque[Future[_NamedClip | VideoError]]()

@@ -3,9 +3,10 @@
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 from tqdm import tqdm
 
-from strm_lightning.classifier.clips import Video
+from strm_lightning.classifier.clips import Video, Videos, in_a_row, is_one
 from strm_lightning.classifier.support import EncodedClip, SupportSet
 from strm_lightning.data.store import DataWarning
 from strm_lightning.data.videos import VideoError
@@ -14,7 +15,7 @@ Encode = Callable[[Iterable[Video]], Iterator[EncodedClip | VideoError]]
 
 
 def by_class(
-    videos: Mapping[str, Sequence[Video]] | Sequence[Video], labels: Sequence[str] | None
+    videos: Mapping[str, Videos] | Videos, labels: Sequence[str] | np.ndarray | None
 ) -> dict[str, list[Video]]:
     """Videos by class, from such a mapping or from videos and labels in two rows.
 
@@ -24,13 +25,13 @@ def by_class(
     """
     if isinstance(videos, Mapping):
         for label, members in videos.items():
-            if not isinstance(members, (list, tuple)):
+            if is_one(members):
                 raise TypeError(f"class {label!r}: give a list of videos, not {type(members).__name__}")
-        return {label: list(members) for label, members in videos.items()}
+        return {str(label): in_a_row(members) for label, members in videos.items()}
     if labels is None or len(labels) != len(videos):
         raise ValueError(f"{len(videos)} videos and {0 if labels is None else len(labels)} labels: give one for each")
     grouped: dict[str, list[Video]] = {}
-    for video, label in zip(videos, labels, strict=True):
+    for video, label in zip(in_a_row(videos), labels, strict=True):
         grouped.setdefault(str(label), []).append(video)
     return grouped
 

@@ -1,6 +1,6 @@
 """What the classifier says of a video, or of a stretch of it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -45,9 +45,8 @@ class WindowPrediction:
         return f"{clock(self.start)}-{clock(self.end)} {self.prediction}"
 
 
-def merge_windows(windows: Iterable[WindowPrediction]) -> list[WindowPrediction]:
+def merge_windows(windows: Iterable[WindowPrediction]) -> Iterator[WindowPrediction]:
     """Join neighbours of one label; their probabilities are averaged."""
-    merged = []
     for label, run in groupby(windows, key=lambda w: w.prediction.label):
         stretch = list(run)
         names = stretch[0].prediction.probabilities
@@ -55,8 +54,7 @@ def merge_windows(windows: Iterable[WindowPrediction]) -> list[WindowPrediction]
         ranked = dict(sorted(mean.items(), key=lambda item: -item[1]))
         top = max(ranked.values()) if label == UNKNOWN else ranked[label]
         prediction = Prediction(label, top, ranked, stretch[0].prediction.video)
-        merged.append(WindowPrediction(stretch[0].start, stretch[-1].end, prediction))
-    return merged
+        yield WindowPrediction(stretch[0].start, stretch[-1].end, prediction)
 
 
 def clock(seconds: float) -> str:
