@@ -82,7 +82,9 @@ def compare(part: str, rounds: int) -> None:
                 times[name].append(seconds(lambda: mode(side, leaves)))
         mine, theirs = (median(times[name][1:]) for name in ("ours", "literal"))  # the first round warms up
         name = "forward" if mode is forward else "forward+backward"
-        print(f"{part:<4} {name:<17} {mine * 1e3:8.0f} ms   literal {theirs * 1e3:8.0f} ms   {theirs / mine:5.2f} x faster")
+        print(
+            f"{part:<4} {name:<17} {mine * 1e3:8.0f} ms   literal {theirs * 1e3:8.0f} ms   {theirs / mine:5.2f} x faster"
+        )
 
 
 def peak(part: str, side: str) -> float:
@@ -115,7 +117,9 @@ def main() -> None:
     if options.peak:
         print_peak(*options.peak)
         return
-    print(f"5-way 5-shot, {QUERIES} queries, L {L}, D {D}, d {d}; medians of {options.rounds}, {options.threads} threads")
+    print(
+        f"5-way 5-shot, {QUERIES} queries, L {L}, D {D}, d {d}; medians of {options.rounds}, {options.threads} threads"
+    )
     for part in ("ple", "trm", "qc"):
         compare(part, options.rounds)
         mine, theirs = peak(part, "ours"), peak(part, "literal")

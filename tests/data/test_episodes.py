@@ -78,7 +78,12 @@ def test_an_episode_is_pinned_for_all_time() -> None:
 def test_seed_stage_epoch_and_index_each_matter() -> None:
     draws = [
         sampler(stage, seed=seed).draw(epoch, index)[0].query_ids.tolist()
-        for stage, seed, epoch, index in [("train", 0, 0, 0), ("train", 1, 0, 0), ("train", 0, 1, 0), ("train", 0, 0, 1)]
+        for stage, seed, epoch, index in [
+            ("train", 0, 0, 0),
+            ("train", 1, 0, 0),
+            ("train", 0, 1, 0),
+            ("train", 0, 0, 1),
+        ]
         + [("val", 0, 0, 0), ("test", 0, 0, 0)]
     ]
     assert len({tuple(d) for d in draws}) == len(draws)
