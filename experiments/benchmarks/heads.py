@@ -20,11 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests import reference
-
 from strm_lightning.models.head import STRMHead
 from strm_lightning.models.qc import query_class_similarity
 from strm_lightning.models.trm import cross_transform
+from tests import reference
 
 WAY, SHOT, QUERIES, L, D, d = 5, 5, 25, 8, 2048, 1152
 LABELS = torch.arange(WAY).repeat_interleave(SHOT)
@@ -53,21 +52,21 @@ def sides(part: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor], list[T
     )
 
 
-def forward(side: Callable[[], Tensor], leaves: list[Tensor]) -> None:
+def forward(side: Callable[[], Tensor]) -> None:
     with torch.no_grad():
         side()
 
 
-def both(side: Callable[[], Tensor], leaves: list[Tensor]) -> None:
-    for leaf in leaves:
-        leaf.grad = None
+def forward_backward(side: Callable[[], Tensor]) -> None:
     out = side()
     (F.log_softmax(out, -1) if out.ndim == 2 else out).square().mean().backward()
 
 
-def seconds(run: Callable[[], None]) -> float:
+def seconds(mode: Callable[[Callable[[], Tensor]], None], side: Callable[[], Tensor], leaves: list[Tensor]) -> float:
+    for leaf in leaves:
+        leaf.grad = None
     start = time.perf_counter()
-    run()
+    mode(side)
     return time.perf_counter() - start
 
 
@@ -75,9 +74,10 @@ def compare(part: str, rounds: int) -> None:
     ours, literal, leaves = sides(part)
     with torch.no_grad():
         torch.testing.assert_close(ours(), literal(), rtol=1e-3, atol=1e-3)
-    for mode in (forward, both):
+    for name, mode in (("forward", forward), ("forward+backward", forward_backward)):
         times: dict[str, list[float]] = {"ours": [], "literal": []}
         for _ in range(rounds + 1):
+<<<<<<< HEAD
             for name, side in (("ours", ours), ("literal", literal)):
                 times[name].append(seconds(lambda: mode(side, leaves)))
         mine, theirs = (median(times[name][1:]) for name in ("ours", "literal"))  # the first round warms up
@@ -85,6 +85,12 @@ def compare(part: str, rounds: int) -> None:
         print(
             f"{part:<4} {name:<17} {mine * 1e3:8.0f} ms   literal {theirs * 1e3:8.0f} ms   {theirs / mine:5.2f} x faster"
         )
+=======
+            times["ours"].append(seconds(mode, ours, leaves))
+            times["literal"].append(seconds(mode, literal, leaves))
+        mine, theirs = (median(runs[1:]) * 1e3 for runs in times.values())  # the first round warms up
+        print(f"{part:<4} {name:<17} {mine:8.0f} ms   literal {theirs:8.0f} ms   {theirs / mine:5.2f} x faster")
+>>>>>>> main
 
 
 def peak(part: str, side: str) -> float:
@@ -94,11 +100,11 @@ def peak(part: str, side: str) -> float:
 
 
 def print_peak(part: str, side: str) -> None:
-    ours, literal, leaves = sides(part)
+    ours, literal, _ = sides(part)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts again from here
     before = memory("VmRSS")
-    both(ours if side == "ours" else literal, leaves)
+    forward_backward(ours if side == "ours" else literal)
     print(memory("VmHWM") - before)
 
 

@@ -14,9 +14,8 @@ COMMANDS: dict[str, str] = {}
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command line; what we refuse is told in one line, with exit status 2."""
-    arguments = list(sys.argv[1:] if args is None else args)
     try:
-        _run(arguments)
+        _run(args)
     except (ValueError, OSError, TypeError, ImportError) as error:
         if os.environ.get("STRM_TRACEBACK") or not _is_ours(error):
             raise
@@ -24,7 +23,8 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
-def _run(arguments: list[str]) -> None:
+def _run(args: Sequence[str] | None) -> None:
+    arguments = list(sys.argv[1:] if args is None else args)
     if arguments[:1] == ["--version"]:
         from strm_lightning import __version__
 
@@ -36,7 +36,7 @@ def _run(arguments: list[str]) -> None:
     else:
         from strm_lightning.training import run
 
-        run(arguments)
+        run(None if args is None else arguments)  # LightningCLI warns where it is handed what it finds itself
 
 
 def command(name: str) -> Callable[..., Any]:

@@ -174,7 +174,7 @@ class STRMModule(L.LightningModule):
 
     def _end_evaluation(self, stage: Stage) -> None:
         assert self._record is not None
-        self.results = self._record.compute()
+        self.results = self._record.results()
         self._record, self._tuples = None, None
         self.log(f"{stage}/accuracy", self.results.accuracy, prog_bar=True, sync_dist=True)
         self.log(f"{stage}/ci95", self.results.ci95, sync_dist=True)

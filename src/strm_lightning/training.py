@@ -1,7 +1,7 @@
 """``fit``, ``validate`` and ``test``: Lightning's own command line over our module and data module."""
 
+import warnings
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
@@ -18,7 +18,7 @@ class SaveConfig(SaveConfigCallback):
     """Save the configuration of each subcommand beside its logs, under its own name: none overwrites another."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.config_filename, self.overwrite = f"{stage}.yaml", True
+        self.config_filename, self.overwrite = f"{trainer.state.fn.value if trainer.state.fn else stage}.yaml", True
         super().setup(trainer, pl_module, stage)
 
 
@@ -28,6 +28,7 @@ class STRMCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--test_after_fit", type=bool, default=True, help="test the best checkpoint after a fit")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(LearningRateMonitor, "lr_monitor")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/accuracy",
@@ -44,12 +45,6 @@ class STRMCLI(LightningCLI):
         """Lightning's own but ``predict``, which `strm classify` does for videos."""
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
 
-    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        trainer = super().instantiate_trainer(**kwargs)
-        if trainer.loggers:
-            trainer.callbacks.append(LearningRateMonitor())
-        return trainer
-
     def before_fit(self) -> None:
         """Without validation classes there is no best checkpoint, only the last."""
         self.datamodule.prepare_data()
@@ -61,8 +56,8 @@ class STRMCLI(LightningCLI):
 
     def after_fit(self) -> None:
         if self._get(self.config, "test_after_fit") and "test" in self.datamodule.videos:
-            best = self.trainer.checkpoint_callback and self.trainer.checkpoint_callback.best_model_path
-            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
+            best = _best(self.trainer)
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
             self.after_test()
 
     def after_test(self) -> None:
@@ -71,8 +66,9 @@ class STRMCLI(LightningCLI):
             print(_summary(self.trainer, self.model, self.datamodule))
 
 
-def run(arguments: list[str]) -> STRMCLI:
-    """Parse and run one of Lightning's subcommands."""
+def run(arguments: list[str] | None = None) -> STRMCLI:
+    """Parse and run one of Lightning's subcommands; the process's own arguments where none are given."""
+    warnings.filterwarnings("ignore", module="lightning.pytorch.utilities._pytree")  # about a name in torch, not ours
     return STRMCLI(
         STRMModule,
         EpisodeDataModule,
@@ -87,7 +83,7 @@ def run(arguments: list[str]) -> STRMCLI:
 def _summary(trainer: L.Trainer, module: STRMModule, data: EpisodeDataModule) -> str:
     results = module.results
     assert results is not None
-    best = getattr(trainer.checkpoint_callback, "best_model_path", "") or trainer.ckpt_path
+    best = trainer.ckpt_path or _best(trainer)
     rows = {
         "accuracy": f"{results.accuracy:.1%} ± {results.ci95:.1%}  (95 % interval; chance is {1 / data.way:.0%})",
         "episodes": f"{len(results.index)}, {data.way}-way {data.shot}-shot, on {len(data.videos['test'].class_names)} "
@@ -100,6 +96,16 @@ def _summary(trainer: L.Trainer, module: STRMModule, data: EpisodeDataModule) ->
         if any(isinstance(logger, CSVLogger) for logger in trainer.loggers):
             rows["metrics"] = _relative(folder / "metrics.csv")
     return "\n" + "\n".join(f"  {name:<12}{text}" for name, text in rows.items())
+
+
+def _best(trainer: L.Trainer) -> str | None:
+    """The best checkpoint of a fit, or the last where nothing was monitored."""
+    callback = trainer.checkpoint_callback
+    return (
+        (callback.best_model_path or callback.last_model_path or None)
+        if isinstance(callback, ModelCheckpoint)
+        else None
+    )
 
 
 def _relative(path: str | Path) -> str:

@@ -40,12 +40,13 @@ def sampler(stage: str = "train", **options: int) -> EpisodeSampler:
 
 def dataset(stage: str = "train", pixels: bool = True, **options: int) -> EpisodeDataset:
     videos = VideoSet(stage, CountingStore(70), tuple(f"c{c}" for c in range(7)), MEMBERS)
-    reader = ClipReader(videos, 4, "segments", ClipTransform(8, 10, True)) if pixels else None
+    reader = ClipReader(videos, 4, "segments", ClipTransform(8, flip=True, short_side=10)) if pixels else None
     return EpisodeDataset(sampler(stage), reader, **options)
 
 
 def same(a: Episode, b: Episode) -> bool:
-    return all(torch.equal(x, y) if x is not None else y is None for x, y in zip(vars(a).values(), vars(b).values()))
+    pairs = zip(vars(a).values(), vars(b).values(), strict=True)
+    return all(torch.equal(x, y) if x is not None else y is None for x, y in pairs)
 
 
 def test_an_episode_has_its_classes_and_disjoint_clips() -> None:
@@ -76,16 +77,9 @@ def test_an_episode_is_pinned_for_all_time() -> None:
 
 
 def test_seed_stage_epoch_and_index_each_matter() -> None:
-    draws = [
-        sampler(stage, seed=seed).draw(epoch, index)[0].query_ids.tolist()
-        for stage, seed, epoch, index in [
-            ("train", 0, 0, 0),
-            ("train", 1, 0, 0),
-            ("train", 0, 1, 0),
-            ("train", 0, 0, 1),
-        ]
-        + [("val", 0, 0, 0), ("test", 0, 0, 0)]
-    ]
+    keys = [("train", 0, 0, 0), ("train", 1, 0, 0), ("train", 0, 1, 0), ("train", 0, 0, 1), ("val", 0, 0, 0)]
+    keys.append(("test", 0, 0, 0))
+    draws = [sampler(stage, seed=seed).draw(e, i)[0].query_ids.tolist() for stage, seed, e, i in keys]
     assert len({tuple(d) for d in draws}) == len(draws)
 
 

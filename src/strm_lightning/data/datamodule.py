@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from strm_lightning.data.episodes import ClipReader, EpisodeDataset, EpisodeKeys, EpisodeSampler, VideoDataset
 from strm_lightning.data.frames import FramePolicy
+from strm_lightning.data.layouts import Layout
 from strm_lightning.data.splits import Stage
 from strm_lightning.data.store import VideoSet, load_video_sets
 from strm_lightning.data.transforms import ClipTransform
@@ -62,7 +63,7 @@ class EpisodeDataModule(L.LightningDataModule):
         split: str | dict[str, list[str]] | dict[str, float] = "random",
         *,
         lists: str | None = None,
-        layout: Literal["auto", "videos", "frames", "zip", "cache", "flat"] = "auto",
+        layout: Layout | Literal["auto"] = "auto",
         way: int = 5,
         shot: int = 5,
         query_per_class: int = 5,
@@ -94,7 +95,7 @@ class EpisodeDataModule(L.LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_frames, self.frame_policy = num_frames, frame_policy
         self.short_clips, self.unreadable = short_clips, unreadable
-        self.transform = ClipTransform(image_size, short_side or round(image_size * 256 / 224), flip)
+        self.transform = ClipTransform(image_size, short_side or 0, flip)
         self.num_workers, self.seed, self.split_seed = num_workers, seed, split_seed
         self.evaluation = evaluation
         self.train_views = 0  # views of each training video in a bank; 0 reads pixels

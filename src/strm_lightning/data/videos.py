@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from av.container import InputContainer
 from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
 from torch import Tensor
@@ -51,11 +52,11 @@ def read_frames(path: str | Path, indices: Sequence[int]) -> UInt8[Tensor, "n H 
     if not wanted or wanted[0] < 0 or any(a > b for a, b in pairwise(wanted)):
         raise ValueError(f"frame numbers must ascend from 0 or more, not {wanted}")
     frames: list[np.ndarray] = []
-    count = 0
+    count, to_rgb = 0, VideoReformatter()
     with _opened(path) as (container, stream):
         for count, frame in enumerate(container.decode(stream), start=1):
             if count - 1 == wanted[len(frames)]:
-                image = _upright_rgb(frame, like=frames[0] if frames else None)
+                image = _upright_rgb(frame, to_rgb, like=frames[0] if frames else None)
                 frames += [image] * wanted.count(count - 1)
                 if len(frames) == len(wanted):
                     return torch.from_numpy(np.stack(frames))
@@ -68,10 +69,10 @@ def iter_frames(path: str | Path) -> Iterator[tuple[UInt8[np.ndarray, "H W 3"], 
     Raises:
         VideoError: as `count_frames`, when the damage is reached.
     """
-    first = None
+    first, to_rgb = None, VideoReformatter()
     with _opened(path) as (container, stream):
         for number, frame in enumerate(container.decode(stream)):
-            image = _upright_rgb(frame, like=first)
+            image = _upright_rgb(frame, to_rgb, like=first)
             first = image if first is None else first
             rate = float(stream.average_rate or 25)
             yield image, number / rate if frame.time is None else float(frame.time)
@@ -99,15 +100,18 @@ def _opened(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         raise VideoError(f"{path}: cannot be decoded ({reason})") from error
 
 
-def _upright_rgb(frame: VideoFrame, like: np.ndarray | None) -> np.ndarray:
-    """The picture as it is meant to be seen; at the size of ``like`` should the stream change its size midway."""
+def _upright_rgb(frame: VideoFrame, to_rgb: VideoReformatter, like: np.ndarray | None) -> np.ndarray:
+    """The picture as it is meant to be seen; at the size of ``like`` should the stream change its size midway.
+
+    One reformatter serves all frames of a video: a frame's own prepares its tables anew, which costs more than its work.
+    """
     turns = round(frame.rotation / 90) % 4
     if like is None:
         size = {}
     else:
         height, width = like.shape[:2] if turns % 2 == 0 else like.shape[1::-1]
         size = {"height": height, "width": width}
-    image = frame.to_ndarray(format="rgb24", **size)
+    image = to_rgb.reformat(frame, format="rgb24", **size).to_ndarray()
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
 

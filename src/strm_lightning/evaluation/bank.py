@@ -85,8 +85,10 @@ class FeatureBank(Generic[Group]):
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        tensors = [] if self.group is None else [getattr(self.group, f.name) for f in fields(self.group)]
-        return sum(t.nbytes for t in tensors if t is not None)
+        tensors: list[Tensor | None] = []
+        if self.group is not None:
+            tensors = [getattr(self.group, field.name) for field in fields(self.group)]
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def _allocate(self, like: Group) -> Group:
         tensors = {f.name: getattr(like, f.name) for f in fields(like)}

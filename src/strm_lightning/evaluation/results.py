@@ -71,12 +71,17 @@ class EpisodeRecord(Metric):
         self.predicted.append(episode.class_ids.gather(1, logits.argmax(-1)))
         self.actual.append(episode.class_ids.gather(1, episode.query_labels))
 
-    def compute(self) -> EpisodeResults:
-        """Predictions of all counted episodes so far."""
+    def compute(self) -> tuple[Int[Tensor, " E"], Int[Tensor, "E Q"], Int[Tensor, "E Q"]]:
+        """Number, predicted and actual classes of all counted episodes, in the order of their numbers."""
         index, predicted, actual = (_joined(getattr(self, name)) for name in ("index", "predicted", "actual"))
         order = torch.argsort(index)
         order = order[index[order] < self.num_episodes]
-        return EpisodeResults(*(t[order].cpu().numpy() for t in (index, predicted, actual)))
+        return index[order], predicted[order], actual[order]
+
+    def results(self) -> EpisodeResults:
+        """`compute` as plain arrays, with all that is derived from them."""
+        index, predicted, actual = self.compute()
+        return EpisodeResults(index.cpu().numpy(), predicted.cpu().numpy(), actual.cpu().numpy())
 
 
 def _joined(parts: Tensor | list[Tensor]) -> Int[Tensor, "..."]:
