@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 # Commands beside Lightning's fit, validate and test: a function each, whose signature makes the options.
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {"convert": "convert:convert"}
 
 
 def main(args: Sequence[str] | None = None) -> None:
