@@ -184,16 +184,14 @@ class STRMModule(L.LightningModule):
     def _logits(self, episode: Episode) -> MatchLogits:
         if episode.support is not None and episode.query is not None:
             return self.model(episode.support, episode.query)
-        rows = (
-            (episode.support_ids.cpu(), episode.support_views.cpu()),
-            (episode.query_ids.cpu(), episode.query_views.cpu()),
-        )
-        head = self.model.head
+        head, ids = self.model.head, episode.to("cpu")
         if self._tuples is not None:
-            support, query = (self._tuples.get(*ids).to(self.device) for ids in rows)
+            support, query = (self._tuples.get(rows).to(self.device) for rows in (ids.support_ids, ids.query_ids))
             return head.match_tuples(support, query)
-        maps = (self._maps["train"].get(*ids).to(self.device) for ids in rows)
-        return head.match(*(head.enrich_pooled(m) for m in maps))
+        maps = self._maps["train"]
+        support_maps = maps.get(ids.support_ids, ids.support_views).to(self.device)
+        query_maps = maps.get(ids.query_ids, ids.query_views).to(self.device)
+        return head.match(head.enrich_pooled(support_maps), head.enrich_pooled(query_maps))
 
     def _encode_tuples(self, stage: Stage) -> FeatureBank[TupleFeatures]:
         head = self.model.head

