@@ -77,20 +77,10 @@ def compare(part: str, rounds: int) -> None:
     for name, mode in (("forward", forward), ("forward+backward", forward_backward)):
         times: dict[str, list[float]] = {"ours": [], "literal": []}
         for _ in range(rounds + 1):
-<<<<<<< HEAD
-            for name, side in (("ours", ours), ("literal", literal)):
-                times[name].append(seconds(lambda: mode(side, leaves)))
-        mine, theirs = (median(times[name][1:]) for name in ("ours", "literal"))  # the first round warms up
-        name = "forward" if mode is forward else "forward+backward"
-        print(
-            f"{part:<4} {name:<17} {mine * 1e3:8.0f} ms   literal {theirs * 1e3:8.0f} ms   {theirs / mine:5.2f} x faster"
-        )
-=======
             times["ours"].append(seconds(mode, ours, leaves))
             times["literal"].append(seconds(mode, literal, leaves))
         mine, theirs = (median(runs[1:]) * 1e3 for runs in times.values())  # the first round warms up
         print(f"{part:<4} {name:<17} {mine:8.0f} ms   literal {theirs:8.0f} ms   {theirs / mine:5.2f} x faster")
->>>>>>> main
 
 
 def peak(part: str, side: str) -> float:
