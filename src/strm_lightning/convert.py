@@ -48,7 +48,7 @@ def _report(found: OfficialCheckpoint, checkpoint: Path, out: Path) -> str:
     kind, heads = (
         ("TRX", "") if found.is_trx else ("STRM", f", {options['patch_grid']} x {options['patch_grid']} patches")
     )
-    config = "experiments/official/" + ("trx.yaml" if found.is_trx else "ssv2.yaml")
+    configs = "--config experiments/kinetics.yaml --config experiments/official/release.yaml"
     sizes = ", ".join(map(str, options["tuple_sizes"]))
     rows = {
         kind: f"{checkpoint}: {len(found.state)} tensors",
@@ -57,6 +57,6 @@ def _report(found: OfficialCheckpoint, checkpoint: Path, out: Path) -> str:
         "absent": "; ".join(found.absent) or "nothing",
         "ignored": "; ".join(found.ignored) or "nothing",
         "written": str(out),
-        "next": f"strm test --config {config} --ckpt_path {out} --data.root FOLDER",
+        "next": f"strm test {configs} --ckpt_path {out} --data.root FOLDER  (see experiments/ for other data)",
     }
     return "\n".join(f"  {name:<10}{text}" for name, text in rows.items())
