@@ -82,6 +82,11 @@ class FeatureBank(Generic[Group]):
                 dist.all_reduce(part)
                 chunk.copy_(part)
 
+    def describe(self) -> str:
+        """How many videos, how large and where, in words."""
+        where = "a temporary file" if self._file else "main memory"
+        return f"{len(self.rows)} videos, {self.nbytes / 1e9:.2f} GB in {where} of each process"
+
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
@@ -91,8 +96,9 @@ class FeatureBank(Generic[Group]):
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def _allocate(self, like: Group) -> Group:
-        tensors = {f.name: getattr(like, f.name) for f in fields(like)}
-        shapes = {k: (len(self.rows), self.views, *t.shape[1:]) for k, t in tensors.items() if t is not None}
+        tensors: dict[str, Any] = {f.name: getattr(like, f.name) for f in fields(like)}
+        lead = (len(self.rows), self.views)
+        shapes = {k: (*lead, *tensor.shape[1:]) for k, tensor in tensors.items() if isinstance(tensor, Tensor)}
         total = sum(torch.Size(shape).numel() * tensors[k].element_size() for k, shape in shapes.items())
         on_disk = total > self.limit_gb * 1e9
         if on_disk:
