@@ -1,5 +1,6 @@
 """STRMModule: STRM as a LightningModule - build, step, log, optimise."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
@@ -92,6 +93,7 @@ class STRMModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.freeze_backbone:
             self._datamodule.train_views = self.frozen_views
+            warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # the frozen ones: they are meant
 
     def on_fit_start(self) -> None:
         self._source = None

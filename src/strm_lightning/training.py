@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from strm_lightning.data.datamodule import EpisodeDataModule
-from strm_lightning.evaluation.plots import draw
+from strm_lightning.evaluation.plots import METRICS, draw
 from strm_lightning.evaluation.report import RESULTS, run_folder
 from strm_lightning.evaluation.tables import plain_table
 from strm_lightning.module import STRMModule
@@ -63,6 +63,8 @@ class STRMCLI(LightningCLI):
             best = _best(self.trainer)
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
             self.after_test()
+        elif self.trainer.is_global_zero and find_spec("matplotlib") and (run_folder(self.trainer) / METRICS).is_file():
+            print("\n".join(f"  {'picture':<12}{_relative(path)}" for path in draw([run_folder(self.trainer)])))
 
     def after_test(self) -> None:
         """Draw what was found, and say in words what it is and where everything is."""
@@ -99,8 +101,8 @@ def _summary(report: dict[str, Any], folder: Path, pictures: list[Path]) -> str:
         "checkpoint": (_relative(checkpoint["path"]) if checkpoint["path"] else "none") + warning,
         "results": _relative(folder / RESULTS),
     }
-    if (folder / "metrics.csv").is_file():
-        rows["metrics"] = _relative(folder / "metrics.csv")
+    if (folder / METRICS).is_file():
+        rows["metrics"] = _relative(folder / METRICS)
     if pictures:
         rows["pictures"] = ", ".join(map(_relative, pictures))
     lines = [f"  {name:<12}{text}" for name, text in rows.items()]

@@ -34,7 +34,7 @@ class FeatureBank(Generic[Group]):
 
     def fill(
         self,
-        batches: Iterable[tuple[Tensor, Tensor]],
+        batches: Iterable[Sequence[Tensor]],
         encode: Callable[[Tensor], Group],
         *,
         device: torch.device | str = "cpu",
@@ -96,10 +96,9 @@ class FeatureBank(Generic[Group]):
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def _allocate(self, like: Group) -> Group:
-        tensors: dict[str, Any] = {f.name: getattr(like, f.name) for f in fields(like)}
-        lead = (len(self.rows), self.views)
-        shapes = {k: (*lead, *tensor.shape[1:]) for k, tensor in tensors.items() if isinstance(tensor, Tensor)}
-        total = sum(torch.Size(shape).numel() * tensors[k].element_size() for k, shape in shapes.items())
+        tensors = {field.name: getattr(like, field.name) for field in fields(like)}
+        shapes = {name: self._shape(tensor) for name, tensor in tensors.items() if tensor is not None}
+        total = sum(torch.Size(shape).numel() * tensors[name].element_size() for name, shape in shapes.items())
         on_disk = total > self.limit_gb * 1e9
         if on_disk:
             self._file = tempfile.TemporaryDirectory(prefix="strm-bank-")
@@ -107,6 +106,9 @@ class FeatureBank(Generic[Group]):
         for name, shape in shapes.items():
             made[name] = self._zeros(name, shape, tensors[name].dtype, on_disk=on_disk)
         return type(like)(**made)
+
+    def _shape(self, like: Tensor) -> tuple[int, ...]:
+        return (len(self.rows), self.views, *like.shape[1:])
 
     def _zeros(self, name: str, shape: Sequence[int], dtype: torch.dtype, *, on_disk: bool) -> Tensor:
         if not on_disk:

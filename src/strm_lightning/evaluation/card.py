@@ -4,6 +4,7 @@ import platform
 from collections.abc import Mapping
 from hashlib import sha256
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from strm_lightning import __version__
 from strm_lightning.data.datamodule import EpisodeDataModule
 from strm_lightning.data.splits import Stage
 from strm_lightning.data.store import VideoSet
+from strm_lightning.models.head import STRMHead
+from strm_lightning.models.strm import STRM
 
 SOURCE_KEYS = ("epoch", "global_step", "callbacks", "datamodule_hyper_parameters")  # of a Lightning checkpoint
 _PACKAGES = ("torch", "lightning", "timm", "av", "numpy")
@@ -67,7 +70,7 @@ def protocol_card(
             "unreadable": len(videos.store.unreadable),
         },
         "model": {
-            **plain(options),
+            **plain({**_defaults(STRMHead), **_defaults(STRM), **options}),
             "normalisation": {"mean": backbone.mean.flatten().tolist(), "std": backbone.std.flatten().tolist()},
         },
         "checkpoint": dict(checkpoint),
@@ -118,6 +121,12 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     simple = (str, int, float, bool, type(None), list, tuple, dict)
     own = {name: value for name, value in values.items() if not name.startswith("_")}
     return {name: value if isinstance(value, simple) else str(value) for name, value in own.items()}
+
+
+def _defaults(built: type) -> dict[str, Any]:
+    """Options that a class has where none are given."""
+    parameters = signature(built).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
 
 
 def _is_best(checkpoint: Mapping[str, Any], path: str | Path | None) -> bool:

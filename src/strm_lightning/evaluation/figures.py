@@ -38,7 +38,7 @@ def class_figure(documents: Mapping[str, Mapping[str, Any]]) -> "Figure":
     first = next(iter(documents.values()))
     rest = {name for document in documents.values() for name in document["per_class"]}
     names = sorted(rest, key=lambda name: first["per_class"].get(name, {"accuracy": 0.0})["accuracy"])
-    figure, axes = _figure(7, 1.4 + 0.26 * len(names) * max(1.0, 0.7 * len(documents)))
+    figure, axes = _figure(7.0, 1.4 + 0.26 * len(names) * max(1.0, 0.7 * len(documents)))
     height = 0.8 / len(documents)
     for number, (run, document) in enumerate(documents.items()):
         rows = [(place, document["per_class"][n]) for place, n in enumerate(names) if n in document["per_class"]]
@@ -56,7 +56,7 @@ def class_figure(documents: Mapping[str, Mapping[str, Any]]) -> "Figure":
 
 def shots_figure(documents: Mapping[str, Mapping[str, Any]]) -> "Figure":
     """Accuracy over shots, a line for each run and way."""
-    figure, axes = _figure(6, 4)
+    figure, axes = _figure(6.0, 4.0)
     lines = 0
     for run, document in documents.items():
         ways = sorted({row["way"] for row in document["sweep"]})

@@ -14,7 +14,7 @@ from strm_lightning.evaluation.report import RESULTS, load_results
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_METRICS = "metrics.csv"
+METRICS = "metrics.csv"
 
 
 def plot(*runs: str, out: str | None = None) -> None:
@@ -84,18 +84,18 @@ def _read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:
 
 
 def _sources(run: Path) -> list[Path]:
-    found = [run / name for name in (RESULTS, _METRICS) if (run / name).is_file()] if run.is_dir() else [run]
+    found = [run / name for name in (RESULTS, METRICS) if (run / name).is_file()] if run.is_dir() else [run]
     if not found or not found[0].is_file() or found[0].suffix not in (".json", ".csv"):
-        raise FileNotFoundError(f"nothing to draw at {run}: no {RESULTS} of a test, no {_METRICS} of a fit")
+        raise FileNotFoundError(f"nothing to draw at {run}: no {RESULTS} of a test, no {METRICS} of a fit")
     return found
 
 
 def _name(path: Path, paths: Sequence[Path]) -> str:
     """The file's own name where that tells, else its folder's, with as many folders above as tell runs apart."""
     same = [other for other in paths if other.suffix == path.suffix]
-    parts = path.with_suffix("").parts if path.name not in (RESULTS, _METRICS) else path.parent.resolve().parts
+    parts = path.with_suffix("").parts if path.name not in (RESULTS, METRICS) else path.parent.resolve().parts
     others = [
-        (o.with_suffix("").parts if o.name not in (RESULTS, _METRICS) else o.parent.resolve().parts)
+        (o.with_suffix("").parts if o.name not in (RESULTS, METRICS) else o.parent.resolve().parts)
         for o in same
         if o != path
     ]
