@@ -39,7 +39,7 @@ def classify(
         ckpt: checkpoint of a trained model; without, a bare backbone compares patches frame by frame.
         backbone: timm model, where there is no ``ckpt``.
         weights: its weights: a file, ``pip:efficientnet_lite0`` from the extra ``weights``, or null for timm's own.
-        threshold: probability below which a video is ``unknown``; ``fit`` finds it on the examples.
+        threshold: probability below which a video is ``unknown``; ``fit`` finds a better measure on the examples.
         temperature: divides the logits; ``fit`` finds it on the examples where every class has two clips or more.
         window: length in seconds of a sliding window, for long videos; null takes each video as one clip.
         stride: seconds from window to window; null for half a window.
