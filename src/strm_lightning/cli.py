@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 # Commands beside Lightning's fit, validate and test: a function each, whose signature makes the options.
-COMMANDS: dict[str, str] = {"classify": "classifier.commands:classify"}
+COMMANDS: dict[str, str] = {
+    "classify": "classifier.commands:classify",
+    "demo": "classifier.commands:demo",
+}
 
 
 def main(args: Sequence[str] | None = None) -> None:
