@@ -11,8 +11,13 @@ from typing import Any
 
 # Commands beside Lightning's fit, validate and test: a function each, whose signature makes the options.
 COMMANDS: dict[str, str] = {
+    "prepare": "data.prepare:prepare",
+    "doctor": "data.doctor:doctor",
     "classify": "classifier.commands:classify",
     "demo": "classifier.commands:demo",
+    "convert": "convert:convert",
+    "compare": "evaluation.compare:compare",
+    "plot": "evaluation.plots:plot",
 }
 
 
@@ -51,14 +56,22 @@ def _call(function: Callable[..., Any], arguments: list[str], program: str) -> N
     arguments = [_spelled(word, flags) for word in arguments]
     rest = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]
     if not rest:
-        auto_cli(function, args=arguments, prog=program, as_positional=True)
+        _tell(auto_cli(function, args=arguments, prog=program, as_positional=True))
         return
     about = parse(function.__doc__ or "")
     parser = ArgumentParser(prog=program, description=about.short_description)
     parser.add_argument(rest[0], nargs="*", help={p.arg_name: p.description for p in about.params}[rest[0]])
     parser.add_function_arguments(function)
     found = vars(parser.parse_args(arguments))
-    function(*found.pop(rest[0]), **found)
+    _tell(function(*found.pop(rest[0]), **found))
+
+
+def _tell(report: Any) -> None:
+    """Print what a command returned; a report that found problems says so in the exit status."""
+    if report is not None:
+        print(report)
+        if status := getattr(report, "status", 0):
+            raise SystemExit(status)
 
 
 def _spelled(word: str, flags: set[str]) -> str:

@@ -120,11 +120,13 @@ def find_examples(folder: str) -> dict[str, list[str]]:
         FileNotFoundError: there is no such folder.
         ValueError: no videos in it, or a class without any.
     """
-    listing = list_videos(folder)
-    empty = sorted(f.name for f in Path(folder).iterdir() if f.is_dir() and f.name[0] != "." and not _videos_in(f))
+    list_videos(folder, "videos")  # says what is wrong with the folder
+    classes = sorted(f for f in Path(folder).expanduser().iterdir() if f.is_dir() and f.name[0] != ".")
+    examples = {f.name: _videos_in(f) for f in classes}
+    empty = [name for name, videos in examples.items() if not videos]
     if empty:
         raise ValueError(f"class {empty[0]!r} has no video: {Path(folder) / empty[0]} has none; remove the folder")
-    return {label: [str(listing.files[name]) for name in names] for label, names in listing.by_class.items()}
+    return examples
 
 
 def open_classifier(
