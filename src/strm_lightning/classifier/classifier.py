@@ -1,6 +1,5 @@
 """FewShotClassifier: a few clips of each action in, labels of other videos out."""
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from strm_lightning.classifier.clips import (
 from strm_lightning.classifier.encoder import encode, encode_each
 from strm_lightning.classifier.examples import add_examples, by_class
 from strm_lightning.classifier.explanation import Explanation, explain
+from strm_lightning.classifier.habits import ScikitLearnHabits
 from strm_lightning.classifier.matchers import Matcher
 from strm_lightning.classifier.predictions import UNKNOWN, Prediction, WindowPrediction
 from strm_lightning.classifier.support import EncodedClip, SupportSet
@@ -31,7 +31,7 @@ from strm_lightning.data.frames import FramePolicy
 from strm_lightning.data.videos import VideoError
 
 
-class FewShotClassifier:
+class FewShotClassifier(ScikitLearnHabits):
     """Recognise actions from a few clips of each; nothing is trained, the clips are encoded once and compared.
 
     Made by `from_checkpoint`, `from_backbone` or `load`. The habits are scikit-learn's: ``fit``, ``predict``,
@@ -267,7 +267,7 @@ class FewShotClassifier:
         if len(self.support.clips) < 2:
             raise ValueError(f"examples of {len(self.support.clips)} classes: call fit or add for 2 or more first")
 
-    # Habits ---------------------------------------------------------------------------------------------------------
+    # Storage --------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path, *, thumbnails: bool = True) -> None:
         """Write the encoded examples to one .safetensors file, for `load`.
@@ -301,26 +301,3 @@ class FewShotClassifier:
         if source is None:
             raise ValueError(f"{stored.path}: names no checkpoint; make a classifier and call its load")
         return (cls.from_checkpoint if "path" in source else cls.from_backbone)(**source, **options)
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The arguments of the constructor, as scikit-learn asks for them."""
-        return {name: getattr(self, name) for name in _PARAMS}
-
-    def set_params(self, **params: Any) -> "FewShotClassifier":
-        """Set arguments of the constructor, as scikit-learn does."""
-        for name, value in params.items():
-            if name not in _PARAMS:
-                raise ValueError(f"no parameter {name!r}; there are {', '.join(_PARAMS)}")
-            setattr(self, name, value)
-        return self
-
-    def __sklearn_tags__(self) -> Any:
-        from sklearn.utils import ClassifierTags, Tags, TargetTags
-
-        return Tags("classifier", TargetTags(required=True), classifier_tags=ClassifierTags())
-
-    def __sklearn_clone__(self) -> "FewShotClassifier":
-        return type(self)(**self.get_params())  # weights are shared, examples are not
-
-
-_PARAMS = tuple(name for name in inspect.signature(FewShotClassifier).parameters)

@@ -143,8 +143,8 @@ def _bars(figure: Figure, explanation: Explanation, left: float, bottom: float, 
     values = [explanation.prediction.probabilities[label] for label in labels]
     upper.barh(places, values, color=[_TRM if i == 0 else "#b8c4ce" for i in range(len(labels))], height=0.62)
     for place, value in zip(places.tolist(), values, strict=True):
-        upper.text(min(value, 0.8) + 0.02, place, f"{value:.2f}", va="center", fontsize=7)
-    upper.set(xlim=(0, 1.0), xticks=[])
+        upper.text(value + 0.02, place, f"{value:.2f}", va="center", fontsize=7)
+    upper.set(xlim=(0, 1.2), xticks=[])
     upper.set_title("probability", fontsize=8, loc="left", pad=3)
     _label_bars(upper, labels)
     if explanation.qc is None:

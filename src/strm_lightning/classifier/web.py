@@ -13,7 +13,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from strm_lightning.classifier.classifier import FewShotClassifier
 from strm_lightning.classifier.picture import draw
-from strm_lightning.data.shapes import render_clip
 from strm_lightning.data.videos import VIDEO_SUFFIXES
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
@@ -22,7 +21,11 @@ import gradio as gr
 MAX_CLASSES = 8
 _SHOWN = 3
 _KEEP_SECONDS = 600
-_BUILT_IN = {"slide left": "slide_left", "slide right": "slide_right", "circle": "circle_clockwise"}
+_PATHS: dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]] = {  # t in -1 .. 1 to right, down
+    "slide left": lambda t: (-t, 0 * t),
+    "slide right": lambda t: (t, 0 * t),
+    "circle": lambda t: (np.sin(np.pi * t), -np.cos(np.pi * t)),
+}
 _INTRODUCTION = """# Which action is it?
 Give a few short clips of each action, two actions or more, and a video to recognise.
 Nothing is trained and no file leaves this computer; uploads are deleted after ten minutes."""
@@ -112,14 +115,14 @@ def serve(page: gr.Blocks, *, host: str, port: int | None, max_mb: int, block: b
 
 
 def draw_examples(folder: Path, clips: int = 4) -> dict[str, list[Path]]:
-    """Clips of moving shapes of three actions, drawn into a folder unless they are there."""
-    files = {label: [folder / f"{label.replace(' ', '_')}_{i + 1}.mp4" for i in range(clips)] for label in _BUILT_IN}
-    for label, paths in files.items():
-        for i, path in enumerate(paths):
+    """Clips of a ball on three paths, drawn into a folder unless they are there."""
+    found: dict[str, list[Path]] = {}
+    for number, label in enumerate(_PATHS):
+        found[label] = [folder / f"{label.replace(' ', '_')}_{i + 1}.mp4" for i in range(clips)]
+        for i, path in enumerate(found[label]):
             if not path.exists():
-                rng = np.random.default_rng([i, sorted(_BUILT_IN).index(label)])
-                _write(path, render_clip(_BUILT_IN[label], rng, size=160, num_frames=24))
-    return files
+                _draw_ball(path, label, np.random.default_rng([number, i]))
+    return found
 
 
 def _slot(number: int) -> tuple[gr.Column, gr.Textbox, gr.File]:
@@ -163,11 +166,17 @@ def _words(text: str) -> str:
     return f"**{' '.join(words)}**" if text else ""
 
 
-def _write(path: Path, frames: np.ndarray) -> None:
+def _draw_ball(path: Path, label: str, rng: np.random.Generator, frames: int = 30) -> None:
+    """A ball of some colour and size over a still backdrop; where its path lies varies from clip to clip."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    backdrop = rng.integers(40, 130, (12, 16, 3), dtype=np.uint8).repeat(15, 0).repeat(15, 1)
+    rows, columns = np.mgrid[:180, :240]
+    colour, radius, (down, right) = rng.integers(150, 255, 3), rng.uniform(14, 22), rng.uniform(-12, 12, 2)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=12)
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
-        for image in frames:
+        stream = container.add_stream("libx264", rate=15)
+        stream.width, stream.height, stream.pix_fmt = 240, 180, "yuv420p"
+        for x, y in np.stack(_PATHS[label](np.linspace(-1, 1, frames)), 1):
+            image = backdrop.copy()
+            image[(rows - 90 - down - 45 * y) ** 2 + (columns - 120 - right - 65 * x) ** 2 < radius**2] = colour
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
