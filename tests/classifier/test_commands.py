@@ -119,3 +119,9 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     for option in ("videos", "--support", "--ckpt", "--threshold", "--window", "--json", "--explain", "--save_support"):
         assert option in text
     assert "example clips of each" in text
+
+
+def test_the_reason_as_a_picture(run, place: Path, tmp_path: Path) -> None:
+    run(place / "queries" / "up.mp4", "--explain", tmp_path / "why.png")
+    assert (tmp_path / "why.png").read_bytes()[:4] == b"\x89PNG"
+    assert "ends in .png" in run(place / "queries" / "up.mp4", "--explain", tmp_path / "why.doc", status=2)

@@ -23,8 +23,8 @@ def test_a_saved_classifier_predicts_the_same(classifier, examples, tmp_path: Pa
     other = FewShotClassifier(classifier.matcher, HOW).load(path)
     assert count_encoded() == encoded
     assert other.predict_many(queries) == expected
-    assert other.threshold_ == 0.4
-    assert other.temperature_ == pytest.approx(classifier.temperature_)
+    assert other.calibration_.min_probability == 0.4
+    assert other.calibration_.temperature == pytest.approx(classifier.calibration_.temperature)
     theirs, mine = (c.explain(queries[0]).thumbnails["left"] for c in (other, classifier))
     np.testing.assert_array_equal(theirs, mine)
     encoded = count_encoded()
