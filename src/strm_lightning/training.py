@@ -21,6 +21,11 @@ class SaveConfig(SaveConfigCallback):
         self.config_filename, self.overwrite = f"{trainer.state.fn.value if trainer.state.fn else stage}.yaml", True
         super().setup(trainer, pl_module, stage)
 
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Log the trainer's options too; Lightning logs the module's and the data module's by itself."""
+        for logger in trainer.loggers:
+            logger.log_hyperparams({"trainer": self.config.as_dict()["trainer"]})
+
 
 class STRMCLI(LightningCLI):
     """LightningCLI with our links, our checkpoints and a test behind a fit."""
