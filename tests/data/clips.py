@@ -1,10 +1,12 @@
 """Video files for tests: each frame carries its own number in its picture, and survives lossy codecs."""
 
+import zipfile
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
 BITS = 10
 
@@ -53,6 +55,22 @@ def write_video(
             frame.time_base = Fraction(1, 100) if times else Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    return path
+
+
+def write_frames(folder: Path, count: int, *, size: tuple[int, int] = (64, 96), suffix: str = "jpg") -> Path:
+    """Write ``count`` numbered frames as image files, ``00000001.jpg`` first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        Image.fromarray(numbered_frame(number, *size)).save(folder / f"{number + 1:08}.{suffix}", quality=92)
+    return folder
+
+
+def zip_folder(root: Path, path: Path, compression: int = zipfile.ZIP_STORED, prefix: str = "") -> Path:
+    """Put all files under a folder into a zip."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for file in sorted(root.rglob("*.*")):
+            archive.write(file, f"{prefix}{file.relative_to(root)}")
     return path
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from strm_lightning.data import index
+from strm_lightning.data import files, index
 from strm_lightning.data.store import DataWarning, load_video_sets, open_store
 from strm_lightning.data.videos import VideoError
 from tests.data.clips import number_of, write_audio, write_video
@@ -93,10 +93,10 @@ def test_roots_that_hold_no_data_are_answered_clearly(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such folder"):
         open_store(tmp_path / "missing")
     (tmp_path / "file.mp4").touch()
-    with pytest.raises(ValueError, match="is a file"):
+    with pytest.raises(ValueError, match=r"no videos under .* \(a file\); expected"):
         open_store(tmp_path / "file.mp4")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"it is empty\); expected <class>/<video>.mp4"):
+    with pytest.raises(ValueError, match=r"it is empty\); expected <class>/<video>\.mp4"):
         open_store(tmp_path / "empty")
     (tmp_path / "other" / "notes").mkdir(parents=True)
     (tmp_path / "other" / "notes" / "a.txt").touch()
@@ -112,7 +112,7 @@ def test_a_split_of_other_data_is_refused(root: Path, tmp_path: Path) -> None:
     (tmp_path / "trainlist01.txt").write_text("fencing/x\n")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)
-        with pytest.raises(ValueError, match=r"none of the videos of split .* found 18 videos in 6 class folders"):
+        with pytest.raises(ValueError, match=r"none of the videos of split .* there are 18 videos in 6 classes"):
             load_video_sets(root, str(tmp_path))
 
 
@@ -123,8 +123,8 @@ def test_videos_of_one_name_keep_their_endings(root: Path) -> None:
 
 def test_frames_are_counted_once_and_again_when_a_file_changes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counted = []
-    real = index.count_frames
-    monkeypatch.setattr(index, "count_frames", lambda path: counted.append(path.name) or real(path))
+    real = files.count_frames
+    monkeypatch.setattr(files, "count_frames", lambda path: counted.append(path.name) or real(path))
     open_store(root)
     assert len(counted) == 18
     open_store(root)

@@ -1,17 +1,18 @@
-"""The index of a folder of video files: how many frames each has, or what is wrong with it, counted once."""
+"""The index of a root: how many frames each video has, or what is wrong with it, found out once and remembered."""
 
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from hashlib import sha256
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 from tqdm import tqdm
 
-from strm_lightning.data.videos import VideoError, count_frames
+from strm_lightning.data.videos import VideoError
 
 _VERSION = 1
 _SAVE_EVERY = 30.0  # seconds; an index of a large data set takes hours, and what was counted is never counted again
@@ -24,48 +25,76 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "strm_lightning"
 
 
-def count_all(root: Path, files: Mapping[str, Path], *, progress: bool = True) -> dict[str, int | str]:
-    """Frame count of each file, or (as text) what is wrong with it; files not seen before are decoded, all cores busy.
+def index_file(root: Path, kind: str) -> Path:
+    """Where the index of a root is remembered; the suffix of ``kind`` tells its format."""
+    return cache_folder() / "index" / f"{sha256(str(root.resolve()).encode()).hexdigest()[:24]}-{kind}"
 
-    Counts are remembered in the user's cache folder under the root, each for the file's size and time of change.
+
+def count_all(
+    root: Path, places: Mapping[str, Path], count: Callable[[Path], int], kind: str, *, progress: bool = True
+) -> dict[str, int | str]:
+    """Frame count of each video, or (as text) what is wrong with it; only what is new or has changed is counted.
+
+    Counts are remembered in the user's cache folder, each for the place's size and time of change.
 
     Args:
         root: folder that the index belongs to.
-        files: path of each name.
+        places: file or folder of each name.
+        count: counts the frames of one place, or raises a `VideoError`.
+        kind: tells apart indices of one root.
         progress: draw a bar on stderr when it takes longer than two seconds.
     """
-    index_path = cache_folder() / "index" / f"{sha256(str(root.resolve()).encode()).hexdigest()[:24]}.json"
-    known = _load(index_path)
-    stamps = {name: _stamp(path) for name, path in files.items()}
-    new = [name for name, stamp in stamps.items() if known.get(name, [None, None])[0] != stamp]
+    path = index_file(root, f"{kind}.json")
+    known = _load(path)
+    stamps = {name: _stamp(place) for name, place in places.items()}
+    new = [name for name, stamp in stamps.items() if known.get(name, [None])[0] != stamp]
     if new:
         saved = time.monotonic()
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the interpreter's lock
-            jobs = {pool.submit(_count, files[name]): name for name in new}
+            jobs = {pool.submit(_count, count, places[name]): name for name in new}
             try:
                 for job in tqdm(
                     as_completed(jobs), f"Indexing {root}", len(jobs), delay=2, disable=not progress, unit="videos"
                 ):
                     known[jobs[job]] = [stamps[jobs[job]], job.result()]
                     if time.monotonic() - saved > _SAVE_EVERY:
-                        _save(index_path, known)
+                        _save(path, known)
                         saved = time.monotonic()
             finally:
                 pool.shutdown(cancel_futures=True)
-                _save(index_path, known)
-    return {name: known[name][1] for name in files}
+                _save(path, known)
+    return {name: known[name][1] for name in places}
 
 
-def _count(path: Path) -> int | str:
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that others see the old one or the new one, and nothing between; a full disk leaves the old."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = part_of(path)
     try:
-        return count_frames(path)
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def part_of(path: Path) -> Path:
+    """A name for a file in the making, beside the file and this thread's own."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.part")
+
+
+def _count(count: Callable[[Path], int], place: Path) -> int | str:
+    try:
+        return count(place)
     except VideoError as error:
-        return str(error).removeprefix(f"{path}: ")
+        return str(error).removeprefix(f"{place}: ")
 
 
-def _stamp(path: Path) -> str:
+def _stamp(place: Path) -> str:
     try:
-        status = path.stat()
+        status = place.stat()
     except OSError:
         return "gone"
     return f"{status.st_size}-{status.st_mtime_ns}"
@@ -80,7 +109,5 @@ def _load(path: Path) -> dict[str, list[Any]]:
 
 
 def _save(path: Path, known: Mapping[str, list[Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    part.write_text(json.dumps({"version": _VERSION, "videos": known}, sort_keys=True), encoding="utf-8")
-    part.replace(path)
+    index = json.dumps({"version": _VERSION, "videos": known}, sort_keys=True)
+    write_atomically(path, index.encode("utf-8", "surrogateescape"))

@@ -1,91 +1,95 @@
-"""How videos lie on disk: what is under a folder, found by looking."""
+"""How videos lie on disk: named by the user, or found by looking."""
 
-import os
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from strm_lightning.data.cache import is_cache, list_cache
+from strm_lightning.data.files import FileListing, FlatListing, entries, list_files, list_flat
+from strm_lightning.data.images import FrameFolderListing, is_image, list_frame_folders
+from strm_lightning.data.listing import Layout, Listing
 from strm_lightning.data.videos import VIDEO_SUFFIXES
+from strm_lightning.data.zips import list_zip
 
-Layout = Literal["videos"]
+__all__ = ["EXPECTED", "Layout", "list_videos"]
 
-
-@dataclass(frozen=True)
-class Listing:
-    """What is under a root, before any of it is opened.
-
-    Attributes:
-        root: the folder.
-        layout: how videos lie in it.
-        files: path of each video, by name (``class/video``).
-    """
-
-    root: Path
-    layout: Layout
-    files: Mapping[str, Path]
-
-    @cached_property
-    def by_class(self) -> Mapping[str, list[str]]:
-        """Names of the videos of each class, ascending."""
-        classes: dict[str, list[str]] = {}
-        for name in sorted(self.files):
-            classes.setdefault(name.partition("/")[0], []).append(name)
-        return classes
-
-    @property
-    def class_names(self) -> list[str]:
-        """Classes, ascending."""
-        return list(self.by_class)
-
-    @property
-    def summary(self) -> str:
-        """What was found, in words."""
-        return f"found {len(self.files)} videos in {len(self.by_class)} class folders"
+EXPECTED = {
+    "videos": "<class>/<video>.mp4 (or avi, webm, mkv, mov)",
+    "frames": "<class>/<video>/00000001.jpg",
+    "zip": "one zip of <class>/<video>/00000001.jpg",
+    "cache": "a frame cache that `strm prepare` made",
+    "flat": "<video>.webm, with list files that name the classes",
+}
 
 
 def list_videos(root: str | Path, layout: Layout | Literal["auto"] = "auto") -> Listing:
-    """List the videos under a folder by name, opening none.
+    """List the videos under a root by name, opening none.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: it is a file, empty or laid out otherwise.
+        ValueError: it is empty, damaged or laid out otherwise.
     """
     root = Path(root).expanduser()
     if not root.exists():
         raise FileNotFoundError(f"no data at {root}: there is no such folder")
-    if not root.is_dir():
-        raise ValueError(f"{root} is a file; data are in a folder, {_EXPECTED}")
-    files: dict[str, Path] = {}
-    for folder in _entries(root):
-        if folder.is_dir():
-            found = [Path(entry.path) for entry in _entries(folder) if _is_video(entry)]
-            stems = Counter(path.stem for path in found)
-            for path in found:  # a.avi beside a.mp4: both keep their endings
-                files[f"{folder.name}/{path.name if stems[path.stem] > 1 else path.stem}"] = path
-    if not files:
-        raise ValueError(f"no videos in class folders under {root} ({_seen(root)}); expected {_EXPECTED}")
-    return Listing(root, "videos" if layout == "auto" else layout, files)
+    found = _look(root) if layout == "auto" else layout
+    if found is None:
+        raise ValueError(f"no videos under {root} ({_seen(root)}); expected {' or '.join(EXPECTED.values())}")
+    if root.is_dir() and found == "zip":
+        root = _only_zip(root) or root
+    if root.is_dir() == (found == "zip"):
+        kind = "folder" if root.is_dir() else "file"
+        raise ValueError(f"{root} is a {kind}; layout {found!r} is {EXPECTED[found]}")
+    listing = _list(root, found)
+    if not listing.places:
+        raise ValueError(f"no videos under {root} ({_seen(root)}); layout {found!r} is {EXPECTED[found]}")
+    return listing
 
 
-_EXPECTED = "<class>/<video>.mp4 (or avi, webm, mkv, mov)"
+def _list(root: Path, layout: Layout) -> Listing:
+    if layout == "zip":
+        return list_zip(root)
+    if layout == "cache":
+        return list_cache(root)
+    if layout == "frames":
+        return FrameFolderListing(root, list_frame_folders(root))
+    if layout == "flat":
+        return FlatListing(root, list_flat(root))
+    return FileListing(root, list_files(root))
 
 
-def _entries(folder: str | Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
-    """What is in a folder, by name; without hidden files, which file managers leave everywhere."""
-    with os.scandir(folder) as entries:
-        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+def _look(root: Path) -> Layout | None:
+    """The layout, by the first thing that tells."""
+    if root.is_file():
+        return "zip" if root.suffix.lower() == ".zip" else None
+    if is_cache(root):
+        return "cache"
+    inside = entries(root)
+    for folder in (entry for entry in inside if entry.is_dir()):
+        for inner in entries(folder):
+            names = [entry.name for entry in entries(inner)] if inner.is_dir() else [inner.name]
+            if any(map(_is_video, names)):
+                return "videos"
+            if inner.is_dir() and any(map(is_image, names)):
+                return "frames"
+    if any(_is_video(entry.name) for entry in inside):
+        return "flat"
+    return "zip" if _only_zip(root) else None
 
 
-def _is_video(entry: os.DirEntry[str]) -> bool:
-    return Path(entry.name).suffix.lower() in VIDEO_SUFFIXES
+def _is_video(name: str) -> bool:
+    return Path(name).suffix.lower() in VIDEO_SUFFIXES
+
+
+def _only_zip(root: Path) -> Path | None:
+    zips = [Path(entry.path) for entry in entries(root) if entry.name.lower().endswith(".zip")]
+    return zips[0] if len(zips) == 1 else None
 
 
 def _seen(root: Path) -> str:
-    entries = _entries(root)
-    if not entries:
+    if root.is_file():
+        return "a file"
+    inside = entries(root)
+    if not inside:
         return "it is empty"
-    some = ", ".join(entry.name + ("/" if entry.is_dir() else "") for entry in entries[:3])
-    return f"it holds {some}{' …' if len(entries) > 3 else ''}"
+    some = ", ".join(entry.name + ("/" if entry.is_dir() else "") for entry in inside[:3])
+    return f"it holds {some}{' …' if len(inside) > 3 else ''}"

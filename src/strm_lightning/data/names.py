@@ -4,12 +4,12 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
-from pathlib import PurePosixPath
 from typing import Literal, NamedTuple
 
 from strm_lightning.data.videos import VIDEO_SUFFIXES
 
 How = Literal["exact", "spelling", "youtube id", "other folder"]
+_ALIKE = str.maketrans({" ": "_", "[": None, "]": None})
 _YOUTUBE = re.compile(r"([\w-]{11})(_\d{6}_\d{6})?", re.ASCII)
 
 
@@ -21,8 +21,8 @@ class Match(NamedTuple):
 
 
 def spelling_key(name: str) -> str:
-    """What is left of a name once case, blanks against underscores and ways to encode accents make no difference."""
-    return unicodedata.normalize("NFC", name).casefold().replace(" ", "_")
+    """What is left of a name when case, blanks, underscores, brackets and the coding of accents do not count."""
+    return unicodedata.normalize("NFC", name).casefold().translate(_ALIKE)
 
 
 def youtube_id(name: str) -> str | None:
@@ -33,8 +33,8 @@ def youtube_id(name: str) -> str | None:
 
 def without_suffix(name: str) -> str:
     """A file name without its ending, if that is one of a video (dots occur in names, too)."""
-    path = PurePosixPath(name)
-    return path.stem if path.suffix.lower() in VIDEO_SUFFIXES else name
+    stem, dot, suffix = name.rpartition(".")
+    return stem if stem and dot + suffix.lower() in VIDEO_SUFFIXES else name
 
 
 class VideoFinder:

@@ -1,9 +1,12 @@
 """Cuts of a data set into train, val and test by class: seeded shares, named classes, official lists."""
 
+import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -13,6 +16,8 @@ from strm_lightning.data.names import spelling_key
 Stage = Literal["train", "val", "test"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 RANDOM_SHARES = {"train": 0.64, "val": 0.12, "test": 0.24}  # the shares that the field's 100-class splits have
+
+NAMED = {"kinetics100": "video", "ssv2-full": "video", "ssv2-small": "video", "hmdb51": "class", "ucf101": "class"}
 
 SplitOption = str | dict[str, list[str]] | dict[str, float]
 
@@ -50,9 +55,10 @@ def resolve_split(split: SplitOption, *, lists: str | None, class_names: Sequenc
 
     Args:
         split: ``random`` (64 % of the classes to train, 12 % to validate, 24 % to test), shares of the classes
-            (``{train: 0.5, test: 0.5}``), class names (``{train: [wave, …], test: […]}``), or the folder of official
-            list files (of TRX and STRM, ``trainlist03.txt``, or of HyRSM, ``train_few_shot.txt``).
-        lists: folder of list files for splits by name.
+            (``{train: 0.5, test: 0.5}``), class names (``{train: [wave, …], test: […]}``), a published split
+            (``kinetics100``, ``ssv2-full``, ``ssv2-small``, ``hmdb51``, ``ucf101``), or the folder of list files
+            (of TRX and STRM, ``trainlist03.txt``, or of HyRSM, ``train_few_shot.txt``).
+        lists: folder of list files for a published split that picks videos (the first three).
         class_names: classes that are there.
         seed: of the shuffle for shares.
 
@@ -60,8 +66,8 @@ def resolve_split(split: SplitOption, *, lists: str | None, class_names: Sequenc
         ValueError: unknown split, stage or class, shares out of range, or stages that overlap.
         FileNotFoundError: no list files there.
     """
-    if lists is not None:
-        raise ValueError(f"lists go with a split by name; {split!r} is none")
+    if lists is not None and (isinstance(split, dict) or split not in NAMED):
+        raise ValueError(f"lists go with a split by name ({', '.join(NAMED)}); {split!r} is none")
     if isinstance(split, dict):
         _check_stages(split)
         names = {stage: value for stage, value in split.items() if isinstance(value, list)}
@@ -71,9 +77,11 @@ def resolve_split(split: SplitOption, *, lists: str | None, class_names: Sequenc
         return _by_names(names, class_names) if names else _by_shares(shares, class_names, seed)
     if split == "random":
         return _by_shares(RANDOM_SHARES, class_names, seed)
+    if split in NAMED:
+        return _named(split, None if lists is None else Path(lists))
     if Path(split).is_dir():
         return _by_lists(split, Path(split))
-    raise ValueError(f"unknown split {split!r}: neither 'random' nor a folder of list files")
+    raise ValueError(f"unknown split {split!r}: neither random, {', '.join(NAMED)} nor a folder of list files")
 
 
 def _by_shares(shares: Mapping[str, float], class_names: Sequence[str], seed: int) -> Split:
@@ -117,10 +125,43 @@ def _by_lists(name: str, folder: Path) -> Split:
     return Split(name, classes, videos)
 
 
+def _named(name: str, lists: Path | None) -> Split:
+    """A published split; its classes come with the package, its videos (where it is by video) from list files."""
+    classes = published_classes(name)
+    if lists is None:
+        if NAMED[name] == "video":
+            raise ValueError(
+                f"split {name!r} picks videos, not only classes: name the folder of its list files as lists"
+            )
+        return Split(name, classes)
+    found = _by_lists(name, lists)
+    assert found.videos is not None
+    official: dict[str, tuple[Stage, str]] = {}
+    for stage in STAGES:
+        for number, title in enumerate(classes[stage]):
+            official[spelling_key(title)] = official[f"{stage}{number}"] = (stage, title)
+    strangers = [
+        c for stage in STAGES for c in found.classes[stage] if official.get(spelling_key(c), ("",))[0] != stage
+    ]
+    if strangers:
+        raise ValueError(f"the lists in {lists} are not of split {name!r}: they have {_few(map(repr, strangers))}")
+    titles = {c: official[spelling_key(c)][1] for stage in STAGES for c in found.classes[stage]}
+    videos = {stage: tuple((titles[c], video) for c, video in found.videos[stage]) for stage in STAGES}
+    return Split(name, {s: tuple(sorted({c for c, _ in videos[s]})) for s in STAGES}, videos)
+
+
+@cache
+def published_classes(name: str) -> Mapping[Stage, tuple[str, ...]]:
+    """Class names of a published split, in the order that lists number them by (``test18``)."""
+    text = files("strm_lightning.data").joinpath("splits.json").read_text(encoding="utf-8")
+    return {stage: tuple(names) for stage, names in json.loads(text)[name].items()}
+
+
 def _spelled_alike(pairs: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     """Give a class that a list spells in several ways the first of them."""
     spelling: dict[str, str] = {}
-    return tuple((spelling.setdefault(spelling_key(name), name), video) for name, video in pairs)
+    alike = {name: spelling.setdefault(spelling_key(name), name) for name in dict.fromkeys(name for name, _ in pairs)}
+    return tuple((alike[name], video) for name, video in pairs)
 
 
 def class_finder(class_names: Sequence[str]) -> Callable[[str], str | None]:

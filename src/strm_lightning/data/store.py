@@ -1,7 +1,6 @@
-"""Videos as they lie on disk, behind one face: names, frame counts, and the frames that are asked for."""
+"""From a root and a split to the videos of each stage and class."""
 
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,14 +8,15 @@ from pathlib import Path
 from typing import Literal, SupportsIndex
 
 import numpy as np
-from jaxtyping import Int, UInt8
-from torch import Tensor
+from jaxtyping import Int
 
-from strm_lightning.data.index import count_all
-from strm_lightning.data.layouts import Layout, Listing, list_videos
-from strm_lightning.data.names import VideoFinder
-from strm_lightning.data.splits import STAGES, Split, SplitOption, Stage, class_finder, resolve_split
-from strm_lightning.data.videos import VideoError, read_frames
+from strm_lightning.data.layouts import list_videos
+from strm_lightning.data.listing import Layout, Listing, VideoStore, count_of
+from strm_lightning.data.match import match_split
+from strm_lightning.data.splits import SplitOption, Stage, resolve_split
+from strm_lightning.data.videos import VideoError
+
+__all__ = ["DataWarning", "Layout", "VideoSet", "VideoStore", "load_video_sets", "open_store"]
 
 Unreadable = Literal["skip", "refuse"]
 ShortClips = Literal["repeat", "drop"]
@@ -24,52 +24,6 @@ ShortClips = Literal["repeat", "drop"]
 
 class DataWarning(UserWarning):
     """Something about the data that training survives and a user should know: how many, and which."""
-
-
-class VideoStore(ABC):
-    """Videos that can be read, in the order of their names. May be pickled; files are opened where they are read.
-
-    Attributes:
-        videos: name of each video, ``class/name``, ascending (``name`` alone in a flat folder).
-        frame_counts: frames that each video has, ``[V]``.
-        unreadable: what is wrong with each video that was left out, by name.
-    """
-
-    videos: Sequence[str]
-    frame_counts: Int[np.ndarray, " V"]
-    unreadable: Mapping[str, str]
-
-    @abstractmethod
-    def path_of(self, row: SupportsIndex) -> Path:
-        """The file or folder of a video."""
-
-    @abstractmethod
-    def read(self, row: SupportsIndex, frames: Sequence[int]) -> UInt8[Tensor, "n H W 3"]:
-        """Frames of a video by number, ascending, with repeats; RGB.
-
-        Raises:
-            VideoError: the video has changed or vanished since the store was opened.
-        """
-
-
-class FileStore(VideoStore):
-    """A folder of video files, decoded anew at every read."""
-
-    def __init__(
-        self, files: Mapping[str, Path], frame_counts: Mapping[str, int], unreadable: Mapping[str, str]
-    ) -> None:
-        self.videos = sorted(frame_counts)
-        self.frame_counts = np.array([frame_counts[name] for name in self.videos], dtype=np.int64)
-        self.unreadable = unreadable
-        self._paths = [str(files[name]) for name in self.videos]
-
-    def path_of(self, row: SupportsIndex) -> Path:
-        """The video file."""
-        return Path(self._paths[row])
-
-    def read(self, row: SupportsIndex, frames: Sequence[int]) -> UInt8[Tensor, "n H W 3"]:
-        """Decode up to the last of these frames."""
-        return read_frames(self._paths[row], frames)
 
 
 @dataclass(frozen=True)
@@ -111,8 +65,9 @@ def open_store(
     """Open every video under a folder.
 
     Args:
-        root: the folder, ``root/<class>/<video>.<mp4|avi|webm|mkv|mov>``.
-        layout: how videos lie there; ``auto`` looks.
+        root: the folder (or zip).
+        layout: ``videos`` in class folders, folders of ``frames``, one ``zip`` of such, a frame ``cache``, or ``flat``
+            videos whose classes only list files tell; ``auto`` looks.
         unreadable: leave damaged files out with a warning, or refuse to go on.
         progress: draw a bar on stderr where opening takes long.
 
@@ -120,7 +75,8 @@ def open_store(
         FileNotFoundError: there is no such folder.
         ValueError: it is empty or laid out otherwise, or (``refuse``) holds files that cannot be read.
     """
-    return _open(list_videos(root, layout), None, unreadable, progress)
+    listing = list_videos(root, layout)
+    return _open(listing, list(listing.places), unreadable, progress)
 
 
 def load_video_sets(
@@ -157,57 +113,34 @@ def load_video_sets(
     """
     listing = list_videos(root, layout)
     resolved = resolve_split(split, lists=lists, class_names=listing.class_names, seed=seed)
-    wanted = _wanted(listing, resolved)
-    names = {name for classes in wanted.values() for videos in classes.values() for name in videos}
-    if not names:
-        raise ValueError(f"none of the videos of split {resolved.name!r} is under {root}; {listing.summary}")
-    store = _open(listing, names, unreadable, progress)
+    match = match_split(listing, resolved)
+    if not match.names:
+        raise ValueError(f"none of the videos of split {resolved.name!r} is under {root}; there are {listing.summary}")
+    if match.missing:
+        missing = [name for names in match.missing.values() for name in names]
+        what = "classes" if resolved.videos is None else "videos"
+        _warn(f"{len(missing)} of {match.total} {what} of split {resolved.name!r} are not under {root}", missing)
+    store = _open(listing, match.names, unreadable, progress)
     short = {name for name, n in zip(store.videos, store.frame_counts.tolist(), strict=True) if n < num_frames}
     if short and short_clips == "drop":
-        _warn(f"dropped {_count(short, 'video')} of fewer than {num_frames} frames", short)
+        _warn(f"dropped {count_of(short, 'video')} of fewer than {num_frames} frames", short)
     dropped = short if short_clips == "drop" else set()
     row_of = {name: row for row, name in enumerate(store.videos) if name not in dropped}
-    return {stage: _video_set(stage, store, classes, row_of) for stage, classes in wanted.items() if classes}
+    return {stage: _video_set(stage, store, classes, row_of) for stage, classes in match.found.items()}
 
 
-def _open(listing: Listing, names: Iterable[str] | None, unreadable: Unreadable, progress: bool) -> VideoStore:
-    files = listing.files if names is None else {name: listing.files[name] for name in names}
-    counts = count_all(listing.root, files, progress=progress)
+def _open(listing: Listing, names: Sequence[str], unreadable: Unreadable, progress: bool) -> VideoStore:
+    counts = listing.count(names, progress=progress)
     bad = {name: reason for name, reason in sorted(counts.items()) if isinstance(reason, str)}
     good = {name: count for name, count in counts.items() if isinstance(count, int)}
     reasons = [f"{name} ({reason})" for name, reason in bad.items()]
     if bad and unreadable == "refuse":
-        raise VideoError(_listed(f"{listing.root}: {_count(bad, 'video')} cannot be read", reasons))
+        raise VideoError(_listed(f"{listing.root}: {count_of(bad, 'video')} cannot be read", reasons))
     if not good:
-        raise VideoError(_listed(f"{listing.root}: none of {_count(bad, 'video')} can be read", reasons))
+        raise VideoError(_listed(f"{listing.root}: none of {count_of(bad, 'video')} can be read", reasons))
     if bad:
-        _warn(f"left out {_count(bad, 'video')} under {listing.root} that cannot be read", reasons)
-    return FileStore(files, good, bad)
-
-
-def _wanted(listing: Listing, split: Split) -> dict[Stage, dict[str, list[str]]]:
-    """Names on disk for each stage and class of the split; warns of what is not there."""
-    wanted: dict[Stage, dict[str, list[str]]] = {stage: {} for stage in STAGES}
-    missing = []
-    if split.videos is None:
-        find = class_finder(listing.class_names)
-        for stage in STAGES:
-            for name in split.classes[stage]:
-                found = find(name)
-                wanted[stage][name] = listing.by_class[found] if found else []
-                missing += [] if found else [name]
-        total, what = sum(map(len, split.classes.values())), "classes"
-    else:
-        finder = VideoFinder(listing.files, [name for stage in STAGES for name in split.classes[stage]])
-        for stage in STAGES:
-            for name, video in split.videos[stage]:
-                match = finder.find(name, video)
-                wanted[stage].setdefault(name, []).extend([match.name] if match else [])
-                missing += [] if match else [f"{name}/{video}"]
-        total, what = sum(map(len, split.videos.values())), "videos"
-    if missing:
-        _warn(f"{len(missing)} of {total} {what} of split {split.name!r} are not under {listing.root}", missing)
-    return wanted
+        _warn(f"left out {count_of(bad, 'video')} under {listing.root} that cannot be read", reasons)
+    return listing.open(good, bad)
 
 
 def _video_set(
@@ -227,8 +160,3 @@ def _warn(claim: str, items: Iterable[str]) -> None:
 def _listed(claim: str, items: Iterable[str], most: int = 3) -> str:
     items = sorted(items)
     return f"{claim}: {', '.join(items[:most])}{' …' if len(items) > most else ''}"
-
-
-def _count(items: Iterable[str], noun: str) -> str:
-    number = len(list(items))
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -2,7 +2,7 @@
 
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -31,14 +31,36 @@ def count_frames(path: str | Path) -> int:
     Raises:
         VideoError: no such file, a folder, empty, no video in it, damaged, or cut off before its end.
     """
+    return visit_frames(path, (), lambda *_: None)
+
+
+def visit_frames(path: str | Path, numbers: Container[int], visit: Callable[[int, np.ndarray], object]) -> int:
+    """Decode a whole video, hand over the frames of these numbers (RGB, upright), and return how many it has.
+
+    Raises:
+        VideoError: as `count_frames`.
+    """
+    count, upright_rgb = 0, _UprightRGB()
     with _opened(path) as (container, stream):
-        count = sum(1 for _ in container.decode(stream))
+        for count, frame in enumerate(_whole(container.decode(stream), path), start=1):
+            if count - 1 in numbers:
+                visit(count - 1, upright_rgb(frame))
         missing = _missing_bytes(path)
         if missing and count < (stream.frames or count + 1):
             raise VideoError(f"{path}: cut off, {missing} bytes are missing at its end")
     if not count:
         raise VideoError(f"{path}: has no frame that can be decoded")
     return count
+
+
+def foretell_frames(path: str | Path) -> int:
+    """How many frames a video ought to have, by its packets, without decoding; nearly always right.
+
+    Raises:
+        VideoError: as `count_frames`.
+    """
+    with _opened(path) as (container, stream):
+        return sum(1 for packet in container.demux(stream) if packet.size)
 
 
 def read_frames(path: str | Path, indices: Sequence[int]) -> UInt8[Tensor, "n H W 3"]:
@@ -52,12 +74,11 @@ def read_frames(path: str | Path, indices: Sequence[int]) -> UInt8[Tensor, "n H 
     if not wanted or wanted[0] < 0 or any(a > b for a, b in pairwise(wanted)):
         raise ValueError(f"frame numbers must ascend from 0 or more, not {wanted}")
     frames: list[np.ndarray] = []
-    count, to_rgb = 0, VideoReformatter()
+    count, upright_rgb = 0, _UprightRGB()
     with _opened(path) as (container, stream):
-        for count, frame in enumerate(container.decode(stream), start=1):
+        for count, frame in enumerate(_whole(container.decode(stream), path), start=1):
             if count - 1 == wanted[len(frames)]:
-                image = _upright_rgb(frame, to_rgb, like=frames[0] if frames else None)
-                frames += [image] * wanted.count(count - 1)
+                frames += [upright_rgb(frame)] * wanted.count(count - 1)
                 if len(frames) == len(wanted):
                     return torch.from_numpy(np.stack(frames))
     raise VideoError(f"{path}: has {count} frames, number {wanted[len(frames)]} (from 0) was asked for")
@@ -69,14 +90,12 @@ def iter_frames(path: str | Path) -> Iterator[tuple[UInt8[np.ndarray, "H W 3"], 
     Raises:
         VideoError: as `count_frames`, when the damage is reached.
     """
-    first, to_rgb = None, VideoReformatter()
+    count, upright_rgb = 0, _UprightRGB()
     with _opened(path) as (container, stream):
-        for number, frame in enumerate(container.decode(stream)):
-            image = _upright_rgb(frame, to_rgb, like=first)
-            first = image if first is None else first
-            rate = float(stream.average_rate or 25)
-            yield image, number / rate if frame.time is None else float(frame.time)
-    if first is None:
+        rate = float(stream.average_rate or 25)
+        for count, frame in enumerate(_whole(container.decode(stream), path), start=1):
+            yield upright_rgb(frame), (count - 1) / rate if frame.time is None else float(frame.time)
+    if not count:
         raise VideoError(f"{path}: has no frame that can be decoded")
 
 
@@ -91,28 +110,43 @@ def _opened(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             if not container.streams.video:
                 raise VideoError(f"{path}: has no video in it")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise VideoError(f"{path}: is of a codec that is not known")
             stream.codec_context.thread_count = 1  # automatic threads lose the frames after damage without an error
             yield container, stream
     except VideoError:
         raise
-    except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
+    except (av.error.FFmpegError, ValueError, IndexError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise VideoError(f"{path}: cannot be decoded ({reason})") from error
 
 
-def _upright_rgb(frame: VideoFrame, to_rgb: VideoReformatter, like: np.ndarray | None) -> np.ndarray:
-    """The picture as it is meant to be seen; at the size of ``like`` should the stream change its size midway.
+def _whole(frames: Iterable[VideoFrame], path: str | Path) -> Iterator[VideoFrame]:
+    """Refuse pictures that the decoder had to make up; it says so of H.264 and MPEG-4, VP8 cannot know."""
+    for number, frame in enumerate(frames):
+        if frame.is_corrupt:
+            missing = _missing_bytes(path)
+            reason = f"cut off, {missing} bytes are missing at its end" if missing else "damaged"
+            raise VideoError(f"{path}: frame {number} is {reason}")
+        yield frame
+
+
+class _UprightRGB:
+    """Pictures as they are meant to be seen, all of the first one's size should the stream change midway.
 
     One reformatter serves all frames of a video: each frame's own would prepare its tables anew, at 4 x the cost.
     """
-    turns = round(frame.rotation / 90) % 4
-    if like is None:
-        size = {}
-    else:
-        height, width = like.shape[:2] if turns % 2 == 0 else like.shape[1::-1]
-        size = {"height": height, "width": width}
-    image = to_rgb.reformat(frame, format="rgb24", **size).to_ndarray()
-    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+        self._size: tuple[int, int] | None = None
+        self._turns = 0
+
+    def __call__(self, frame: VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
+        if self._size is None:
+            self._size, self._turns = (frame.width, frame.height), round(frame.rotation / 90) % 4
+        image = self._reformatter.reformat(frame, *self._size, format="rgb24").to_ndarray()
+        return np.ascontiguousarray(np.rot90(image, self._turns)) if self._turns else image
 
 
 def _missing_bytes(path: str | Path) -> int:

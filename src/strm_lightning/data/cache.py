@@ -1,0 +1,182 @@
+"""The frame cache: one file a video with the frames that training and test can ever want, made by `strm prepare`.
+
+A folder of ``<class>/<video>.clip`` files and ``strm-cache.json``, which says what made it and lists its videos.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, SupportsIndex
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from strm_lightning import __version__
+from strm_lightning.data.clipfile import SUFFIX, ClipFile
+from strm_lightning.data.frames import FramePolicy, reachable_frames
+from strm_lightning.data.images import EncodedStore
+from strm_lightning.data.index import write_atomically
+from strm_lightning.data.listing import Layout, Listing, VideoStore
+
+CacheFormat = Literal["raw", "jpeg", "keep"]
+MANIFEST = "strm-cache.json"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """What decides the contents of a cache.
+
+    Attributes:
+        format: raw pixels, JPEG, or the source's own image files.
+        short_side: short side of the frames in pixels; of no meaning for ``keep``.
+        quality: of JPEG, 1 to 100; of no meaning for the others.
+        policies: frame policies whose frames are kept.
+        num_frames: frames of a clip, L.
+    """
+
+    format: CacheFormat
+    short_side: int
+    quality: int
+    policies: tuple[FramePolicy, ...]
+    num_frames: int
+
+
+@dataclass(frozen=True)
+class CacheListing(Listing):
+    """A frame cache."""
+
+    manifest: Any = None
+
+    @property
+    def layout(self) -> Layout:
+        """A frame cache."""
+        return "cache"
+
+    def count(self, names: Sequence[str], *, progress: bool) -> dict[str, int | str]:
+        """Frames that the source of each video has, or what is wrong with its file."""
+        counts: dict[str, int | str] = {}
+        for name in names:
+            frames, size = self.manifest["videos"][name]
+            found = self.places[name].stat().st_size if self.places[name].is_file() else None
+            counts[name] = frames if found == size else f"{self.places[name]} has {found} bytes, not {size}"
+        return counts
+
+    def open(self, frame_counts: Mapping[str, int], unreadable: Mapping[str, str]) -> VideoStore:
+        """Read from the cache."""
+        kind = RawCacheStore if self.manifest["options"]["format"] == "raw" else ImageCacheStore
+        return kind(self.root, options_of(self.manifest), frame_counts, unreadable)
+
+
+class _CacheStore(VideoStore):
+    def __init__(
+        self, root: Path, options: CacheOptions, frame_counts: Mapping[str, int], unreadable: Mapping[str, str]
+    ) -> None:
+        super().__init__(frame_counts, unreadable)
+        self.options, self._root = options, str(root)
+
+    def path_of(self, row: SupportsIndex) -> Path:
+        """The clip file."""
+        return Path(f"{self._root}/{self.videos[row]}{SUFFIX}")
+
+    def require(self, policies: FramePolicy | Sequence[FramePolicy], num_frames: int) -> None:
+        """Raise a ValueError if these policies could choose a frame that was not kept."""
+        for frames in set(self.frame_counts.tolist()):
+            kept = reachable_frames(self.options.policies, frames, self.options.num_frames)
+            if not set(reachable_frames(policies, frames, num_frames)) <= set(kept):
+                raise ValueError(
+                    f"the cache {self._root} keeps the frames of {' and '.join(self.options.policies)} with "
+                    f"{self.options.num_frames} frames a clip; {policies} with {num_frames} needs more: prepare anew"
+                )
+
+
+class RawCacheStore(_CacheStore):
+    """Raw pixels, read by offset."""
+
+    def read(self, row: SupportsIndex, frames: Sequence[int]) -> UInt8[Tensor, "n H W 3"]:
+        """Copy these frames out of the file."""
+        clip = ClipFile(self.path_of(row))
+        with clip:
+            entries = clip.find(frames)
+            out = np.empty((len(entries), clip.height, clip.width, 3), dtype=np.uint8)
+            for entry, image in zip(entries, out, strict=True):
+                clip.read_into(entry, image)
+        return torch.from_numpy(out)
+
+
+class ImageCacheStore(_CacheStore, EncodedStore):
+    """Images, decoded at every read."""
+
+    def encoded(self, row: SupportsIndex, frames: Sequence[int]) -> Iterable[tuple[str, bytes]]:
+        """The images as they lie in the file, held against their checksums."""
+        with ClipFile(self.path_of(row)) as clip:
+            for number, entry in zip(frames, clip.find(frames), strict=True):
+                yield f"{clip.path}: frame {number}", clip.read(entry)
+
+
+def is_cache(root: Path) -> bool:
+    """Whether a folder says that it is a frame cache."""
+    return (root / MANIFEST).is_file()
+
+
+def read_manifest(root: Path) -> dict[str, Any]:
+    """What a cache says of itself.
+
+    Raises:
+        ValueError: not a manifest, or of another format version.
+    """
+    try:
+        manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+        version = manifest["version"]
+        if version == _VERSION:
+            options_of(manifest)
+            _check_names(manifest["videos"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{root / MANIFEST} is damaged ({error}); prepare the cache anew") from error
+    if version != _VERSION:
+        raise ValueError(f"{root} is a frame cache of format {version}; this program reads format {_VERSION}")
+    return dict(manifest)
+
+
+def write_manifest(
+    root: Path, options: CacheOptions, *, source: Path, videos: Mapping[str, Sequence[int]], complete: bool
+) -> None:
+    """Write what a cache says of itself: options, where it comes from, frames of the source and bytes of each clip."""
+    manifest = {
+        "version": _VERSION,
+        "made_by": f"strm_lightning {__version__}",
+        "source": str(source),
+        "options": asdict(options),
+        "complete": complete,
+        "videos": {name: list(sizes) for name, sizes in videos.items()},
+    }
+    write_atomically(root / MANIFEST, json.dumps(manifest, sort_keys=True).encode())
+
+
+def options_of(manifest: Mapping[str, Any]) -> CacheOptions:
+    """The options that made a cache."""
+    return CacheOptions(**manifest["options"] | {"policies": tuple(manifest["options"]["policies"])})
+
+
+def list_cache(root: Path) -> CacheListing:
+    """List the videos in a cache.
+
+    Raises:
+        ValueError: no cache, of another format version, damaged, or not finished.
+    """
+    if not is_cache(root):
+        raise ValueError(f"{root} is no frame cache: it has no {MANIFEST}")
+    manifest = read_manifest(root)
+    if not manifest["complete"]:
+        raise ValueError(f"the frame cache {root} is not finished; the same `strm prepare` again will finish it")
+    places = {name: root / f"{name}{SUFFIX}" for name in sorted(manifest["videos"])}
+    return CacheListing(root, places, manifest=manifest)
+
+
+def _check_names(names: Iterable[str]) -> None:
+    for name in names:
+        if name.startswith("/") or "\\" in name or {"", ".", ".."} & set(name.split("/")):
+            raise ValueError(f"{name!r} leads out of its folder")

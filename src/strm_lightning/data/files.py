@@ -1,0 +1,87 @@
+"""Video files, in class folders or flat in one folder, decoded anew at every read."""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import SupportsIndex
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from strm_lightning.data.index import count_all
+from strm_lightning.data.listing import Layout, Listing, VideoStore
+from strm_lightning.data.videos import VIDEO_SUFFIXES, count_frames, read_frames
+
+
+class FileListing(Listing):
+    """``root/<class>/<video>.mp4``, or a level deeper (``root/train/<class>/<video>.mp4``)."""
+
+    @property
+    def layout(self) -> Layout:
+        """Files in class folders."""
+        return "videos"
+
+    def count(self, names: Sequence[str], *, progress: bool) -> dict[str, int | str]:
+        """Count by decoding, once."""
+        return count_all(self.root, {n: self.places[n] for n in names}, count_frames, "videos", progress=progress)
+
+    def open(self, frame_counts: Mapping[str, int], unreadable: Mapping[str, str]) -> "FileStore":
+        """Read from the files."""
+        return FileStore(self.places, frame_counts, unreadable)
+
+
+class FlatListing(FileListing):
+    """``root/<video>.webm``; only list files can tell the classes."""
+
+    @property
+    def layout(self) -> Layout:
+        """Files in one folder."""
+        return "flat"
+
+
+class FileStore(VideoStore):
+    """Video files, decoded anew at every read."""
+
+    def __init__(
+        self, places: Mapping[str, Path], frame_counts: Mapping[str, int], unreadable: Mapping[str, str]
+    ) -> None:
+        super().__init__(frame_counts, unreadable)
+        self._paths = [str(places[name]) for name in self.videos]
+
+    def path_of(self, row: SupportsIndex) -> Path:
+        """The video file."""
+        return Path(self._paths[row])
+
+    def read(self, row: SupportsIndex, frames: Sequence[int]) -> UInt8[Tensor, "n H W 3"]:
+        """Decode up to the last of these frames."""
+        return read_frames(self._paths[row], frames)
+
+
+def list_files(root: Path) -> dict[str, Path]:
+    """Video files in class folders, by ``class/video``; with their endings where one name has several."""
+    files: dict[str, Path] = {}
+    for folder in entries(root):
+        if folder.is_dir():
+            files |= _videos_in(folder) or {
+                name: path for inner in entries(folder) if inner.is_dir() for name, path in _videos_in(inner).items()
+            }
+    return dict(sorted(files.items()))
+
+
+def list_flat(root: Path) -> dict[str, Path]:
+    """Video files in one folder, by name."""
+    return {name.rpartition("/")[2]: path for name, path in _videos_in(root).items()}
+
+
+def entries(folder: str | Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
+    """What is in a folder, by name; without hidden files, which file managers leave everywhere."""
+    with os.scandir(folder) as found:
+        return sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
+
+
+def _videos_in(folder: Path | os.DirEntry[str]) -> dict[str, Path]:
+    paths = [Path(entry.path) for entry in entries(folder)]
+    paths = [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES]
+    stems = Counter(path.stem for path in paths)
+    return {f"{folder.name}/{path.name if stems[path.stem] > 1 else path.stem}": path for path in paths}

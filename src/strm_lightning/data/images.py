@@ -1,0 +1,159 @@
+"""Folders of frames as image files, ``root/<class>/<video>/00000001.jpg``."""
+
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from strm_lightning.data.files import entries
+from strm_lightning.data.index import count_all
+from strm_lightning.data.listing import Layout, Listing, VideoStore
+from strm_lightning.data.names import without_suffix
+from strm_lightning.data.videos import VideoError
+
+try:
+    import simplejpeg
+except ImportError:  # an extra; Pillow decodes to the same pixels, slower
+    simplejpeg = None
+
+_COLOURS = {"Gray", "RGB", "YCbCr"}  # the other ways to code a JPEG are left to Pillow
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
+
+
+class FrameFolderListing(Listing):
+    """``root/<class>/<video>/00000001.jpg``."""
+
+    @property
+    def layout(self) -> Layout:
+        """Folders of image files."""
+        return "frames"
+
+    def count(self, names: Sequence[str], *, progress: bool) -> dict[str, int | str]:
+        """Count image files, once; decoding them is left to the reader."""
+        return count_all(self.root, {n: self.places[n] for n in names}, count_images, "frames", progress=progress)
+
+    def open(self, frame_counts: Mapping[str, int], unreadable: Mapping[str, str]) -> "FrameFolderStore":
+        """Read from the folders."""
+        return FrameFolderStore(self.places, frame_counts, unreadable)
+
+
+class EncodedStore(VideoStore):
+    """Videos whose frames are image files or the bytes of such."""
+
+    def encoded(self, row: SupportsIndex, frames: Sequence[int]) -> Iterable[tuple[str, bytes]]:
+        """Where each of these frames is, in words, and its bytes as they lie on disk."""
+        raise NotImplementedError
+
+    def read(self, row: SupportsIndex, frames: Sequence[int]) -> UInt8[Tensor, "n H W 3"]:
+        """Decode these frames, each once."""
+        wanted = list(frames)
+        images: dict[int, np.ndarray] = {}
+        different = sorted(set(wanted))
+        for number, (place, data) in zip(different, self.encoded(row, different), strict=True):
+            images[number] = decode_image(data, place)
+            if images[number].shape != images[wanted[0]].shape:
+                raise VideoError(f"{place}: differs in size from the video's other frames")
+        return torch.from_numpy(np.stack([images[number] for number in wanted]))
+
+
+class FrameFolderStore(EncodedStore):
+    """Folders of frames; frame 0 is the first by number, whatever its number is."""
+
+    def __init__(
+        self, places: Mapping[str, Path], frame_counts: Mapping[str, int], unreadable: Mapping[str, str]
+    ) -> None:
+        super().__init__(frame_counts, unreadable)
+        self._paths = [str(places[name]) for name in self.videos]
+
+    def path_of(self, row: SupportsIndex) -> Path:
+        """The folder of a video's frames."""
+        return Path(self._paths[row])
+
+    def encoded(self, row: SupportsIndex, frames: Sequence[int]) -> Iterable[tuple[str, bytes]]:
+        """The bytes of these image files."""
+        folder = self.path_of(row)
+        try:
+            images = _images_in(folder)
+            if len(images) != self.frame_counts[row]:
+                raise VideoError(f"{folder}: had {self.frame_counts[row]} frames, now it has {len(images)}")
+            for number in frames:
+                yield images[number], Path(images[number]).read_bytes()
+        except OSError as error:
+            raise VideoError(f"{folder}: cannot be read ({error.strerror})") from error
+
+
+def list_frame_folders(root: Path) -> dict[str, Path]:
+    """Folders inside class folders, by ``class/video``."""
+    return {
+        f"{folder.name}/{without_suffix(inner.name)}": Path(inner.path)
+        for folder in entries(root)
+        if folder.is_dir()
+        for inner in entries(folder)
+        if inner.is_dir()
+    }
+
+
+def count_images(folder: Path) -> int:
+    """Count the frames in a folder.
+
+    Raises:
+        VideoError: there are none, or one is empty.
+    """
+    try:
+        sizes = {entry.name: entry.stat().st_size for entry in entries(folder) if is_image(entry.name)}
+    except OSError as error:
+        raise VideoError(f"{folder}: cannot be read ({error.strerror})") from error
+    if not sizes:
+        raise VideoError(f"{folder}: holds no frames")
+    if not all(sizes.values()):
+        raise VideoError(f"{folder}: frame {next(name for name, size in sizes.items() if not size)} is empty (0 bytes)")
+    return len(sizes)
+
+
+def decode_image(data: bytes, place: str) -> UInt8[np.ndarray, "H W 3"]:
+    """Decode one image to RGB, to the pixels that Pillow gives.
+
+    Raises:
+        VideoError: damaged, or no image; ``place`` says where it is.
+    """
+    try:
+        if simplejpeg is not None and data[:2] == b"\xff\xd8" and simplejpeg.decode_jpeg_header(data)[2] in _COLOURS:
+            image: np.ndarray = simplejpeg.decode_jpeg(data, "RGB")
+            return image
+        with Image.open(io.BytesIO(data)) as opened:
+            return np.array(opened.convert("RGB"))
+    except Exception as error:  # readers of images raise whatever they stumble upon
+        raise VideoError(f"{place}: cannot be decoded ({error})") from error
+
+
+def encode_jpeg(image: UInt8[np.ndarray, "H W 3"], quality: int) -> bytes:
+    """Encode an image as JPEG, chroma at half resolution."""
+    if simplejpeg is not None:
+        return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality, "RGB", "420"))
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
+    return buffer.getvalue()
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name is a frame."""
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def frame_order(name: str) -> tuple[Any, ...]:
+    """Sorts frames by number, padded with zeros or not."""
+    numbers = re.findall(r"\d+", name)
+    return (int(numbers[-1]) if numbers else -1, name)
+
+
+def _images_in(folder: Path) -> list[str]:
+    return sorted(
+        (entry.path for entry in entries(folder) if is_image(entry.name)), key=lambda p: frame_order(Path(p).name)
+    )

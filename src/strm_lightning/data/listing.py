@@ -1,0 +1,112 @@
+"""What is under a root by name, before any of it is opened; each layout has its own listing and its own store."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, SupportsIndex
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from strm_lightning.data.frames import FramePolicy
+
+Layout = Literal["videos", "frames", "zip", "cache", "flat"]
+
+
+class VideoStore(ABC):
+    """Videos that can be read, in the order of their names. May be pickled; files are opened where they are read.
+
+    Args:
+        frame_counts: frames that each video has, by name.
+        unreadable: what is wrong with each video that was left out, by name.
+
+    Attributes:
+        videos: name of each video, ``class/name``, ascending (``name`` alone in a flat folder).
+        frame_counts: frames that each video has, ``[V]``.
+        unreadable: as given.
+    """
+
+    videos: list[str]
+    frame_counts: Int[np.ndarray, " V"]
+    unreadable: Mapping[str, str]
+
+    def __init__(self, frame_counts: Mapping[str, int], unreadable: Mapping[str, str]) -> None:
+        self.videos = sorted(frame_counts)
+        self.frame_counts = np.array([frame_counts[name] for name in self.videos], dtype=np.int64)
+        self.unreadable = dict(unreadable)
+
+    @abstractmethod
+    def path_of(self, row: SupportsIndex) -> Path:
+        """The file or folder that holds a video."""
+
+    @abstractmethod
+    def read(self, row: SupportsIndex, frames: Sequence[int]) -> UInt8[Tensor, "n H W 3"]:
+        """Frames of a video by number, ascending, with repeats; RGB.
+
+        Raises:
+            VideoError: the video has changed, vanished or suffered since the store was opened.
+        """
+
+    def require(self, policies: FramePolicy | Sequence[FramePolicy], num_frames: int) -> None:
+        """Check that whatever these policies choose is here; only caches leave frames out.
+
+        Raises:
+            ValueError: it is not.
+        """
+        del policies, num_frames
+
+
+@dataclass(frozen=True)
+class Listing(ABC):
+    """The names of the videos under a root.
+
+    Attributes:
+        root: the folder or file.
+        places: where each video is, by name (``class/video``), ascending.
+    """
+
+    root: Path
+    places: Mapping[str, Path]
+
+    @property
+    @abstractmethod
+    def layout(self) -> Layout:
+        """How the videos lie."""
+
+    @abstractmethod
+    def count(self, names: Sequence[str], *, progress: bool) -> dict[str, int | str]:
+        """Frames that each of these videos has, or (as text) what is wrong with it."""
+
+    @abstractmethod
+    def open(self, frame_counts: Mapping[str, int], unreadable: Mapping[str, str]) -> VideoStore:
+        """A store of the videos that were counted."""
+
+    @cached_property
+    def by_class(self) -> Mapping[str, list[str]]:
+        """Names of the videos of each class, ascending; none in a flat folder."""
+        classes: dict[str, list[str]] = {}
+        for name in self.places:
+            class_name, slash, _ = name.rpartition("/")
+            if slash:
+                classes.setdefault(class_name, []).append(name)
+        return classes
+
+    @property
+    def class_names(self) -> list[str]:
+        """Classes, ascending."""
+        return sorted(self.by_class)
+
+    @property
+    def summary(self) -> str:
+        """What was found, in words."""
+        where = "without class folders" if self.layout == "flat" else f"in {len(self.by_class)} classes"
+        return f"{count_of(self.places, 'video')} {where} (layout {self.layout!r})"
+
+
+def count_of(items: Iterable[object], noun: str) -> str:
+    """``3 videos``."""
+    number = sum(1 for _ in items)
+    return f"{number} {noun if number == 1 else noun + ('es' if noun.endswith('s') else 's')}"

@@ -1,0 +1,235 @@
+"""`strm prepare`: videos or frames to a frame cache, each video decoded once."""
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Literal
+
+import torch
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from strm_lightning.data.cache import (
+    CacheFormat,
+    CacheOptions,
+    is_cache,
+    options_of,
+    read_manifest,
+    write_manifest,
+)
+from strm_lightning.data.clipfile import SUFFIX, ClipFile
+from strm_lightning.data.convert import Converter
+from strm_lightning.data.files import FileListing
+from strm_lightning.data.frames import FramePolicy
+from strm_lightning.data.layouts import list_videos
+from strm_lightning.data.listing import Layout, Listing, count_of
+from strm_lightning.data.match import match_split
+from strm_lightning.data.splits import SplitOption, resolve_split
+from strm_lightning.data.videos import VideoError
+
+_SAMPLE = 16  # videos looked at to foretell the size of a cache
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """What `prepare` did.
+
+    Attributes:
+        out: the cache.
+        written: clips written by this run.
+        present: clips that were there already.
+        failed: what is wrong with each video that is not in the cache.
+        size: bytes of all clips.
+        seconds: time taken.
+    """
+
+    out: Path
+    written: int
+    present: int
+    failed: dict[str, str]
+    size: int
+    seconds: float
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.out}: {count_of(range(self.written + self.present), 'clip')}, {_bytes(self.size)}; {self.written} "
+            f"written in {self.seconds:.0f} s, {self.present} there already"
+        ]
+        if self.failed:
+            lines += [f"{count_of(self.failed, 'video')} could not be read:"]
+            lines += [f"  {name}: {reason}" for name, reason in sorted(self.failed.items())]
+        return "\n".join([*lines, f"Use it: --data.root={self.out}"])
+
+
+def prepare(
+    root: str,
+    out: str,
+    *,
+    split: SplitOption | None = None,
+    lists: str | None = None,
+    layout: Layout | Literal["auto"] = "auto",
+    format: CacheFormat = "raw",  # noqa: A002
+    short_side: int = 256,
+    quality: int = 90,
+    policies: list[FramePolicy] | None = None,
+    num_frames: int = 8,
+    jobs: int | None = None,
+    seed: int = 0,
+) -> PrepareReport:
+    """Decode each video once into a frame cache, from which training reads ten times faster than from video files.
+
+    A run that was cut off, however harshly, goes on where it was when started again.
+
+    Args:
+        root: folder (or zip) of videos or frames.
+        out: folder of the cache.
+        split: only the videos of this split; all by default.
+        lists: folder of the split's list files.
+        layout: how videos lie under ``root``; ``auto`` looks.
+        format: ``raw`` pixels are fastest; ``jpeg`` takes about a tenth of the room; ``keep`` copies your own image
+            files unchanged and as large as they are.
+        short_side: short side of the frames in pixels (raw, jpeg); 256 goes with clips of 224 pixels.
+        quality: of JPEG, 1 to 100.
+        policies: frame policies to keep the frames of; ``release`` needs at most 48 of a video with 8 frames a clip,
+            ``segments`` needs all. Default: ``[segments]``.
+        num_frames: frames of a clip, L.
+        jobs: videos at work at once; by default one for each core.
+        seed: of a random split.
+
+    Raises:
+        FileNotFoundError: no such root or lists.
+        ValueError: root, out or options do not fit, the disk is too small, or no video can be read.
+    """
+    start = time.monotonic()
+    listing = list_videos(root, layout)
+    options = CacheOptions(format, short_side, quality, tuple(policies or ["segments"]), num_frames)
+    target = Path(out).expanduser()
+    _check(listing, target, options)
+    names = list(listing.places)
+    if split is not None:
+        resolved = resolve_split(split, lists=lists, class_names=listing.class_names, seed=seed)
+        names = match_split(listing, resolved).names
+    if not names:
+        raise ValueError(f"none of the videos of split {split!r} is under {root}; there are {listing.summary}")
+    convert = Converter(listing, names, options, target)
+    with _alone(target), _one_thread_each():
+        sizes = _present(target, names)
+        before = read_manifest(target)["videos"] if is_cache(target) else {}
+        write_manifest(target, options, source=listing.root, videos=before, complete=False)
+        missing = [name for name in names if name not in sizes]
+        _announce(convert, missing, target)
+        present = len(sizes)
+        done, failed = _work(convert, missing, jobs or os.cpu_count() or 1)
+        sizes |= done
+        if not sizes:
+            raise ValueError(
+                f"none of {count_of(names, 'video')} under {root} can be read: {next(iter(failed.values()))}"
+            )
+        _sweep(target)
+        write_manifest(target, options, source=listing.root, videos=before | sizes, complete=True)
+    size = sum(size for _, size in sizes.values())
+    return PrepareReport(target, len(done), present, failed, size, time.monotonic() - start)
+
+
+def _check(listing: Listing, target: Path, options: CacheOptions) -> None:
+    source = listing.root.resolve()
+    if listing.layout == "cache":
+        raise ValueError(f"{listing.root} is a frame cache already")
+    if options.format == "keep" and isinstance(listing, FileListing):
+        raise ValueError(f"format 'keep' copies image files, and {listing.root} holds video files: choose raw or jpeg")
+    if source == target.resolve() or source in target.resolve().parents:
+        raise ValueError(f"the cache {target} would lie inside its source {listing.root}: choose another folder")
+    if options.short_side < 1 or not 1 <= options.quality <= 100 or options.num_frames < 1:
+        raise ValueError(f"short_side and num_frames are 1 or more and quality is 1 to 100, not {options}")
+    if is_cache(target):
+        made = options_of(read_manifest(target))
+        if made != options:
+            raise ValueError(f"{target} was made with other options ({made}): choose another folder or delete it")
+    elif target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} is there already and is no frame cache: choose another folder")
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(target / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise ValueError(f"another `strm prepare` is at work on {target}") from None
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Videos are what is worked on in parallel; threads inside a resize would only be in each other's way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _present(target: Path, names: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Frames of the source and bytes of each clip file that is there and whole."""
+    sizes = {}
+    for name in names:
+        try:
+            with ClipFile(target / f"{name}{SUFFIX}") as clip:
+                sizes[name] = (clip.source_frames, clip.size)
+        except VideoError:
+            continue
+    return sizes
+
+
+def _announce(convert: Converter, missing: Sequence[str], target: Path) -> None:
+    """Say how much room the cache will take, by a sample, and refuse to start what cannot end well."""
+    rooms = []
+    for name in missing[:: max(1, len(missing) // _SAMPLE)][:_SAMPLE]:
+        try:
+            rooms.append(convert.room(name))
+        except VideoError:
+            continue  # reported when its turn comes
+    if not rooms:
+        return
+    room, free = round(mean(rooms) * len(missing)), shutil.disk_usage(target).free
+    message = (
+        f"{count_of(missing, 'video')} to prepare will take about {_bytes(room)} in {target} ({_bytes(free)} are free)"
+    )
+    if room > free:
+        raise ValueError(f"{message}: too much; format jpeg, policy release or a split need less")
+    tqdm.write(message, file=sys.stderr)
+
+
+def _work(convert: Converter, names: Sequence[str], jobs: int) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    done: dict[str, tuple[int, int]] = {}
+    failed: dict[str, str] = {}
+    with ThreadPoolExecutor(jobs) as pool:  # decoding, resizing and encoding release the interpreter's lock
+        futures = {pool.submit(convert, name): name for name in names}
+        try:
+            for future in tqdm(as_completed(futures), "Preparing", len(futures), unit="videos", disable=not names):
+                name = futures[future]
+                try:
+                    done[name] = future.result()
+                except VideoError as error:
+                    failed[name] = str(error).removeprefix(f"{convert.listing.places[name]}: ")
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return done, failed
+
+
+def _sweep(target: Path) -> None:
+    """Remove what runs that were killed left half written."""
+    for part in target.rglob(".*.part"):
+        part.unlink(missing_ok=True)
+
+
+def _bytes(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"

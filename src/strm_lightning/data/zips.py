@@ -1,0 +1,183 @@
+"""Frames inside one zip, ``…/<class>/<video>/00000001.jpg``, read by offset from a memory map."""
+
+import json
+import mmap
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import Any, SupportsIndex
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from strm_lightning.data.images import EncodedStore, frame_order, is_image
+from strm_lightning.data.index import index_file, write_atomically
+from strm_lightning.data.listing import Layout, Listing
+from strm_lightning.data.videos import VideoError
+
+_VERSION = 1
+_ARRAYS = ("starts", "offsets", "sizes", "checksums", "deflated")
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Where the frames of each video lie: video v has the entries ``starts[v]`` to ``starts[v + 1]``."""
+
+    names: list[str]
+    damaged: dict[str, str]
+    starts: Int[np.ndarray, " V1"]
+    offsets: Int[np.ndarray, " E"]
+    sizes: Int[np.ndarray, " E"]
+    checksums: Int[np.ndarray, " E"]
+    deflated: Int[np.ndarray, " E"]
+
+
+@dataclass(frozen=True)
+class ZipListing(Listing):
+    """Videos in one zip of frames."""
+
+    table: Any = None
+
+    @property
+    def layout(self) -> Layout:
+        """A zip of image files."""
+        return "zip"
+
+    def count(self, names: Sequence[str], *, progress: bool) -> dict[str, int | str]:
+        """Count the entries of each video."""
+        counts = dict(zip(self.table.names, np.diff(self.table.starts).tolist(), strict=True)) | self.table.damaged
+        return {name: counts[name] for name in names}
+
+    def open(self, frame_counts: Mapping[str, int], unreadable: Mapping[str, str]) -> "ZipStore":
+        """Read from the zip."""
+        return ZipStore(self.root, self.table, frame_counts, unreadable)
+
+
+class ZipStore(EncodedStore):
+    """Frames inside one zip, stored or deflated, each held against its checksum."""
+
+    def __init__(
+        self, path: Path, table: _Table, frame_counts: Mapping[str, int], unreadable: Mapping[str, str]
+    ) -> None:
+        super().__init__(frame_counts, unreadable)
+        self._path, self._table = path, table
+        row_of = {name: row for row, name in enumerate(table.names)}
+        self._starts = np.array([table.starts[row_of[name]] for name in self.videos])
+        self._map: mmap.mmap | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_map": None}
+
+    def path_of(self, row: SupportsIndex) -> Path:
+        """The place of a video in the zip, as a path below it."""
+        return self._path / self.videos[row]
+
+    def encoded(self, row: SupportsIndex, frames: Sequence[int]) -> Iterable[tuple[str, bytes]]:
+        """The bytes of these entries."""
+        if self._map is None:
+            with self._path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        for number in frames:
+            place = f"{self._path}: frame {number} of {self.videos[row]}"
+            yield place, self._entry(int(self._starts[row]) + number, place)
+
+    def _entry(self, entry: int, place: str) -> bytes:
+        table, start = self._table, int(self._table.offsets[entry])
+        assert self._map is not None
+        try:
+            signature, name_length, extra_length = struct.unpack_from("<4s22xHH", self._map, start)
+            start += 30 + name_length + extra_length
+            data = self._map[start : start + int(table.sizes[entry])]
+            data = zlib.decompress(data, -15) if table.deflated[entry] else data
+        except (struct.error, zlib.error) as error:
+            raise VideoError(f"{place} is damaged ({error})") from error
+        if signature != b"PK\x03\x04" or zlib.crc32(data) != table.checksums[entry]:
+            raise VideoError(f"{place} is damaged (its checksum differs)")
+        return data
+
+
+def list_zip(path: Path) -> ZipListing:
+    """List the videos in a zip; its directory of millions of entries is read once and remembered.
+
+    Raises:
+        ValueError: no zip, cut off, or encrypted.
+    """
+    status = path.stat()
+    remembered = index_file(path, "zip.npz")
+    stamp = np.array([_VERSION, status.st_size, status.st_mtime_ns])
+    table = _load(remembered, stamp)
+    if table is None:
+        table = _read_directory(path)
+        buffer = BytesIO()
+        np.savez(
+            buffer,
+            stamp=stamp,
+            texts=_packed([table.names, table.damaged]),
+            **{key: getattr(table, key) for key in _ARRAYS},
+        )
+        write_atomically(remembered, buffer.getvalue())
+    return ZipListing(path, dict.fromkeys(table.names, path), table=table)
+
+
+def _read_directory(path: Path) -> _Table:
+    try:
+        with zipfile.ZipFile(path) as opened:
+            infos = opened.infolist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ValueError(f"{path} is not a whole zip ({error}); it may have been cut off") from error
+    videos: dict[str, list[zipfile.ZipInfo]] = {}
+    parent_of: dict[str, tuple[str, ...]] = {}
+    damaged: dict[str, str] = {}
+    for info in infos:
+        parts = PurePosixPath(info.filename).parts
+        if len(parts) < 3 or not is_image(info.filename):
+            continue
+        name, parent = "/".join(parts[-3:-1]), parts[:-3]
+        videos.setdefault(name, []).append(info)
+        reason = "is in two places" if parent_of.setdefault(name, parent) != parent else _refuse(info)
+        if reason:
+            damaged[name] = f"{info.filename!r} {reason}"
+    names = sorted(videos)
+    frames = [sorted(videos[name], key=lambda info: frame_order(info.filename)) for name in names]
+    flat = [info for listed in frames for info in listed]
+    return _Table(
+        names=names,
+        damaged=damaged,
+        starts=np.cumsum([0, *map(len, frames)]),
+        offsets=np.array([info.header_offset for info in flat], dtype=np.int64),
+        sizes=np.array([info.compress_size for info in flat], dtype=np.int64),
+        checksums=np.array([info.CRC for info in flat], dtype=np.int64),
+        deflated=np.array([info.compress_type != zipfile.ZIP_STORED for info in flat], dtype=np.int8),
+    )
+
+
+def _refuse(info: zipfile.ZipInfo) -> str | None:
+    parts = info.filename.replace("\\", "/").split("/")
+    if {"", ".", ".."} & set(parts) or ":" in parts[0]:
+        return "leads out of its folder"
+    if info.flag_bits & 1:
+        return "is encrypted"
+    if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        return f"is packed by method {info.compress_type}"
+    if not info.file_size:
+        return "is empty (0 bytes)"
+    return None
+
+
+def _load(path: Path, stamp: Int[np.ndarray, " 3"]) -> _Table | None:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            if not np.array_equal(stored["stamp"], stamp):
+                return None
+            names, damaged = json.loads(stored["texts"].tobytes())
+            return _Table(names=names, damaged=damaged, **{key: stored[key] for key in _ARRAYS})
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None  # it can always be made again
+
+
+def _packed(texts: object) -> UInt8[np.ndarray, " _"]:
+    return np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8)

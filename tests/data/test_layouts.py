@@ -1,0 +1,203 @@
+"""One set of frames in every layout: the same names, the same pixels; and zips that mean harm."""
+
+import io
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from strm_lightning.data import images, zips
+from strm_lightning.data.layouts import list_videos
+from strm_lightning.data.listing import VideoStore
+from strm_lightning.data.store import DataWarning, load_video_sets, open_store
+from strm_lightning.data.videos import VideoError
+from tests.data.clips import number_of, numbered_frame, write_frames, write_video, zip_folder
+
+
+@pytest.fixture(scope="module")
+def frames_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of two videos of 9 and 12 frames as JPEG files."""
+    root = tmp_path_factory.mktemp("frames")
+    for name in ("run", "Jump High", "sit"):
+        for video, count in (("v1", 9), ("v2", 12)):
+            write_frames(root / name / video, count)
+    return root
+
+
+def by_pillow(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("prefix", ["", "data/frames/"])
+def test_a_zip_holds_what_its_folder_held(frames_root: Path, compression: int, prefix: str, tmp_path: Path) -> None:
+    folder = open_store(frames_root)
+    zipped = open_store(zip_folder(frames_root, tmp_path / "all.zip", compression, prefix))
+    assert list_videos(frames_root).layout == "frames"
+    assert list_videos(tmp_path).layout == list_videos(tmp_path / "all.zip").layout == "zip"
+    assert zipped.videos == folder.videos == [f"{c}/{v}" for c in ("Jump High", "run", "sit") for v in ("v1", "v2")]
+    np.testing.assert_array_equal(zipped.frame_counts, folder.frame_counts)
+    for store in (folder, zipped, pickle.loads(pickle.dumps(zipped))):
+        frames = store.read(3, [0, 0, 4, 11])
+        assert [number_of(frame) for frame in frames.numpy()] == [0, 0, 4, 11]
+        pillow = [by_pillow(frames_root / "run" / "v2" / f"{i + 1:08}.jpg") for i in (0, 0, 4, 11)]
+        np.testing.assert_array_equal(frames.numpy(), pillow)
+
+
+def test_without_simplejpeg_pixels_are_the_same(frames_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(frames_root)
+    fast = store.read(1, range(12))
+    monkeypatch.setattr(images, "simplejpeg", None)
+    torch.testing.assert_close(store.read(1, range(12)), fast, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P"])
+def test_images_of_any_colours_become_rgb(mode: str, tmp_path: Path) -> None:
+    suffix = "jpg" if mode in {"L", "CMYK"} else "png"
+    for number in range(3):
+        path = tmp_path / "a" / "v" / f"{number}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(numbered_frame(number)).convert(mode).save(path)
+    assert [number_of(f) for f in open_store(tmp_path).read(0, [0, 1, 2]).numpy()] == [0, 1, 2]
+
+
+def test_frames_follow_their_numbers_padded_or_not(tmp_path: Path) -> None:
+    for number in range(12):
+        path = tmp_path / "a" / "clip.mp4" / f"image_{number + 1}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(numbered_frame(number)).save(path)
+    (path.parent / "Thumbs.db").touch()
+    (path.parent / ".hidden.jpg").touch()
+    store = open_store(tmp_path)
+    assert store.videos == ["a/clip"]
+    assert [number_of(f) for f in store.read(0, range(12)).numpy()] == list(range(12))
+
+
+def test_class_folders_may_lie_a_level_deeper(tmp_path: Path) -> None:
+    for part, name in (("train_256", "run"), ("val_256", "sit"), ("val_256", "run")):
+        write_video(tmp_path / part / name / f"{part}.mp4", 3)
+    assert open_store(tmp_path).videos == ["run/train_256", "run/val_256", "sit/val_256"]
+
+
+def test_flat_videos_get_their_classes_from_lists(tmp_path: Path) -> None:
+    for number in (101, 102, 203):
+        write_video(tmp_path / "videos" / f"{number}.webm", 3, codec="libvpx")
+    assert list_videos(tmp_path / "videos").layout == "flat"
+    (tmp_path / "train_few_shot.txt").write_text("train0/101\ntrain0/102\n")
+    (tmp_path / "test_few_shot.txt").write_text("test18/203\n")
+    sets = load_video_sets(tmp_path / "videos", str(tmp_path))
+    assert sets["train"].class_names == ("train0",)
+    assert [sets["train"].store.videos[row] for row in sets["train"].members[0]] == ["101", "102"]
+    assert sets["test"].class_names == ("test18",)
+    for split in ("random", {"train": ["x"]}, "hmdb51"):
+        with pytest.raises(ValueError, match=r"cannot be shared|no videos of 'x'|list files that tell"):
+            load_video_sets(tmp_path / "videos", split)
+
+
+def test_layouts_that_do_not_fit_are_refused(frames_root: Path, tmp_path: Path) -> None:
+    archive = zip_folder(frames_root, tmp_path / "a.zip")
+    for root, layout in ((archive, "videos"), (frames_root, "zip"), (frames_root, "cache"), (frames_root, "flat")):
+        with pytest.raises(ValueError, match=r"layout '\w+' is|is no frame cache"):
+            open_store(root, layout)
+
+
+def test_damaged_frames_are_found_when_they_are_counted_or_read(tmp_path: Path) -> None:
+    for name in ("empty", "cut", "size", "gone", "good"):
+        write_frames(tmp_path / "a" / name, 4)
+    (tmp_path / "a" / "none").mkdir()
+    (tmp_path / "a" / "empty" / "00000002.jpg").write_bytes(b"")
+    cut = tmp_path / "a" / "cut" / "00000002.jpg"
+    cut.write_bytes(cut.read_bytes()[:700])
+    Image.fromarray(numbered_frame(1, 32, 48)).save(tmp_path / "a" / "size" / "00000002.jpg")
+    with pytest.warns(DataWarning, match=r"left out 2 videos .*empty \(frame 00000002.jpg is empty.*none \(holds no"):
+        store = open_store(tmp_path, "frames")
+    (tmp_path / "a" / "gone" / "00000004.jpg").unlink()
+    reasons = {"a/cut": "00000002.jpg: cannot be decoded", "a/size": "differs in size", "a/gone": "had 4 frames, now"}
+    for name, reason in reasons.items():
+        with pytest.raises(VideoError, match=reason):
+            store.read(store.videos.index(name), [0, 1])
+    assert number_of(store.read(store.videos.index("a/good"), [3])[0].numpy()) == 3
+
+
+def entries_of(path: Path, entries: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+    return path
+
+
+def jpeg(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(numbered_frame(number)).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def test_a_zip_never_leads_out_of_its_folder(tmp_path: Path) -> None:
+    names = ["../../a/v/1.jpg", "/etc/v/1.jpg", "b/../c/v/1.jpg", "C:/a/w/1.jpg", "d\\..\\e/f/v/1.jpg"]
+    path = entries_of(tmp_path / "evil.zip", {name: jpeg(0) for name in [*names, "good/v/1.jpg"]})
+    with pytest.warns(DataWarning, match=r"left out \d videos .*leads out of its folder"):
+        store = open_store(path)
+    assert store.videos == ["good/v"]
+
+
+def test_videos_in_two_places_of_a_zip_are_not_mixed(tmp_path: Path) -> None:
+    names = ["train/a/v/1.jpg", "val/a/v/1.jpg", "train/a/w/1.jpg", "readme.txt", "x/1.jpg"]
+    with pytest.warns(DataWarning, match=r"a/v \('val/a/v/1.jpg' is in two places"):
+        assert open_store(entries_of(tmp_path / "a.zip", {n: jpeg(0) for n in names})).videos == ["a/w"]
+
+
+def test_damaged_zips_are_refused_by_name(frames_root: Path, tmp_path: Path) -> None:
+    good = zip_folder(frames_root, tmp_path / "good.zip")
+    data = good.read_bytes()
+    for name, damaged in (("half", data[: len(data) // 2]), ("none", b""), ("text", b"no zip at all" * 50)):
+        (tmp_path / f"{name}.zip").write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"{name}\.zip is not a whole zip"):
+            open_store(tmp_path / f"{name}.zip")
+    flipped = bytearray(data)
+    with zipfile.ZipFile(good) as archive:
+        offset = archive.getinfo("run/v1/00000003.jpg").header_offset
+    flipped[offset + 600] ^= 4
+    (tmp_path / "flipped.zip").write_bytes(flipped)
+    store = open_store(tmp_path / "flipped.zip")
+    with pytest.raises(VideoError, match=r"flipped\.zip: frame 2 of run/v1 is damaged \(its checksum differs\)"):
+        store.read(store.videos.index("run/v1"), [0, 2])
+    entries_of(tmp_path / "empty.zip", {"a/v/1.jpg": b"", "a/v/2.jpg": jpeg(1), "a/w/1.jpg": jpeg(0)})
+    with pytest.warns(DataWarning, match=r"a/v \('a/v/1.jpg' is empty"):
+        assert open_store(tmp_path / "empty.zip").videos == ["a/w"]
+    encrypted = bytearray(entries_of(tmp_path / "e.zip", {"a/v/1.jpg": jpeg(0)}).read_bytes())
+    directory = encrypted.index(b"PK\x01\x02")
+    struct.pack_into("<H", encrypted, directory + 8, 1)
+    (tmp_path / "e.zip").write_bytes(encrypted)
+    with pytest.raises(VideoError, match="is encrypted"):
+        open_store(tmp_path / "e.zip")
+
+
+def test_the_directory_of_a_zip_is_read_once(
+    frames_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STRM_CACHE", str(tmp_path / "cache"))
+    path = zip_folder(frames_root, tmp_path / "a.zip")
+    first = open_store(path)
+    monkeypatch.setattr(zips, "_read_directory", lambda path: pytest.fail("read again"))
+    again = open_store(path)
+    assert again.videos == first.videos
+    torch.testing.assert_close(again.read(2, [0, 5]), first.read(2, [0, 5]))
+    monkeypatch.undo()
+    monkeypatch.setenv("STRM_CACHE", str(tmp_path / "cache"))
+    (remembered,) = (tmp_path / "cache" / "index").iterdir()
+    remembered.write_bytes(remembered.read_bytes()[:200])
+    assert open_store(path).videos == first.videos
+    smaller = entries_of(path, {"a/v/1.jpg": jpeg(0)})
+    assert open_store(smaller).videos == ["a/v"]
+
+
+def test_a_store_is_a_video_store(frames_root: Path) -> None:
+    store = open_store(frames_root)
+    assert isinstance(store, VideoStore)
+    store.require("segments", 8)
+    assert store.path_of(0) == frames_root / "Jump High" / "v1"
