@@ -110,5 +110,9 @@ def test_an_agent_trains_and_its_run_holds_the_metrics(
         if flag.startswith("--model."):
             name, value = flag.removeprefix("--model.").split("=")
             assert str(config[name]) == value
+    if "--test_after_fit=false" not in words:
+        assert config["card"]["protocol"]["way"] == 2
+        for name in ("test/accuracy", "test/confusion", "test/per-class"):
+            assert any(metric.startswith(name) for metric in metrics)
     assert config["way"] == 2
     assert config["trainer"]["max_epochs"] == 1

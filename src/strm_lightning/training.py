@@ -74,6 +74,8 @@ class STRMCLI(LightningCLI):
     def after_test(self) -> None:
         """Draw what was found, and say in words what it is and where everything is."""
         if self.trainer.is_global_zero and self.model.report is not None:
+            for logger in self.trainer.loggers:
+                logger.log_hyperparams({"card": self.model.report["card"]})
             folder = run_folder(self.trainer)
             pictures = draw([folder]) if find_spec("matplotlib") else []
             print(_summary(self.model.report, folder, pictures))
