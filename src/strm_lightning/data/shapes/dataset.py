@@ -78,7 +78,9 @@ def moving_shapes(
         clips = [f"{action}/{serial:04d}" for serial, action in product(range(clips_per_class), ACTIONS)]
         missing = [clip for clip in clips if not (partial / f"{clip}.mp4").exists()]
         drawn = _draw_all(missing, partial, size, num_frames, seed, jobs=_cores() if jobs is None else jobs)
-        for _ in tqdm(drawn, "drawing moving shapes, once", len(missing), unit="clip", disable=not progress):
+        for _ in tqdm(
+            drawn, "drawing moving shapes, once", len(missing), unit="clip", disable=None if progress else True
+        ):
             pass
         for leftover in partial.glob("*/*.tmp"):
             leftover.unlink()
