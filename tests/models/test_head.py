@@ -23,7 +23,7 @@ CASES = {
     "no PLE": {"patch_enrichment": False},
     "no FLE": {"frame_enrichment": False},
     "beyond the paper": {"center_clip": True, "scale_clip": True, "patch_pooling": "layout", "proj_dim": 6},
-    "TRX, centred and scaled": {
+    "centred and scaled means": {
         "center_clip": True,
         "scale_clip": True,
         "patch_enrichment": False,

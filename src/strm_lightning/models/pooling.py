@@ -20,7 +20,7 @@ def pool_maps(
         maps: what the backbone sees, ``[..., L, D, h, w]``.
         patch_grid: rows and columns P of the grid.
         center_clip: first subtract the clip's mean map over its L frames: what does not move goes away.
-        scale_clip: divide the pooled clip by the root mean square of its patches: a faint motion counts as a strong one.
+        scale_clip: divide the clip by the root mean square of its patches: a faint motion counts as a strong one.
     """
     if center_clip:
         maps = maps - reduce(maps, "... l d h w -> ... 1 d h w", "mean")
