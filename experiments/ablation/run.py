@@ -96,7 +96,7 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     found: dict[str, dict[str, list[float]]] = {name: {} for name in variants}
     for split in range(options.splits):
         shares: Any = (
-            "random" if options.root == MOVING_SHAPES else dict(zip(("train", "test"), options.shares, strict=True))
+            "random" if options.root in MOVING_SHAPES else dict(zip(("train", "test"), options.shares, strict=True))
         )
         data = EpisodeDataModule(
             options.root, shares, split_seed=split, image_size=options.size, num_workers=2, flip=False

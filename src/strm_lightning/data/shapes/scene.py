@@ -16,8 +16,18 @@ _SEVERAL = frozenset(a for a in ACTIONS if len(MOTIONS[a](np.zeros(1), np.random
 _OPEN = ([2], [1, 2], [0, 2, 3], [0, 1, 2, 3])  # those to average over, by how many are needed
 
 
-def render_clip(action: str, rng: Generator, *, size: int = 128, num_frames: int = 24) -> UInt8[Array, "L H W 3"]:
+def render_clip(
+    action: str, rng: Generator, *, size: int = 128, num_frames: int = 24, clutter: float = 1.0
+) -> UInt8[Array, "L H W 3"]:
     """Draw one clip of an action; all that is random about it comes from ``rng``.
+
+    Args:
+        action: one of `ACTIONS`.
+        rng: source of everything random.
+        size: height and width in pixels.
+        num_frames: frames of the clip.
+        clutter: how much there is, from 0 to 1, of what makes an action hard to see: an unsteady camera, things and
+            hands that have nothing to do with it, rests, an uneven pace, and small movers.
 
     Raises:
         ValueError: there is no such action.
@@ -28,15 +38,15 @@ def render_clip(action: str, rng: Generator, *, size: int = 128, num_frames: int
         )
     margin = size // 8
     canvas = backdrop(rng, size + 2 * margin)
-    camera = _camera(rng, num_frames) * size
+    camera = clutter * _camera(rng, num_frames) * size
     ground = float(canvas.mean())
-    behind, before = _bystanders(rng, ground, size, num_frames)
+    behind, before = _bystanders(rng, ground, size, num_frames, clutter)
     for thing in behind:
         if thing.still:
             thing.stamp(canvas, 0, np.full(2, float(margin)))
     sprites = [
         *(thing for thing in behind if not thing.still),
-        *_movers(action, rng, ground, size, num_frames),
+        *_movers(action, rng, ground, size, num_frames, clutter),
         *before,
     ]
     gain = (255 * (1 + rng.choice([0, 0.03, 0.1]) * wander(rng, num_frames, 5))).astype(np.float32)
@@ -157,11 +167,11 @@ def _arm(hand: Hand, tip: Array, size: int) -> list[_Sprite]:
     ]
 
 
-def _pace(rng: Generator, moments: Array) -> tuple[Array, float, float]:
+def _pace(rng: Generator, moments: Array, clutter: float) -> tuple[Array, float, float]:
     """Progress of the action at moments of 0 .. 1, with rests and changes of speed, and the lengths of both rests."""
-    before, after = rng.uniform(0, 0.27, 2)
+    before, after = rng.uniform(0, 0.27 * clutter, 2)
     t = np.clip((moments - before) / (1 - before - after), 0, 1)
-    way = np.concatenate([[0], np.cumsum(np.exp(rng.uniform(0, 0.9) * wander(rng, 64, 5)))])
+    way = np.concatenate([[0], np.cumsum(np.exp(rng.uniform(0, 0.9 * clutter) * wander(rng, 64, 5)))])
     t = np.interp(t, np.linspace(0, 1, len(way)), way / way[-1])
     ease = rng.uniform(0, 0.8)
     return np.asarray((1 - ease) * t + ease * t * t * (3 - 2 * t)), before, after
@@ -174,17 +184,18 @@ def _camera(rng: Generator, num_frames: int) -> Float[Array, "L 2"]:
     return np.stack(lines, axis=1)
 
 
-def _movers(action: str, rng: Generator, ground: float, size: int, num_frames: int) -> list[_Sprite]:
+def _movers(action: str, rng: Generator, ground: float, size: int, num_frames: int, clutter: float) -> list[_Sprite]:
     shutter = rng.choice([0.0, 0.4, 0.8])
     frames = np.arange(num_frames)[:, None] + shutter * ((np.arange(_MOMENTS) + 0.5) / _MOMENTS - 0.5)
     moments = np.clip(frames.ravel() / (num_frames - 1), 0, 1)
-    t, before, after = _pace(rng, moments)
-    radius, extent = np.exp(rng.uniform(np.log(0.045), np.log(0.16))), rng.uniform(0.15, 0.4)
+    t, before, after = _pace(rng, moments, clutter)
+    least = 0.1 - 0.055 * clutter, 0.25 - 0.1 * clutter
+    radius, extent = np.exp(rng.uniform(np.log(least[0]), np.log(0.16))), rng.uniform(least[1], 0.4)
     if action in _SEVERAL:
         radius, extent = min(radius, 0.11), max(extent, 0.24)
     tracks = MOTIONS[action](t, rng, radius / extent)
-    places = _placed(tracks, rng, extent, moments, is_figure=action in FIGURES)
-    with_hand = rng.random() < (0.55 if action in FIGURES else 0.35)
+    places = _placed(tracks, rng, extent, moments, clutter, is_figure=action in FIGURES)
+    with_hand = rng.random() < clutter * (0.55 if action in FIGURES else 0.35)
     bare = with_hand and (action in FIGURES or action.startswith("shake")) and rng.random() < 0.8
     sprites = []
     for track, place in zip(tracks, places, strict=True):
@@ -197,11 +208,13 @@ def _movers(action: str, rng: Generator, ground: float, size: int, num_frames: i
     return sprites
 
 
-def _placed(tracks: list[Track], rng: Generator, extent: float, moments: Array, *, is_figure: bool) -> list[Array]:
+def _placed(
+    tracks: list[Track], rng: Generator, extent: float, moments: Array, clutter: float, *, is_figure: bool
+) -> list[Array]:
     """Tracks in frames: turned, stretched and shaken a little, somewhere in the frame."""
     angle, stretch = (rng.normal(0, 0.1), np.exp(rng.normal(0, 0.15))) if is_figure else (0.0, 1.0)
     matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * [stretch, 1 / stretch]
-    tremor = rng.uniform(0, 0.025) * np.stack(
+    tremor = rng.uniform(0, 0.025 * clutter) * np.stack(
         [np.interp(moments, np.linspace(0, 1, 40), wander(rng, 40, 9)) for _ in "xy"], 1
     )
     places = [extent * track.xy @ matrix.T + tremor for track in tracks]
@@ -217,16 +230,20 @@ def _visit(place: Array, hand: Hand, moments: Array, before: float, after: float
     return np.asarray(place + (coming**1.5 + going**1.5)[:, None] * (hand.anchor - 0.5))
 
 
-def _bystanders(rng: Generator, ground: float, size: int, num_frames: int) -> tuple[list[_Sprite], list[_Sprite]]:
+def _bystanders(
+    rng: Generator, ground: float, size: int, num_frames: int, clutter: float
+) -> tuple[list[_Sprite], list[_Sprite]]:
     """Things that stand still or drift slowly, behind the movers and, now and then, before them."""
     moments = num_frames * _MOMENTS
     layers: tuple[list[_Sprite], list[_Sprite]] = ([], [])
     one = np.ones(moments)
     for _ in range(rng.choice(5, p=(0.25, 0.3, 0.2, 0.15, 0.1))):
         start, radius = rng.uniform(0.02, 0.98, 2), np.exp(rng.uniform(np.log(0.035), np.log(0.14)))
-        drift, sway = (0.08, 0.3) if rng.random() < 0.4 else (0.0, 0.0)
+        drift, sway = (0.08, 0.3) if rng.random() < 0.4 * clutter else (0.0, 0.0)
         xy = start + drift * np.stack([wander(rng, moments, 3) for _ in "xy"], axis=1)
         turn = rng.uniform(0, 2 * np.pi) + sway * wander(rng, moments, 3)
         track = Track(xy, one, turn, one, one)
-        layers[int(rng.random() < 0.2)].append(_thing(Look.random(rng, ground), xy * size, radius * size, track))
+        layers[int(rng.random() < 0.2 * clutter)].append(
+            _thing(Look.random(rng, ground), xy * size, radius * size, track)
+        )
     return layers
