@@ -22,18 +22,19 @@ SPLIT = {
     "val": ["still", "rise"],
     "test": ["fall", "sink", "leap"],
 }
-# Lightning reads a name that torch has renamed; it recommends workers that tiny clips do not need.
+# Lightning reads a name that torch has renamed, and recommends workers that tiny clips do not need.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
     pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*"),
+    pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint.*"),
     pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists and is not empty.*"),
 ]
 
 
 def data(root: Path, **options: Any) -> EpisodeDataModule:
     settings: dict[str, Any] = {
-        "way": 2, "shot": 1, "query_per_class": 2, "num_frames": 4, "image_size": 32, "train_episodes": 6,
+        "way": 2, "shot": 1, "query_per_class": 2, "num_frames": 4, "image_size": 32, "train_episodes": 4,
         "val_episodes": 7, "test_episodes": 9, "num_workers": 0, "eval_batch_size": 2,
     }  # fmt: skip
     return EpisodeDataModule(str(root), SPLIT, **settings | options)
@@ -50,6 +51,20 @@ def trainer(folder: Path, **options: Any) -> L.Trainer:
     return L.Trainer(
         accelerator="cpu", default_root_dir=folder, **{"max_epochs": 2, "logger": False, **quiet, **options}
     )
+
+
+class Losses(L.Callback):
+    """The loss and the learning rate of every step."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+        self.rates: list[float] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *args: Any) -> None:
+        self.seen.append(outputs["loss"].item())
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any) -> None:
+        self.rates.append(optimizer.param_groups[0]["lr"])
 
 
 def weights(module: L.LightningModule) -> dict[str, torch.Tensor]:
@@ -77,14 +92,11 @@ def test_fit_logs_saves_and_tests(actions: Path, tmp_path: Path) -> None:
 
 
 def test_heads_learn_what_moves(actions: Path, tmp_path: Path) -> None:
-    model = module(optimizer="adamw", lr=3e-3, center_clip=True, patch_pooling="layout", query_class=False)
-    episodes = data(actions, train_episodes=60, batch_size=2, flip=False)
-    run = trainer(tmp_path, max_epochs=1, logger=CSVLogger(tmp_path), log_every_n_steps=1)
-    run.fit(model, datamodule=episodes)
-    rows = (Path(run.log_dir) / "metrics.csv").read_text().splitlines()
-    column = rows[0].split(",").index("train/loss")
-    losses = [float(cells[column]) for row in rows[1:] if (cells := row.split(","))[column]]
-    assert sum(losses[-8:]) < 0.7 * sum(losses[:8])
+    model = module(optimizer="adamw", lr=2e-3, freeze_backbone=True, center_clip=True, patch_pooling="layout")
+    episodes = data(actions, train_episodes=160, batch_size=2, flip=False, image_size=96)
+    losses = Losses()
+    trainer(tmp_path, max_epochs=1, callbacks=[losses], limit_val_batches=0).fit(model, datamodule=episodes)
+    assert sum(losses.seen[-20:]) < 0.6 * sum(losses.seen[:20])
 
 
 @pytest.mark.parametrize("freeze", [False, True])
@@ -96,12 +108,12 @@ def test_a_run_cut_off_in_an_epoch_ends_as_if_it_had_not_been(actions: Path, tmp
 
     saver = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
     trainer(tmp_path, callbacks=[saver]).fit(module(**options), datamodule=data(actions))
-    for step in (2, 8):
+    for step in (2, 6):
         resumed = module(**options)
         resumed.load_state_dict({name: torch.zeros_like(t) for name, t in resumed.state_dict().items()})
         run = trainer(tmp_path, enable_checkpointing=False)
         run.fit(resumed, datamodule=data(actions), ckpt_path=tmp_path / f"step={step}.ckpt")
-        assert run.global_step == 12
+        assert run.global_step == 8
         torch.testing.assert_close(weights(resumed), weights(whole), rtol=0, atol=0)
 
 
@@ -153,27 +165,25 @@ def test_a_checkpoint_of_another_shape_is_refused_in_one_line(actions: Path, tmp
     run.fit(module(), datamodule=data(actions))
     path = tmp_path / "other.ckpt"
     run.save_checkpoint(path)
-    with pytest.raises(ValueError, match=r"another model: \d+ tensors differ.*head\.trm") as caught:
+    with pytest.raises(ValueError, match=r"another model: \d+ tensors differ, such as 'model\.head") as caught:
         STRMModule.load_from_checkpoint(path, tuple_sizes=(2, 3))
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("options", [{"optimizer": "lbfgs"}, {"schedule": "step"}, {"loss_reduction": "none"}])
-def test_unknown_choices_are_refused(options: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="choose one of"):
-        module(**options)
 
 
 def test_schedules(actions: Path, tmp_path: Path) -> None:
     rates = {}
     for name in ("milestones", "one_cycle", "cosine", "constant"):
-        model = module(schedule=name, milestones=[4, 8], gamma=0.5, optimizer="sgd", momentum=0.9, freeze_backbone=True)
-        run = trainer(tmp_path, enable_checkpointing=False, limit_val_batches=0)
+        model = module(schedule=name, milestones=[4], gamma=0.5, optimizer="sgd", momentum=0.9, freeze_backbone=True)
+        losses = Losses()
+        run = trainer(tmp_path, enable_checkpointing=False, limit_val_batches=0, callbacks=[losses])
         run.fit(model, datamodule=data(actions))
-        rates[name] = run.optimizers[0].param_groups[0]["lr"]
-    assert rates["milestones"] == pytest.approx(0.0025)
-    assert rates["constant"] == pytest.approx(0.01)
-    assert max(rates["one_cycle"], rates["cosine"]) < 1e-6
+        rates[name] = losses.rates
+    assert rates["milestones"] == pytest.approx([0.01] * 4 + [0.005] * 4)
+    assert rates["constant"] == [0.01] * 8
+    assert max(rates["one_cycle"]) == pytest.approx(0.01, rel=0.1)
+    assert rates["one_cycle"][-1] < 1e-6
+    assert rates["cosine"] == sorted(rates["cosine"], reverse=True)
+    assert rates["cosine"][-1] < 1e-3
 
 
 DDP = """
@@ -192,9 +202,11 @@ if __name__ == "__main__":
     run = trainer(out, max_epochs=1, devices=devices, strategy="ddp" if devices > 1 else "auto", callbacks=[witness],
                   enable_checkpointing=False)
     model = module(lr=0.0)
+    run.validate(model, datamodule=data(root), verbose=False)
+    results = model.results
     run.fit(model, datamodule=data(root))
     (out / f"{devices}-{run.global_rank}.json").write_text(json.dumps(
-        {"seen": witness.seen, "accuracy": model.results.accuracy, "predicted": model.results.predicted.tolist()}))
+        {"seen": witness.seen, "accuracy": results.accuracy, "predicted": results.predicted.tolist()}))
 """
 
 

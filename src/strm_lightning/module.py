@@ -1,7 +1,9 @@
 """STRMModule: STRM as a LightningModule - build, step, log, optimise."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from time import perf_counter
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -9,12 +11,15 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from strm_lightning.data.datamodule import EpisodeDataModule
 from strm_lightning.data.splits import Stage
 from strm_lightning.episode import Episode, MatchLogits, PooledMaps, TupleFeatures
 from strm_lightning.evaluation.bank import FeatureBank
+from strm_lightning.evaluation.card import SOURCE_KEYS, describe_checkpoint
+from strm_lightning.evaluation.encoding import coming_rows, datamodule_of, encode_videos
+from strm_lightning.evaluation.plots import log_pictures
+from strm_lightning.evaluation.report import run_folder, save_results, test_report
 from strm_lightning.evaluation.results import EpisodeRecord, EpisodeResults
 from strm_lightning.models.strm import STRM
 
@@ -77,16 +82,22 @@ class STRMModule(L.LightningModule):
         self.freeze_backbone, self.frozen_views, self.bank_limit_gb = freeze_backbone, frozen_views, bank_limit_gb
         self._maps: dict[Stage, FeatureBank[PooledMaps]] = {}
         self._tuples: FeatureBank[TupleFeatures] | None = None
-        self._record: EpisodeRecord | None = None
+        self._records: list[EpisodeRecord] = []
+        self._source: dict[str, Any] | None = None  # the checkpoint that the weights are of
+        self._encoded_s = self._matching_since = 0.0
         self.results: EpisodeResults | None = None
+        self.report: dict[str, Any] | None = None
 
     # Training -----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.freeze_backbone:
             self._datamodule.train_views = self.frozen_views
+        if self.freeze_backbone or self.model.backbone.batch_norm == "frozen":
+            warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # the frozen ones: they are meant
 
     def on_fit_start(self) -> None:
+        self._source = None
         if self.freeze_backbone:
             self._maps["train"] = self._encode_maps("train", views=self.frozen_views)
 
@@ -148,10 +159,10 @@ class STRMModule(L.LightningModule):
         self._start_evaluation("test")
 
     def validation_step(self, episode: Episode, batch_idx: int) -> None:
-        self._evaluate(episode, "val")
+        self._evaluate(episode, "val", 0)
 
-    def test_step(self, episode: Episode, batch_idx: int) -> None:
-        self._evaluate(episode, "test")
+    def test_step(self, episode: Episode, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(episode, "test", dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
         self._end_evaluation("val")
@@ -159,25 +170,41 @@ class STRMModule(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         self._end_evaluation("test")
 
+    def on_test_end(self) -> None:
+        if self.trainer.is_global_zero:
+            log_pictures(self.trainer.loggers, run_folder(self.trainer))
+
     def _start_evaluation(self, stage: Stage) -> None:
-        data = self._datamodule
-        self._record = EpisodeRecord(data.episodes[stage]).to(self.device)
+        data, start = self._datamodule, perf_counter()
+        self._records = [EpisodeRecord(data.episodes[stage]).to(self.device) for _ in data.settings(stage)]
         if data.evaluation == "bank":
             self._tuples = self._encode_tuples(stage)
+        self._encoded_s, self._matching_since = perf_counter() - start, perf_counter()
 
-    def _evaluate(self, episode: Episode, stage: Stage) -> None:
-        assert self._record is not None
+    def _evaluate(self, episode: Episode, stage: Stage, setting: int) -> None:
         logits = self._logits(episode)
-        self._record.update(logits.combined(self.qc_weight), episode)
-        for name, loss in self.losses(logits, episode.query_labels).items():
-            self.log(f"{stage}/{name}", loss, on_epoch=True, sync_dist=True, batch_size=len(episode.index))
+        self._records[setting].update(logits.combined(self.qc_weight), episode)
+        if setting == 0:
+            losses = self.losses(logits, episode.query_labels)
+            values = {f"{stage}/{name}": loss for name, loss in losses.items()}
+            size = len(episode.index)
+            self.log_dict(values, on_epoch=True, sync_dist=True, batch_size=size, add_dataloader_idx=False)
 
     def _end_evaluation(self, stage: Stage) -> None:
-        assert self._record is not None
-        self.results = self._record.results()
-        self._record, self._tuples = None, None
+        found = dict(zip(self._datamodule.settings(stage), (r.results() for r in self._records), strict=True))
+        self.results, *others = found.values()
+        self._records, self._tuples = [], None
         self.log(f"{stage}/accuracy", self.results.accuracy, prog_bar=True, sync_dist=True)
         self.log(f"{stage}/ci95", self.results.ci95, sync_dist=True)
+        if others:
+            rates = {f"{stage}/accuracy_{way}way_{shot}shot": r.accuracy for (way, shot), r in found.items()}
+            self.log_dict(rates, sync_dist=True)
+        if stage == "test":
+            timing = {"encoding_s": self._encoded_s, "matching_s": perf_counter() - self._matching_since}
+            source = describe_checkpoint(self._source, self.trainer.ckpt_path)
+            self.report = test_report(self._datamodule, self.model, self.hparams, found, source, timing)
+            if self.trainer.is_global_zero:
+                save_results(run_folder(self.trainer), self.report)
 
     # Features, from pixels or from a bank ---------------------------------------------------------------------------
 
@@ -198,7 +225,7 @@ class STRMModule(L.LightningModule):
         if not (self.freeze_backbone and self.trainer.state.fn == "fit"):
             return self._fill(stage, lambda clips: head.tuples(self.model.encode(clips)))
         maps = self._maps.get(stage)
-        if maps is None or not set(self._rows(stage)) <= set(maps.rows.tolist()):
+        if maps is None or not set(coming_rows(self.trainer, stage)) <= set(maps.rows.tolist()):
             maps = self._maps[stage] = self._encode_maps(stage)
         bank: FeatureBank[TupleFeatures] = FeatureBank(maps.rows.tolist(), limit_gb=self.bank_limit_gb)
         for rows in maps.rows.split(64):
@@ -211,36 +238,11 @@ class STRMModule(L.LightningModule):
         return self._fill(stage, self.model.pool, views=views)
 
     def _fill(self, stage: Stage, encode: Any, *, views: int = 0) -> FeatureBank[Any]:
-        """Encode the videos of a stage that its episodes name, each process its share of them."""
-        rows = self._rows(stage)
-        bank: FeatureBank[Any] = FeatureBank(rows, views=max(views, 1), limit_gb=self.bank_limit_gb)
-        own = rows[self.global_rank :: self.trainer.world_size]
-        loader = self._datamodule.video_loader(stage, own or rows[:1], views=views)
-        quiet = self.trainer.progress_bar_callback is None or not self.trainer.is_global_zero
-        bar = tqdm(loader, f"Encoding {stage} videos", unit="batch", leave=False, disable=quiet)
-        bank.fill(bar, encode, device=self.device)
-        bank.share(own, self.device)
-        return bank
-
-    def _rows(self, stage: Stage) -> list[int]:
-        """Rows of the videos that the coming episodes of a stage name; in training, all of them."""
-        data = self._datamodule
-        if stage == "train":
-            return sorted(int(row) for member in data.videos[stage].members for row in member)
-        trainer = self.trainer
-        batches = trainer.num_test_batches if stage == "test" else trainer.num_val_batches
-        limit = trainer.num_sanity_val_batches if trainer.sanity_checking else batches
-        episodes = int(sum(limit)) * data.eval_batch_size * trainer.world_size
-        sampler = data.sampler(stage)
-        drawn = (sampler.draw(0, index)[0] for index in range(episodes))
-        return sorted({row for e in drawn for ids in (e.support_ids, e.query_ids) for row in ids.flatten().tolist()})
+        return encode_videos(self.trainer, stage, encode, views=views, limit_gb=self.bank_limit_gb)
 
     @property
     def _datamodule(self) -> EpisodeDataModule:
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, EpisodeDataModule):
-            raise TypeError("banks, validation and test need trainer.fit(module, datamodule=EpisodeDataModule(...))")
-        return data
+        return datamodule_of(self.trainer)
 
     @contextmanager
     def _dropout_of_step(self) -> Iterator[None]:
@@ -258,6 +260,7 @@ class STRMModule(L.LightningModule):
             checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "pretrained": False, "weights": None}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._source = {name: value for name, value in checkpoint.items() if name in SOURCE_KEYS}
         mine, other = self.state_dict(), checkpoint["state_dict"]
         shapes = [k for k in mine.keys() & other.keys() if mine[k].shape != other[k].shape]
         wrong = sorted(shapes + list(mine.keys() ^ other.keys()))

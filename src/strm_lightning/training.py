@@ -1,14 +1,18 @@
 """``fit``, ``validate`` and ``test``: Lightning's own command line over our module and data module."""
 
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger
 
 from strm_lightning.data.datamodule import EpisodeDataModule
+from strm_lightning.evaluation.plots import METRICS, draw
+from strm_lightning.evaluation.report import RESULTS, run_folder
+from strm_lightning.evaluation.tables import plain_table
 from strm_lightning.module import STRMModule
 
 _CSV = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}
@@ -20,6 +24,11 @@ class SaveConfig(SaveConfigCallback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.config_filename, self.overwrite = f"{trainer.state.fn.value if trainer.state.fn else stage}.yaml", True
         super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Log the trainer's options too; Lightning logs the module's and the data module's by itself."""
+        for logger in trainer.loggers:
+            logger.log_hyperparams({"trainer": self.config.as_dict()["trainer"]})
 
 
 class STRMCLI(LightningCLI):
@@ -59,11 +68,17 @@ class STRMCLI(LightningCLI):
             best = _best(self.trainer)
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
             self.after_test()
+        elif self.trainer.is_global_zero and find_spec("matplotlib") and (run_folder(self.trainer) / METRICS).is_file():
+            print("\n".join(f"  {'picture':<12}{_relative(path)}" for path in draw([run_folder(self.trainer)])))
 
     def after_test(self) -> None:
-        """Say in words what was found, where everything is, and what to do next."""
-        if self.trainer.is_global_zero and self.model.results is not None:
-            print(_summary(self.trainer, self.model, self.datamodule))
+        """Draw what was found, and say in words what it is and where everything is."""
+        if self.trainer.is_global_zero and self.model.report is not None:
+            for logger in self.trainer.loggers:
+                logger.log_hyperparams({"card": self.model.report["card"]})
+            folder = run_folder(self.trainer)
+            pictures = draw([folder]) if find_spec("matplotlib") else []
+            print(_summary(self.model.report, folder, pictures))
 
 
 def run(arguments: list[str] | None = None) -> STRMCLI:
@@ -80,22 +95,30 @@ def run(arguments: list[str] | None = None) -> STRMCLI:
     )
 
 
-def _summary(trainer: L.Trainer, module: STRMModule, data: EpisodeDataModule) -> str:
-    results = module.results
-    assert results is not None
-    best = trainer.ckpt_path or _best(trainer)
+def _summary(report: dict[str, Any], folder: Path, pictures: list[Path]) -> str:
+    card, way = report["card"], report["way"]
+    checkpoint = card["checkpoint"]
+    warning = "" if checkpoint["chosen_on"] != "test" else ", CHOSEN ON THE TEST SPLIT: not a fair number"
+    training = checkpoint["training"] or {}
+    same_split = all(training.get(name) == card["data"][name] for name in ("root", "split", "split_seed"))
+    unseen = " never seen in training" if same_split else ""
     rows = {
-        "accuracy": f"{results.accuracy:.1%} ± {results.ci95:.1%}  (95 % interval; chance is {1 / data.way:.0%})",
-        "episodes": f"{len(results.index)}, {data.way}-way {data.shot}-shot, on {len(data.videos['test'].class_names)} "
-        "actions never seen in training",
-        "checkpoint": _relative(best) if best else "none",
+        "accuracy": f"{report['accuracy']:.1%} ± {report['ci95']:.1%}  (95 % interval; chance is {1 / way:.0%})",
+        "episodes": f"{report['episodes']}, {way}-way {report['shot']}-shot, {card['data']['classes']} actions{unseen}",
+        "checkpoint": (_relative(checkpoint["path"]) if checkpoint["path"] else "none") + warning,
+        "results": _relative(folder / RESULTS),
     }
-    if trainer.log_dir:
-        folder = Path(trainer.log_dir)
-        rows["results"] = _relative(folder / "results.json")
-        if any(isinstance(logger, CSVLogger) for logger in trainer.loggers):
-            rows["metrics"] = _relative(folder / "metrics.csv")
-    return "\n" + "\n".join(f"  {name:<12}{text}" for name, text in rows.items())
+    if (folder / METRICS).is_file():
+        rows["metrics"] = _relative(folder / METRICS)
+    if pictures:
+        rows["pictures"] = ", ".join(map(_relative, pictures))
+    lines = [f"  {name:<12}{text}" for name, text in rows.items()]
+    if report["sweep"]:
+        cells = [
+            [f"{r['way']}-way {r['shot']}-shot", f"{r['accuracy']:.1%} ± {r['ci95']:.1%}"] for r in report["sweep"]
+        ]
+        lines += ["", plain_table(["episodes", "accuracy"], cells)]
+    return "\n" + "\n".join(lines)
 
 
 def _best(trainer: L.Trainer) -> str | None:

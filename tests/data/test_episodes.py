@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from strm_lightning.data.episodes import ClipReader, EpisodeDataset, EpisodeKeys, EpisodeSampler, VideoDataset
+from strm_lightning.data.episodes import (
+    ClipReader,
+    EpisodeDataset,
+    EpisodeKeys,
+    EpisodeLoader,
+    EpisodeSampler,
+    VideoDataset,
+)
 from strm_lightning.data.store import VideoSet, VideoStore
 from strm_lightning.data.transforms import ClipTransform
 from strm_lightning.episode import Episode
@@ -121,13 +128,21 @@ def test_ranks_share_the_indices(world: int, batch: int) -> None:
 
 
 def test_a_resumed_epoch_goes_on_where_it_was() -> None:
-    whole, rest = EpisodeKeys(10, 2, training=True), EpisodeKeys(10, 2, training=True, resume=(3, 2))
-    for keys in (whole, rest):
-        keys.set_epoch(3)
-    assert list(rest) == list(whole)[4:]
-    assert len(rest) == len(whole)
-    rest.set_epoch(4)
-    assert len(list(rest)) == 10
+    def loader(epoch: int) -> EpisodeLoader:
+        keys = EpisodeKeys(10, 2, training=True)
+        keys.set_epoch(epoch)
+        return EpisodeLoader(dataset(pixels=False), keys)
+
+    whole, cut, resumed = loader(3), loader(3), loader(3)
+    batches = iter(cut)
+    for _ in range(2):
+        next(batches)
+    resumed.load_state_dict(cut.state_dict())
+    rest = list(resumed)
+    assert len(rest) == 3
+    assert all(same(a, b) for a, b in zip(rest, list(whole)[2:], strict=True))
+    resumed.keys.set_epoch(4)
+    assert len(list(resumed)) == len(resumed) == 5
 
 
 def test_without_pixels_views_are_drawn() -> None:

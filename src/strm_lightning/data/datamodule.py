@@ -1,20 +1,27 @@
 """EpisodeDataModule: a folder of videos in, N-way K-shot episodes out, for a stock Lightning Trainer."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import lightning as L
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from strm_lightning.data.episodes import ClipReader, EpisodeDataset, EpisodeKeys, EpisodeSampler, VideoDataset
+from strm_lightning.data.episodes import (
+    ClipReader,
+    EpisodeDataset,
+    EpisodeKeys,
+    EpisodeLoader,
+    EpisodeSampler,
+    VideoDataset,
+)
 from strm_lightning.data.frames import FramePolicy
 from strm_lightning.data.layouts import Layout
 from strm_lightning.data.splits import Stage
 from strm_lightning.data.store import VideoSet, load_video_sets
 from strm_lightning.data.transforms import ClipTransform
-from strm_lightning.episode import Episode
 
 MOVING_SHAPES = "moving-shapes"
 
@@ -50,6 +57,10 @@ class EpisodeDataModule(L.LightningDataModule):
         num_workers: processes that read clips.
         seed: chooses the episodes.
         split_seed: chooses the classes of a random split, apart from ``seed`` so that seeds share their test classes.
+        select_on: classes of validation, by which the checkpoint is chosen: ``val``, or ``test`` as in the released
+            code, which flatters the test and is written on its protocol card.
+        test_shots: test also with these numbers of support clips, in one call over one bank.
+        test_ways: test also with these numbers of classes.
         evaluation: ``bank`` encodes each video once and matches episodes from that; ``episodes`` encodes every episode
             anew, which gives the same numbers and takes as much longer as videos recur.
 
@@ -83,6 +94,9 @@ class EpisodeDataModule(L.LightningDataModule):
         num_workers: int = 2,
         seed: int = 0,
         split_seed: int = 0,
+        select_on: Literal["val", "test"] = "val",
+        test_shots: Sequence[int] = (),
+        test_ways: Sequence[int] = (),
         evaluation: Literal["bank", "episodes"] = "bank",
     ) -> None:
         super().__init__()
@@ -97,11 +111,18 @@ class EpisodeDataModule(L.LightningDataModule):
         self.short_clips, self.unreadable = short_clips, unreadable
         self.transform = ClipTransform(image_size, short_side or 0, flip)
         self.num_workers, self.seed, self.split_seed = num_workers, seed, split_seed
-        self.evaluation = evaluation
+        self.select_on, self.evaluation = select_on, evaluation
+        self.hparams["test_shots"], self.hparams["test_ways"] = list(test_shots), list(test_ways)
+        others = [(n, k) for n in test_ways or (way,) for k in test_shots or (shot,)]
+        self.test_settings = list(dict.fromkeys([(way, shot), *others]))  # (way, shot), the main one first
         self.train_views = 0  # views of each training video in a bank; 0 reads pixels
         self.videos: dict[Stage, VideoSet] = {}
+        self._train_loader: EpisodeLoader | None = None
+        self._resume: dict[str, int] = {}
         positive = {"way": way, "shot": shot, "query_per_class": query_per_class, "num_frames": num_frames}
-        for name, value in {**positive, "image_size": image_size, "batch_size": batch_size}.items():
+        positive |= {"image_size": image_size, "batch_size": batch_size, "eval_batch_size": eval_batch_size}
+        positive |= {"test_shots": min(test_shots, default=1), "test_ways": min(test_ways, default=1)}
+        for name, value in positive.items():
             if value < 1:
                 raise ValueError(f"data.{name} is {value}: give a positive number")
 
@@ -116,6 +137,8 @@ class EpisodeDataModule(L.LightningDataModule):
         """Find the videos and hold them against way, shot and queries."""
         if not self.videos:
             self.videos = self._load()
+            if self.select_on == "test" and "test" in self.videos:
+                self.videos["val"] = replace(self.videos["test"], stage="val")
         wanted: dict[str | None, tuple[Stage, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
         for name in wanted.get(stage, ()):
             if name in self.videos or name != "val":
@@ -142,47 +165,62 @@ class EpisodeDataModule(L.LightningDataModule):
     def _check(self, stage: Stage) -> None:
         if stage not in self.videos:
             raise ValueError(f"the split has no {stage} classes; it has {', '.join(self.videos)}")
-        videos, shape = (
-            self.videos[stage],
-            f"{self.way}-way {self.shot}-shot with {self.queries[stage]} queries a class",
-        )
-        if len(videos.class_names) < self.way:
+        videos, settings = self.videos[stage], self.settings(stage)
+        way, shot = (max(numbers) for numbers in zip(*settings, strict=True))
+        shape = f"{way}-way {shot}-shot with {self.queries[stage]} queries a class"
+        if len(videos.class_names) < way:
             raise ValueError(
-                f"{shape} needs {self.way} classes; the {stage} split has {len(videos.class_names)}: "
+                f"{shape} needs {way} classes; the {stage} split has {len(videos.class_names)}: "
                 f"lower data.way or give {stage} more classes"
             )
-        need = self.shot + self.queries[stage]
+        need = shot + self.queries[stage]
         small = [(n, len(m)) for n, m in zip(videos.class_names, videos.members, strict=True) if len(m) < need]
         if small:
             named = "; ".join(f"class {name!r} has {count} clips" for name, count in small[:5])
             more = f" and {len(small) - 5} more classes have too few" if len(small) > 5 else ""
             raise ValueError(f"{named}{more}; {shape} needs {need} ({stage} split)")
 
-    def sampler(self, stage: Stage) -> EpisodeSampler:
-        """The episodes of a stage, by (epoch, index)."""
-        members = self.videos[stage].members
-        return EpisodeSampler(members, self.way, self.shot, self.queries[stage], stage, self.seed)
+    def settings(self, stage: Stage) -> list[tuple[int, int]]:
+        """(way, shot) of a stage, the main one first; a test may have several."""
+        return self.test_settings if stage == "test" else [(self.way, self.shot)]
+
+    def sampler(self, stage: Stage, setting: int = 0) -> EpisodeSampler:
+        """The episodes of a stage, by (epoch, index), in one of its settings."""
+        way, shot = self.settings(stage)[setting]
+        return EpisodeSampler(self.videos[stage].members, way, shot, self.queries[stage], stage, self.seed)
 
     def reader(self, stage: Stage) -> ClipReader:
         """Reads the clips of a stage."""
         return ClipReader(self.videos[stage], self.num_frames, self.frame_policy, self.transform)
 
-    def train_dataloader(self) -> DataLoader[Episode]:
+    def train_dataloader(self) -> EpisodeLoader:
         """Training episodes, other ones in each epoch; a run that was cut off goes on where it was."""
-        trainer = self.trainer
-        resume = (0, 0)
-        if trainer is not None and trainer.fit_loop.restarting:
-            resume = (trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_progress.current.ready)
         reader = None if self.train_views else self.reader("train")
-        return self._episode_loader("train", reader, self.batch_size, resume)
+        self._train_loader = self._episode_loader("train", reader, self.batch_size)
+        if self._resume:
+            self._train_loader.load_state_dict(self._resume)
+        return self._train_loader
 
-    def val_dataloader(self) -> DataLoader[Episode] | list[DataLoader[Episode]]:
+    def state_dict(self) -> dict[str, int]:
+        """How far training has come, for a checkpoint.
+
+        Lightning would ask the loader itself, but hands the state back too late where a schedule has already counted
+        its steps.
+        """
+        return self._train_loader.state_dict() if self._train_loader else {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Let training go on from a `state_dict`."""
+        self._resume = state_dict
+
+    def val_dataloader(self) -> EpisodeLoader | list[EpisodeLoader]:
         """Validation episodes, always the same; none where the split has no validation classes."""
         return self._evaluation_loader("val") if "val" in self.videos else []
 
-    def test_dataloader(self) -> DataLoader[Episode]:
-        """Test episodes, always the same."""
-        return self._evaluation_loader("test")
+    def test_dataloader(self) -> EpisodeLoader | list[EpisodeLoader]:
+        """Test episodes, always the same; a loader for each setting where there are several."""
+        loaders = [self._evaluation_loader("test", setting) for setting in range(len(self.test_settings))]
+        return loaders[0] if len(loaders) == 1 else loaders
 
     def video_loader(self, stage: Stage, rows: Iterable[int], *, views: int = 0) -> DataLoader[tuple[Tensor, Tensor]]:
         """Clips for a feature bank, ``((row, view), clip)``: the test choice of frames and crop, or random views."""
@@ -192,13 +230,14 @@ class EpisodeDataModule(L.LightningDataModule):
             dataset, batch_size=max(1, 64 // self.num_frames), num_workers=self.num_workers, pin_memory=self._pin
         )
 
-    def _evaluation_loader(self, stage: Stage) -> DataLoader[Episode]:
+    def _evaluation_loader(self, stage: Stage, setting: int = 0) -> EpisodeLoader:
         reader = self.reader(stage) if self.evaluation == "episodes" else None
-        return self._episode_loader(stage, reader, self.eval_batch_size if reader is None else self.batch_size)
+        batch_size = self.eval_batch_size if reader is None else self.batch_size
+        return self._episode_loader(stage, reader, batch_size, setting=setting)
 
     def _episode_loader(
-        self, stage: Stage, reader: ClipReader | None, batch_size: int, resume: tuple[int, int] = (0, 0)
-    ) -> DataLoader[Episode]:
+        self, stage: Stage, reader: ClipReader | None, batch_size: int, setting: int = 0
+    ) -> EpisodeLoader:
         trainer = self.trainer
         keys = EpisodeKeys(
             self.episodes[stage],
@@ -206,23 +245,12 @@ class EpisodeDataModule(L.LightningDataModule):
             training=stage == "train",
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
-            resume=resume,
         )
+        views = self.train_views if stage == "train" else 1
+        dataset = EpisodeDataset(self.sampler(stage, setting), reader, views=views)
         workers = self.num_workers if reader else 0  # rows alone take microseconds
-        return DataLoader(
-            EpisodeDataset(self.sampler(stage), reader, views=self.train_views if stage == "train" else 1),
-            batch_size=batch_size,
-            sampler=keys,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            collate_fn=_as_is,
-            pin_memory=self._pin,
-        )
+        return EpisodeLoader(dataset, keys, num_workers=workers, persistent_workers=workers > 0, pin_memory=self._pin)
 
     @property
     def _pin(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-
-
-def _as_is(episodes: list[Episode]) -> Episode:
-    return cast("Episode", episodes)

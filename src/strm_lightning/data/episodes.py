@@ -6,12 +6,13 @@ Workers, ranks, restarts and machines give the same episodes because nothing but
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
 from strm_lightning.data.frames import FramePolicy, select_frames
 from strm_lightning.data.splits import Stage
@@ -168,7 +169,9 @@ class EpisodeKeys(DistributedSampler[EpisodeKey]):
         training: leave out a remainder instead of adding to it.
         rank: this process.
         world_size: all processes.
-        resume: (epoch, batches) already done of an epoch that was cut off; that epoch goes on behind them.
+
+    Attributes:
+        resume: (epoch, steps) already done of an epoch that was cut off; that epoch goes on behind them.
     """
 
     def __init__(
@@ -179,21 +182,55 @@ class EpisodeKeys(DistributedSampler[EpisodeKey]):
         training: bool,
         rank: int = 0,
         world_size: int = 1,
-        resume: tuple[int, int] = (0, 0),
     ) -> None:
         self.rank, self.num_replicas, self.epoch = rank, world_size, 0
         step = world_size * batch_size
         steps = num_episodes // step if training else -(-num_episodes // step)
         self.num_samples = steps * batch_size
-        self.resume_epoch, self.resume_at = resume[0], resume[1] * batch_size
+        self.batch_size = batch_size
+        self.resume = (0, 0)
 
     def __len__(self) -> int:
         return self.num_samples
 
     def __iter__(self) -> Iterator[EpisodeKey]:
-        start = self.resume_at if self.epoch == self.resume_epoch else 0
-        for i in range(start, self.num_samples):
+        epoch, steps = self.resume
+        for i in range(steps * self.batch_size if epoch == self.epoch else 0, self.num_samples):
             yield self.epoch, i * self.num_replicas + self.rank
+
+
+class EpisodeLoader(DataLoader[Episode]):
+    """Batches of episodes, from where a run was cut off: Lightning keeps ``state_dict`` in its checkpoints.
+
+    Args:
+        dataset: makes whole batches.
+        keys: which episodes, and how many in a batch.
+        **options: of `torch.utils.data.DataLoader`.
+    """
+
+    def __init__(self, dataset: EpisodeDataset, keys: EpisodeKeys, **options: Any) -> None:
+        super().__init__(dataset, keys.batch_size, sampler=keys, collate_fn=_as_is, **options)
+        self.keys, self.steps = keys, 0
+
+    def __iter__(self) -> Any:
+        epoch, steps = self.keys.resume
+        self.steps = steps if epoch == self.keys.epoch else 0
+        for batch in super().__iter__():
+            self.steps += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch, and the steps of it that have been handed out."""
+        return {"epoch": self.keys.epoch, "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on behind the steps of a `state_dict`."""
+        self.keys.resume = state["epoch"], state["steps"]
+
+
+def _as_is(episodes: Any) -> Any:
+    """`EpisodeDataset` makes whole batches."""
+    return episodes
 
 
 def shared_empty(shape: tuple[int, ...]) -> UInt8[Tensor, "..."]:

@@ -34,7 +34,7 @@ class FeatureBank(Generic[Group]):
 
     def fill(
         self,
-        batches: Iterable[tuple[Tensor, Tensor]],
+        batches: Iterable[Sequence[Tensor]],
         encode: Callable[[Tensor], Group],
         *,
         device: torch.device | str = "cpu",
@@ -82,6 +82,11 @@ class FeatureBank(Generic[Group]):
                 dist.all_reduce(part)
                 chunk.copy_(part)
 
+    def describe(self) -> str:
+        """How many videos, how large and where, in words."""
+        where = "a temporary file" if self._file else "main memory"
+        return f"{len(self.rows)} videos, {self.nbytes / 1e9:.2f} GB in {where} of each process"
+
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
@@ -91,9 +96,9 @@ class FeatureBank(Generic[Group]):
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def _allocate(self, like: Group) -> Group:
-        tensors = {f.name: getattr(like, f.name) for f in fields(like)}
-        shapes = {k: (len(self.rows), self.views, *t.shape[1:]) for k, t in tensors.items() if t is not None}
-        total = sum(torch.Size(shape).numel() * tensors[k].element_size() for k, shape in shapes.items())
+        tensors = {field.name: getattr(like, field.name) for field in fields(like)}
+        shapes = {name: self._shape(tensor) for name, tensor in tensors.items() if tensor is not None}
+        total = sum(torch.Size(shape).numel() * tensors[name].element_size() for name, shape in shapes.items())
         on_disk = total > self.limit_gb * 1e9
         if on_disk:
             self._file = tempfile.TemporaryDirectory(prefix="strm-bank-")
@@ -101,6 +106,9 @@ class FeatureBank(Generic[Group]):
         for name, shape in shapes.items():
             made[name] = self._zeros(name, shape, tensors[name].dtype, on_disk=on_disk)
         return type(like)(**made)
+
+    def _shape(self, like: Tensor) -> tuple[int, ...]:
+        return (len(self.rows), self.views, *like.shape[1:])
 
     def _zeros(self, name: str, shape: Sequence[int], dtype: torch.dtype, *, on_disk: bool) -> Tensor:
         if not on_disk:

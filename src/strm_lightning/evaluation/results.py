@@ -1,6 +1,8 @@
 """What a test found: predictions of every episode, and all that is derived from them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +23,12 @@ class EpisodeResults:
         actual: class that it is, ``[E, Q]``.
     """
 
-    index: np.ndarray
-    predicted: np.ndarray
-    actual: np.ndarray
+    index: Int[np.ndarray, " E"]
+    predicted: Int[np.ndarray, "E Q"]
+    actual: Int[np.ndarray, "E Q"]
 
     @property
-    def per_episode(self) -> np.ndarray:
+    def per_episode(self) -> Float[np.ndarray, " E"]:
         """Accuracy of each episode, a fraction, ``[E]``."""
         return (self.predicted == self.actual).mean(1)
 
@@ -37,14 +39,42 @@ class EpisodeResults:
 
     @property
     def ci95(self) -> float:
-        """Half of the 95 % interval of the accuracy: 1.96 sigma / sqrt(episodes)."""
-        return float(1.96 * self.per_episode.std() / len(self.index) ** 0.5)
+        """Half of the 95 % interval of the accuracy."""
+        return half_interval(self.per_episode)
 
-    def confusion(self, num_classes: int) -> np.ndarray:
+    def of_class(self, label: int) -> Float[np.ndarray, " e"]:
+        """Accuracy on the queries of one class in each episode that has it."""
+        mine = self.actual == label
+        queries = mine.sum(1)
+        there = queries > 0
+        return ((self.predicted == label) & mine).sum(1)[there] / queries[there]
+
+    def confusion(self, num_classes: int) -> Int[np.ndarray, "C C"]:
         """How often each class (row) was taken for each other one (column), counts ``[C, C]``."""
         counts = np.zeros((num_classes, num_classes), dtype=np.int64)
         np.add.at(counts, (self.actual.ravel(), self.predicted.ravel()), 1)
         return counts
+
+    def summary(self) -> dict[str, Any]:
+        """Accuracy, its interval, and the accuracy of each episode, as plain values."""
+        return {"accuracy": self.accuracy, "ci95": self.ci95, "episodes": len(self.index)}
+
+    def by_class(self, class_names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Accuracy, its interval over episodes and the number of queries of each class that was tested."""
+        found = {}
+        for label, name in enumerate(class_names):
+            accuracies = self.of_class(label)
+            if len(accuracies):
+                queries = int((self.actual == label).sum())
+                found[name] = {
+                    "accuracy": float(accuracies.mean()), "ci95": half_interval(accuracies), "queries": queries
+                }  # fmt: skip
+        return found
+
+
+def half_interval(values: Float[np.ndarray, " E"]) -> float:
+    """Half of the 95 % interval of a mean, as the field writes it: 1.96 sigma / sqrt(E)."""
+    return float(1.96 * values.std() / len(values) ** 0.5)
 
 
 class EpisodeRecord(Metric):

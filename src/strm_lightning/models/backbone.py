@@ -2,7 +2,7 @@
 
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -10,8 +10,12 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from strm_lightning.models.lite0 import EFFICIENTNET_LITE0, lite0_file, rename_lite0
+
+BatchNormPolicy = Literal["train", "frozen"]
 
 # Families whose image size is fixed at construction unless asked otherwise; other families refuse the words.
 _ANY_SIZE: tuple[dict[str, bool], ...] = (
@@ -34,9 +38,19 @@ class Backbone(nn.Module):
             or ``pip:efficientnet_lite0`` for the ImageNet weights that the extra ``weights`` installs.
         normalize: subtract the mean and divide by the standard deviation of the pretraining data; False leaves pixels
             in 0 .. 1, as the released STRM code does.
+        batch_norm: ``train`` lets batch norm take the statistics of each call, and remember them, in training;
+            ``frozen`` keeps those of the pretraining, while scale and shift still learn. To share statistics among
+            devices is the trainer's business: ``Trainer(sync_batchnorm=True)``.
+        chunk_frames: in training, send this many frames through the network at a time, and compute each chunk's
+            activations anew in the backward pass: memory for one chunk instead of an episode, for a third more work.
+            The gradients are the same; statistics of a chunk would not be, so it needs ``batch_norm="frozen"`` or a
+            network without batch norm.
+        checkpoint_blocks: in training, keep only what goes from block to block and compute the rest anew in the
+            backward pass, as timm does it. The gradients are the same under any ``batch_norm``.
 
     Raises:
-        ValueError: the name is unknown to timm, the weights do not fit, or the model gives no spatial map.
+        ValueError: the name is unknown to timm, the weights do not fit, the model gives no spatial map, or the options
+            for training exclude each other.
         FileNotFoundError: ``weights`` is not there.
     """
 
@@ -44,7 +58,15 @@ class Backbone(nn.Module):
     std: Tensor
 
     def __init__(
-        self, name: str, *, pretrained: bool = True, weights: str | Path | None = None, normalize: bool = True
+        self,
+        name: str,
+        *,
+        pretrained: bool = True,
+        weights: str | Path | None = None,
+        normalize: bool = True,
+        batch_norm: BatchNormPolicy = "train",
+        chunk_frames: int | None = None,
+        checkpoint_blocks: bool = False,
     ) -> None:
         super().__init__()
         self.net = _create(name, pretrained=pretrained and weights is None)
@@ -56,6 +78,12 @@ class Backbone(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.dim = self._probe(config["input_size"][-1])
+        self.batch_norm, self.chunk_frames, self.checkpoint_blocks = batch_norm, chunk_frames, checkpoint_blocks
+        self._momenta = [norm.momentum for norm in self._batch_norms()]
+        self._check_training_options()
+        if checkpoint_blocks:
+            self._checkpoint_blocks()
+        self.train()
 
     def forward(self, clips: UInt8[Tensor, "*B L 3 H W"] | Float[Tensor, "*B L 3 H W"]) -> Float[Tensor, "*B L D h w"]:
         """Maps of every frame.
@@ -64,13 +92,60 @@ class Backbone(nn.Module):
             clips: pixels, ``[..., L, 3, H, W]``: levels 0 .. 255 as uint8, or 0 .. 1 as floating point.
         """
         frames = self.normalize(clips.flatten(0, -4))
-        maps = self._maps(frames)
+        self._remember_statistics(True)
+        maps = self._chunked(frames) if self.chunk_frames and torch.is_grad_enabled() else self._maps(frames)
+        if (self.chunk_frames or self.checkpoint_blocks) and torch.is_grad_enabled():
+            self._remember_statistics(False)  # the backward pass runs the layers again, on what they have seen
         return maps.unflatten(0, clips.shape[:-3])
+
+    def train(self, mode: bool = True) -> "Backbone":
+        super().train(mode)
+        if self.batch_norm == "frozen":
+            for norm in self._batch_norms():
+                norm.eval()
+        return self
 
     def normalize(self, frames: Tensor) -> Tensor:
         """Pixels as the network wants them; bytes become floats here, on the device."""
         pixels = frames.to(self.mean.dtype).div_(255.0) if frames.dtype == torch.uint8 else frames
-        return (pixels - self.mean) / self.std
+        normal = (pixels - self.mean) / self.std
+        # Convolutions follow their input: a third faster on CPUs, and what tensor cores want. The weights stay as they
+        # are, since safetensors saves no others.
+        return normal.contiguous(memory_format=torch.channels_last)
+
+    def _chunked(self, frames: Tensor) -> Tensor:
+        chunks = frames.split(self.chunk_frames or len(frames))
+        maps = [checkpoint(self._maps, chunk, use_reentrant=False) for chunk in chunks]
+        return torch.cat(maps)
+
+    def _checkpoint_blocks(self) -> None:
+        try:
+            self.net.set_grad_checkpointing()
+        except (AssertionError, AttributeError) as error:
+            raise ValueError(f"checkpoint_blocks: timm cannot do it for backbone {self.name!r}") from error
+
+    def _batch_norms(self) -> list[_BatchNorm]:
+        return [module for module in self.net.modules() if isinstance(module, _BatchNorm)]
+
+    def _remember_statistics(self, remember: bool) -> None:
+        for norm, momentum in zip(self._batch_norms(), self._momenta, strict=True):
+            norm.momentum = momentum if remember else 0.0
+
+    def _check_training_options(self) -> None:
+        if self.batch_norm not in ("train", "frozen"):
+            raise ValueError(
+                f"batch_norm {self.batch_norm!r}: choose 'train' or 'frozen'; for statistics over all devices set "
+                "trainer.sync_batchnorm: true"
+            )
+        if self.chunk_frames is None:
+            return
+        if self.chunk_frames < 1:
+            raise ValueError(f"chunk_frames is {self.chunk_frames}: give a positive number")
+        if self.batch_norm == "train" and self._batch_norms():
+            raise ValueError(
+                f"chunk_frames {self.chunk_frames}: backbone {self.name!r} has batch norm, whose statistics would be "
+                "those of a chunk; set batch_norm: frozen, or save memory with checkpoint_blocks: true instead"
+            )
 
     def _maps(self, frames: Tensor) -> Tensor:
         features = self.net.forward_features(frames)
@@ -152,15 +227,26 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged or is no state dict.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"weights {path}: no such file")
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"weights {path}: not a file of tensors that can be read safely ({reason})") from error
+    state = load_tensors(path)
     for key in ("state_dict", "model_state_dict", "model"):
         state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"weights {path}: not a state dict (tensors by name)")
     return state
+
+
+def load_tensors(path: str | Path) -> Any:
+    """What a .safetensors or torch file holds, without running any code that it may hold.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, of another framework, or holds more than plain values and tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"weights {path}: no such file")
+    try:
+        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"weights {path}: not a file of tensors that can be read safely ({reason})") from error

@@ -1,11 +1,29 @@
-"""Checkpoints of the released STRM code (2022): their names, what they hold and what they lack."""
+"""Checkpoints of the released STRM code (2022) and of TRX before it: their names, what they hold and what they lack."""
 
+import logging
 import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
+
+from strm_lightning.models.backbone import load_tensors
+from strm_lightning.models.strm import STRM
+
+_log = logging.getLogger(__name__)
 
 # Children of torchvision's ResNet in order, as the release numbers them -> timm's names.
 _RESNET = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+
+# (blocks of each stage, whether a block has a third convolution) -> backbone
+_BACKBONES: dict[tuple[tuple[int, ...], bool], str] = {
+    ((2, 2, 2, 2), False): "resnet18.tv_in1k",
+    ((3, 4, 6, 3), False): "resnet34.tv_in1k",
+    ((3, 4, 6, 3), True): "resnet50.tv_in1k",
+}
 
 _RENAMES = (
     (r"attn_pat\.(query|key)_proj\.", r"head.ple.\1."),
@@ -24,9 +42,106 @@ _RENAMES = (
     (r"new_dist_loss_post_pat\.(\d+)\.clsW\.", r"head.qc.\1.linear."),
 )
 
-# Held by the release and used by nothing: position codes are computed, norm_v is never called, the tuple tables and
-# the rest of QC's modules hold no weights.
-_IGNORED = re.compile(r"(.*\.)?pe\.pe$|.*\.norm_v\.(weight|bias)$|.*num_batches_tracked$|.*tuples.*")
+# Held by the release and used by nothing here.
+_IGNORED = {
+    "norm_v, which the release never calls": re.compile(r".*\.norm_v\.(weight|bias)$"),
+    "position codes, which are computed": re.compile(r"(.*\.)?pe\.pe$"),
+    "tables of tuples, which are computed": re.compile(r".*tuples.*"),
+    "counters of batches": re.compile(r".*num_batches_tracked$"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialCheckpoint:
+    """What a released file holds, in our names.
+
+    Attributes:
+        options: options of `STRM` that its shapes call for.
+        state: weights for `STRM.load_state_dict`.
+        absent: what the model has and the file has not.
+        ignored: what the file has and the model has no use for.
+    """
+
+    options: dict[str, Any]
+    state: dict[str, Tensor]
+    absent: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+    @property
+    def is_trx(self) -> bool:
+        """Whether the file is of TRX: no enrichment."""
+        return not (self.options["patch_enrichment"] or self.options["frame_enrichment"])
+
+
+def load_official(path: str | Path, *, query_class: Literal["off", "fresh"] = "off", seed: int = 0) -> STRM:
+    """STRM, or TRX, with the weights of a released checkpoint, in eval mode.
+
+    The backbone (ResNet-18, -34 or -50), Omega, d, L and the patch grid are inferred from the shapes of the tensors.
+    Pixels stay in 0 .. 1 without normalisation, as released; choose frames with ``frame_policy="release"``.
+
+    Args:
+        path: a file of the released STRM code, or of TRX, whose names it inherits.
+        query_class: the release drew QC's projection anew in each run and never saved it. ``off`` leaves QC out;
+            ``fresh`` draws a projection, as a released run did.
+        seed: of the fresh projection.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, unsafe, or no such checkpoint.
+    """
+    checkpoint = read_official(path, query_class=query_class)
+    for words in checkpoint.absent:
+        _log.warning("%s: absent: %s", path, words)
+    _log.info("%s: ignored: %s", path, "; ".join(checkpoint.ignored) or "nothing")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = STRM(pretrained=False, **checkpoint.options)
+    own = model.state_dict()
+    given = {**{name: own[name] for name in own if name.startswith("head.qc.")}, **checkpoint.state}
+    wrong = sorted(n for n in own.keys() | given.keys() if _shape(own, n) != _shape(given, n))
+    if wrong:
+        raise ValueError(
+            f"checkpoint {path}: {len(wrong)} tensors do not fit {checkpoint.options['backbone']} and its heads, such "
+            f"as {wrong[0]!r}: {_shape(given, wrong[0])} in the file, {_shape(own, wrong[0])} in the model"
+        )
+    model.load_state_dict(given)
+    return model.eval()
+
+
+def read_official(path: str | Path, *, query_class: Literal["off", "fresh"] = "off") -> OfficialCheckpoint:
+    """Read a released file without running any code in it; the arguments and errors are those of `load_official`."""
+    if query_class not in ("off", "fresh"):
+        raise ValueError(f"query_class {query_class!r}: choose 'off' or 'fresh'")
+    content = load_tensors(path)
+    content = content if isinstance(content, dict) else {}
+    ours = any(name.startswith("model.backbone.") for name in content.get("state_dict", ()))
+    if ours:
+        raise ValueError(f"checkpoint {path} is one of ours already: give it to --ckpt_path as it is")
+    saved = content.get("model_state_dict", content)
+    names = [name for name, value in saved.items() if isinstance(value, Tensor)]
+    if not any(re.search(r"transformers\.0\.(module\.)?k_linear\.weight$", name) for name in names):
+        begin = ", ".join(names[:3]) or "none"
+        raise ValueError(
+            f"checkpoint {path}: no tensor 'transformers.0.k_linear.weight', so neither a released STRM nor a TRX "
+            f"checkpoint; its tensors: {begin}"
+        )
+    saved = {name: saved[name] for name in names}
+    state = convert_official(saved)
+    options = _infer(path, state, {_plain(name): tensor for name, tensor in saved.items()})
+    held = any(name.startswith("head.qc.") for name in state)
+    options["query_class"] = held or (query_class == "fresh" and options["patch_enrichment"])
+    trx = not (options["patch_enrichment"] or options["frame_enrichment"])
+    absent = () if held or trx else (_NO_QC[query_class],)
+    rest = sorted(content.keys() - {"model_state_dict"}) if "model_state_dict" in content else []
+    return OfficialCheckpoint(
+        options=options, state=state, absent=absent, ignored=(*_ignored(saved.keys()), *map(str, rest))
+    )
+
+
+_NO_QC = {
+    "off": "QC's projection (the release neither trained nor saved it): QC is off",
+    "fresh": "QC's projection (the release neither trained nor saved it): drawn at random, as in each released run",
+}
 
 
 def convert_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -43,22 +158,79 @@ def convert_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     converted = {}
     for name, tensor in state_dict.items():
-        plain = re.sub(r"(^|\.)module\.", r"\1", name)
-        new = _rename(plain)
+        new = _rename(_plain(name))
         if new is not None:
             converted[new] = tensor
-        elif not _IGNORED.match(plain):
+        elif not any(pattern.match(_plain(name)) for pattern in _IGNORED.values()):
             raise ValueError(f"tensor {name!r} is not of a released STRM checkpoint")
     return converted
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"(^|\.)module\.", r"\1", name)
 
 
 def _rename(name: str) -> str | None:
     resnet = re.match(r"resnet\.(\d)\.(.+)", name)
     if resnet and resnet[1] in _RESNET:
         return f"backbone.net.{_RESNET[resnet[1]]}.{resnet[2]}"
-    if _IGNORED.match(name):
-        return None
     for old, new in _RENAMES:
         if re.match(old, name):
             return re.sub(rf"^{old}", new, name)
     return None
+
+
+def _infer(path: str | Path, state: dict[str, Tensor], saved: dict[str, Tensor]) -> dict[str, Any]:
+    """Options of `STRM` from the shapes of the tensors, in our names and in the release's."""
+    key, dim = state["head.trm.0.key.weight"], _channels(state)
+    widths = [state[name].shape[-1] for name in sorted(state) if re.match(r"head\.trm\.\d+\.key\.weight", name)]
+    blocks = tuple(_count(state, rf"backbone\.net\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
+    backbone = _BACKBONES.get((blocks, "backbone.net.layer1.0.conv3.weight" in state))
+    if backbone is None or dim is None or any(width % dim for width in widths):
+        raise ValueError(
+            f"checkpoint {path}: its backbone is no ResNet-18, -34 or -50 (blocks {list(blocks)}, {dim} channels, "
+            f"keys of {widths} channels)"
+        )
+    qc = state.get("head.qc.0.linear.weight")
+    return {
+        "backbone": backbone,
+        "normalize": False,
+        "variant": "official",
+        "num_frames": _num_frames(state, saved),
+        "patch_grid": round(_positions(saved, "attn_pat", default=16) ** 0.5),
+        "tuple_sizes": [width // dim for width in widths],
+        "match_dim": key.shape[0],
+        "qc_dim": dim // 2 if qc is None else qc.shape[0],
+        "patch_enrichment": any(name.startswith("head.ple.") for name in state),
+        "frame_enrichment": any(name.startswith("head.fle.") for name in state),
+    }
+
+
+def _channels(state: dict[str, Tensor]) -> int | None:
+    last = [name for name in state if re.match(r"backbone\.net\.layer4\.0\.bn\d\.weight", name)]
+    return state[max(last)].shape[0] if last else None
+
+
+def _count(state: dict[str, Tensor], pattern: str) -> int:
+    return len({match[1] for name in state if (match := re.match(pattern, name))})
+
+
+def _num_frames(state: dict[str, Tensor], saved: dict[str, Tensor]) -> int:
+    mixer = state.get("head.fle.mix_frames.0.weight")
+    return _positions(saved, "transformers.0", default=8) if mixer is None else mixer.shape[0]
+
+
+def _positions(saved: dict[str, Tensor], module: str, *, default: int) -> int:
+    """Frames or patches that a position code was made for: the release makes it int(1.5 x) long."""
+    code = saved.get(f"{module}.pe.pe")
+    return default if code is None else -(-code.shape[1] * 2 // 3)
+
+
+def _ignored(names: Collection[str]) -> list[str]:
+    left = [_plain(name) for name in names if _rename(_plain(name)) is None]
+    counts = {words: sum(bool(pattern.match(name)) for name in left) for words, pattern in _IGNORED.items()}
+    return [f"{words} ({count} tensors)" for words, count in counts.items() if count]
+
+
+def _shape(state: dict[str, Tensor], name: str) -> str:
+    return str(list(state[name].shape)) if name in state else "absent"

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from strm_lightning.episode import MatchLogits, PooledMaps, VideoFeatures
-from strm_lightning.models.backbone import Backbone
+from strm_lightning.models.backbone import Backbone, BatchNormPolicy
 from strm_lightning.models.head import STRMHead
 
 
@@ -23,6 +23,11 @@ class STRM(nn.Module):
         weights: a local .safetensors or .pth file for the backbone (a classifier in it is ignored), or
             ``pip:efficientnet_lite0`` for the ImageNet weights that the extra ``weights`` installs.
         normalize: normalise pixels as the backbone's pretraining did; False leaves them in 0 .. 1, as released.
+        batch_norm: ``train`` or ``frozen``; see `Backbone`.
+        chunk_frames: frames that go through the backbone at a time in training; see `Backbone`.
+        checkpoint_blocks: keep less and compute more in the backward pass; see `Backbone`.
+        separate_calls: send support and queries through the backbone in two calls, each with its own statistics of
+            batch norm in training, as released; one call sees the episode as one batch.
         **head_options: options of `STRMHead`.
     """
 
@@ -33,10 +38,23 @@ class STRM(nn.Module):
         pretrained: bool = True,
         weights: str | Path | None = None,
         normalize: bool = True,
+        batch_norm: BatchNormPolicy = "train",
+        chunk_frames: int | None = None,
+        checkpoint_blocks: bool = False,
+        separate_calls: bool = False,
         **head_options: Any,
     ) -> None:
         super().__init__()
-        self.backbone = Backbone(backbone, pretrained=pretrained, weights=weights, normalize=normalize)
+        self.separate_calls = separate_calls
+        self.backbone = Backbone(
+            backbone,
+            pretrained=pretrained,
+            weights=weights,
+            normalize=normalize,
+            batch_norm=batch_norm,
+            chunk_frames=chunk_frames,
+            checkpoint_blocks=checkpoint_blocks,
+        )
         self.head = STRMHead(self.backbone.dim, **head_options)
 
     def pool(self, clips: UInt8[Tensor, "*B L 3 H W"] | Float[Tensor, "*B L 3 H W"]) -> PooledMaps:
@@ -64,15 +82,16 @@ class STRM(nn.Module):
     ) -> MatchLogits:
         """Encode and match one episode, or ``B`` of them with a leading axis.
 
-        All clips go through the backbone in one call, so that batch norm sees the episode as one batch in training.
+        All clips go through the backbone in one call, so that batch norm sees the episode as one batch in training,
+        unless ``separate_calls`` is set.
         """
+        if self.separate_calls:
+            return self.match(self.encode(support), self.encode(query))
         way, shot = support.shape[-6:-4]
-        clips = torch.cat([support.flatten(-6, -5), query], dim=-5)
-        features = self.encode(clips)
-        shots, queries = way * shot, query.shape[-5]
-        levels = (features.patch_level, features.frame_level)
-        h, e = (level.split([shots, queries], dim=-3) for level in levels)
-        s_h, s_e = (level[0].unflatten(-3, (way, shot)) for level in (h, e))
+        features = self.encode(torch.cat([support.flatten(-6, -5), query], dim=-5))
+        levels = {"patch_level": features.patch_level, "frame_level": features.frame_level}
+        split = {name: level.split([way * shot, query.shape[-5]], dim=-3) for name, level in levels.items()}
         return self.match(
-            VideoFeatures(patch_level=s_h, frame_level=s_e), VideoFeatures(patch_level=h[1], frame_level=e[1])
+            VideoFeatures(**{name: parts[0].unflatten(-3, (way, shot)) for name, parts in split.items()}),
+            VideoFeatures(**{name: parts[1] for name, parts in split.items()}),
         )

@@ -1,9 +1,4 @@
-"""Moving shapes: a small data set of real video files, drawn on first use, whose actions are told by motion alone.
-
-Things of random shape, texture and size, or hands that hold or point, move over random backdrops among things that
-stand still, seen by an unsteady camera at an uneven pace. Only how they move is the class's: see `motions` for the
-actions and their split, `scene` for what one clip holds.
-"""
+"""The files of moving shapes: drawn on first use by all cores, whole or not there."""
 
 import hashlib
 import os
@@ -21,12 +16,10 @@ from filelock import FileLock
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from strm_lightning.data.motions import ACTIONS, SPLIT
-from strm_lightning.data.scene import render_clip
+from strm_lightning.data.shapes.motions import ACTIONS
+from strm_lightning.data.shapes.scene import render_clip
 
-__all__ = ["ACTIONS", "SPLIT", "cache_folder", "moving_shapes", "render_clip"]
-
-_VERSION = 1  # part of the folder's name: raise it when the pixels change
+_VERSION = 2  # part of the folder's name: raise it when the pixels change
 _FPS = 12
 _CLIPS_A_PROCESS = 16  # fewer are drawn sooner than an interpreter starts
 
@@ -67,10 +60,10 @@ def moving_shapes(
         OSError: the folder cannot be written (``STRM_CACHE`` may name another one).
         RuntimeError: a process that draws came to a bad end.
     """
-    if size < 32 or size % 2 or num_frames < 2 or clips_per_class < 1:
+    if size < 32 or size % 2 or num_frames < 2 or clips_per_class < 1 or seed < 0:
         raise ValueError(
-            "moving shapes need an even size of at least 32 pixels, 2 frames and 1 clip a class; "
-            f"got size={size}, num_frames={num_frames}, clips_per_class={clips_per_class}"
+            "moving shapes need an even size of at least 32 pixels, 2 frames, 1 clip a class and a seed of at least 0; "
+            f"got size={size}, num_frames={num_frames}, clips_per_class={clips_per_class}, seed={seed}"
         )
     recipe = f"{_VERSION} {clips_per_class} {size} {num_frames} {seed} {ACTIONS}"
     name = f"moving-shapes-v{_VERSION}-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
@@ -105,8 +98,8 @@ def _draw_all(clips: list[str], folder: Path, size: int, num_frames: int, seed: 
         return
     # Fresh interpreters: a fork of a process that holds torch may hang, and multiprocessing's spawn imports the main
     # module again, which takes seconds where that is Lightning. All write to one pipe, which ends them if we die.
-    command = [sys.executable, "-m", "strm_lightning.data.shapes", str(folder), str(size), str(num_frames), str(seed)]
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "strm_lightning.data.shapes", *map(str, (folder, size, num_frames, seed))]
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     reading, writing = os.pipe()
     workers = [
@@ -149,7 +142,7 @@ def _encode(clip: UInt8[np.ndarray, "L H W 3"]) -> bytes:
     """An H.264 mp4 of a clip; one thread, so that the bytes do not depend on the machine's cores."""
     buffer = BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=_FPS, options={"preset": "veryfast", "crf": "24"})
+        stream = container.add_stream("libx264", rate=_FPS, options={"preset": "superfast", "crf": "25"})
         stream.height, stream.width = clip.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
@@ -159,7 +152,7 @@ def _encode(clip: UInt8[np.ndarray, "L H W 3"]) -> bytes:
     return buffer.getvalue()
 
 
-def _work() -> None:
+def work() -> None:
     """Draw the clips named on standard input; say so of each on standard output."""
     folder, *numbers = sys.argv[1:]
     size, num_frames, seed = map(int, numbers)
@@ -168,7 +161,3 @@ def _work() -> None:
             os.write(1, f"{clip}\n".encode())
     except (BrokenPipeError, KeyboardInterrupt):
         os._exit(1)
-
-
-if __name__ == "__main__":
-    _work()

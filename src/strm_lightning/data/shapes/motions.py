@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from strm_lightning.data.shapes.figures import FIGURES, Line
+
 Array = np.ndarray
 
 
@@ -49,10 +51,10 @@ def _axis(rng: np.random.Generator) -> Array:
     return np.array([np.cos(angle), np.sin(angle)])
 
 
-# --- one mover draws a figure with its position -----------------------------------------------------------------------
+# --- one mover draws a figure, shakes, turns, grows, fades ------------------------------------------------------------
 
 
-def _draw(line: Array) -> Motion:
+def _draw(line: Line) -> Motion:
     """Follow a line at constant speed, slower at the corners of figures that have any."""
     lengths = np.linalg.norm(np.diff(line, axis=0), axis=1)
     marks = np.concatenate([[0.0], np.cumsum(lengths)]) / lengths.sum()
@@ -69,122 +71,9 @@ def _draw(line: Array) -> Motion:
     return motion
 
 
-def _line(*points: tuple[float | int, float | int]) -> Array:
-    return np.array(points, float)
-
-
-def _curve(x: Callable[[Array], Array], y: Callable[[Array], Array]) -> Array:
-    s = np.linspace(0, 1, 97)
-    return np.stack([x(s), y(s)], axis=1)
-
-
-def _mirrored(points: Array) -> Array:
-    return points * [-1, 1]
-
-
-def _reversed(points: Array) -> Array:
-    return points[::-1]
-
-
-def _flipped(points: Array) -> Array:
-    return points * [1, -1]
-
-
-def _quarter_turn(points: Array) -> Array:
-    """What went to the right goes down."""
-    return points[:, ::-1] * [-1, 1]
-
-
-_PI = np.pi
-_RIGHT = _line((-1, 0), (1, 0))
-_RETURN = _line((-1, 0), (1, 0), (-1, 0))
-_CARET = _line((-0.8, 1), (0, -1), (0.8, 1))
-_TICK = _line((-1, 0.1), (-0.4, 1), (1, -1))
-_SQUARE = _line((-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1))
-_TRIANGLE = _line((0, -1), (1, 0.8), (-1, 0.8), (0, -1))
-_STAR = _line((-0.65, 1), (0, -1), (0.65, 1), (-1, -0.25), (1, -0.25), (-0.65, 1))
-_ZIGZAG = _line((-1, 0.5), (-0.5, -0.5), (0, 0.5), (0.5, -0.5), (1, 0.5))
-_Z = _line((-0.9, -1), (0.9, -1), (-0.9, 1), (0.9, 1))
-_N = _line((-0.8, 1), (-0.8, -1), (0.8, 1), (0.8, -1))
-_CORNER = _line((-0.8, -1), (-0.8, 1), (0.8, 1))
-_STAIRS = _line((-1, 1), (-1 / 3, 1), (-1 / 3, 1 / 3), (1 / 3, 1 / 3), (1 / 3, -1 / 3), (1, -1 / 3), (1, -1))
-_CROSS = _line((-0.9, -1), (0.9, 1), (0.9, -1), (-0.9, 1))
-_CIRCLE = _curve(lambda s: np.sin(2 * _PI * s), lambda s: -np.cos(2 * _PI * s))
-_ARCH = _curve(lambda s: -np.cos(_PI * s), lambda s: 0.6 - 1.2 * np.sin(_PI * s))
-_SPIRAL = _curve(lambda s: (1 - 0.85 * s) * np.sin(5 * _PI * s), lambda s: -(1 - 0.85 * s) * np.cos(5 * _PI * s))
-_EIGHT = _curve(lambda s: 0.7 * np.sin(4 * _PI * s), lambda s: -np.cos(2 * _PI * s))
-_S = _curve(lambda s: 0.8 * np.sin(2 * _PI * s + 0.5), lambda s: 2 * s - 1)
-_LOOP = _curve(lambda s: 2.2 * s - 1.1 + 0.75 * np.sin(-2 * _PI * s), lambda s: 0.8 * np.cos(2 * _PI * s))
-_WAVE = _curve(lambda s: 2 * s - 1, lambda s: 0.55 * np.sin(4 * _PI * s))
-
-FIGURES: dict[str, Array] = {
-    "slide_right": _RIGHT,
-    "slide_left": _reversed(_RIGHT),
-    "slide_down": _quarter_turn(_RIGHT),
-    "slide_up": _reversed(_quarter_turn(_RIGHT)),
-    "slide_down_right": _line((-0.75, -0.75), (0.75, 0.75)),
-    "slide_up_left": _line((0.75, 0.75), (-0.75, -0.75)),
-    "slide_down_left": _line((0.75, -0.75), (-0.75, 0.75)),
-    "slide_up_right": _line((-0.75, 0.75), (0.75, -0.75)),
-    "right_and_back": _RETURN,
-    "left_and_back": _mirrored(_RETURN),
-    "down_and_back": _quarter_turn(_RETURN),
-    "up_and_back": _flipped(_quarter_turn(_RETURN)),
-    "caret": _CARET,
-    "caret_reversed": _reversed(_CARET),
-    "vee": _flipped(_CARET),
-    "vee_reversed": _reversed(_flipped(_CARET)),
-    "chevron_right": _quarter_turn(_CARET),
-    "chevron_left": _mirrored(_quarter_turn(_CARET)),
-    "check_mark": _TICK,
-    "check_mark_reversed": _reversed(_TICK),
-    "check_mark_mirrored": _mirrored(_TICK),
-    "check_mark_flipped": _flipped(_TICK),
-    "square_clockwise": _SQUARE,
-    "square_counterclockwise": _reversed(_SQUARE),
-    "triangle_clockwise": _TRIANGLE,
-    "triangle_counterclockwise": _reversed(_TRIANGLE),
-    "circle_clockwise": _CIRCLE,
-    "circle_counterclockwise": _reversed(_CIRCLE),
-    "star": _STAR,
-    "star_mirrored": _mirrored(_STAR),
-    "zigzag_right": _ZIGZAG,
-    "zigzag_left": _reversed(_ZIGZAG),
-    "zigzag_down": _quarter_turn(_ZIGZAG),
-    "zigzag_up": _reversed(_quarter_turn(_ZIGZAG)),
-    "letter_z": _Z,
-    "letter_z_reversed": _reversed(_Z),
-    "letter_n": _N,
-    "letter_n_mirrored": _mirrored(_N),
-    "corner_down_right": _CORNER,
-    "corner_down_left": _mirrored(_CORNER),
-    "stairs_up": _STAIRS,
-    "stairs_down": _reversed(_STAIRS),
-    "cross_out": _CROSS,
-    "cross_out_mirrored": _mirrored(_CROSS),
-    "arch_right": _ARCH,
-    "arch_left": _reversed(_ARCH),
-    "bowl_right": _flipped(_ARCH),
-    "bowl_left": _reversed(_flipped(_ARCH)),
-    "spiral_in": _SPIRAL,
-    "spiral_out": _reversed(_SPIRAL),
-    "eight": _EIGHT,
-    "eight_mirrored": _mirrored(_EIGHT),
-    "s_curve": _S,
-    "s_curve_mirrored": _mirrored(_S),
-    "loop_right": _LOOP,
-    "loop_left": _mirrored(_LOOP),
-    "wave_right": _WAVE,
-    "wave_left": _reversed(_WAVE),
-}
-
-
-# --- one mover shakes, turns, grows, fades ----------------------------------------------------------------------------
-
-
 def _shake(x: float, y: float) -> Motion:
     def motion(t: Array, rng: np.random.Generator, _: float) -> list[Track]:
-        swing = np.sin(2 * _PI * t * rng.choice([2, 3])) * rng.choice([-1, 1])
+        swing = np.sin(2 * np.pi * t * rng.choice([2, 3])) * rng.choice([-1, 1])
         return [_track(swing[:, None] * [x, y])]
 
     return motion
@@ -192,7 +81,7 @@ def _shake(x: float, y: float) -> Motion:
 
 def _spin(sense: int) -> Motion:
     def motion(t: Array, rng: np.random.Generator, _: float) -> list[Track]:
-        return [_track(_rest(t), scale=1.2, turn=sense * t * rng.uniform(0.6, 1.4) * 2 * _PI)]
+        return [_track(_rest(t), scale=1.2, turn=sense * t * rng.uniform(0.6, 1.4) * 2 * np.pi)]
 
     return motion
 
@@ -210,11 +99,11 @@ def _resize(sense: int, depth: float) -> Motion:
 
 
 def _pulse(t: Array, rng: np.random.Generator, _: float) -> list[Track]:
-    return [_track(_rest(t), scale=rng.uniform(1.6, 2.2) ** np.sin(2 * _PI * t * rng.choice([1, 2])))]
+    return [_track(_rest(t), scale=rng.uniform(1.6, 2.2) ** np.sin(2 * np.pi * t * rng.choice([1, 2])))]
 
 
 def _turn_over(t: Array, rng: np.random.Generator, _: float) -> list[Track]:
-    width = np.cos(2 * _PI * t * rng.choice([1, 1.5]))
+    width = np.cos(2 * np.pi * t * rng.choice([1, 1.5]))
     return [_track(_rest(t), scale=1.2, turn=rng.uniform(-0.5, 0.5), width=np.where(width < 0, -1, 1) * np.abs(width))]
 
 
@@ -237,7 +126,7 @@ def _fall_and_bounce(t: Array, rng: np.random.Generator, _: float) -> list[Track
 
 
 def _swing(t: Array, rng: np.random.Generator, _: float) -> list[Track]:
-    angle = np.sin(2 * _PI * t * rng.choice([1.5, 2])) * rng.choice([-1, 1]) * rng.uniform(0.7, 1.0)
+    angle = np.sin(2 * np.pi * t * rng.choice([1.5, 2])) * rng.choice([-1, 1]) * rng.uniform(0.7, 1.0)
     return [_track(np.stack([np.sin(angle), 1.6 * np.cos(angle) - 0.9], axis=1), turn=-angle)]
 
 
@@ -275,14 +164,14 @@ def _pass_by(t: Array, rng: np.random.Generator, radius: float) -> list[Track]:
 
 def _swap(t: Array, rng: np.random.Generator, _: float) -> list[Track]:
     axis, sense = _axis(rng), rng.choice([-1, 1])
-    angle = np.arctan2(axis[1], axis[0]) + sense * _PI * t
+    angle = np.arctan2(axis[1], axis[0]) + sense * np.pi * t
     xy = np.stack([np.cos(angle), np.sin(angle)], axis=1) * 0.9
     return [_track(xy), _track(-xy)]
 
 
 def _orbit(sense: int) -> Motion:
     def motion(t: Array, rng: np.random.Generator, _: float) -> list[Track]:
-        angle = rng.uniform(0, 2 * _PI) + sense * 2 * _PI * t * rng.uniform(1, 1.5)
+        angle = rng.uniform(0, 2 * np.pi) + sense * 2 * np.pi * t * rng.uniform(1, 1.5)
         return [_track(_rest(t)), _track(np.stack([np.cos(angle), np.sin(angle)], axis=1), scale=0.7)]
 
     return motion

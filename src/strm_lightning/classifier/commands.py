@@ -1,0 +1,184 @@
+"""The commands ``strm classify`` and ``strm demo``."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+from tqdm import tqdm
+
+from strm_lightning.classifier.classifier import FewShotClassifier
+from strm_lightning.classifier.predictions import merge_windows
+from strm_lightning.classifier.reports import REPORTS, Found
+from strm_lightning.data.layouts import list_videos
+from strm_lightning.data.videos import VIDEO_SUFFIXES, VideoError
+
+
+def classify(
+    *videos: str,
+    support: str | None = None,
+    ckpt: str | None = None,
+    backbone: str = "tf_efficientnet_lite0",
+    weights: str | None = "pip:efficientnet_lite0",
+    threshold: float | Literal["fit"] | None = None,
+    temperature: float | Literal["fit"] = "fit",
+    window: float | None = None,
+    stride: float | None = None,
+    json: bool = False,
+    csv: bool = False,
+    explain: str | None = None,
+    save_support: str | None = None,
+    jobs: int = 1,
+    device: str | None = None,
+) -> None:
+    """Recognise actions in videos from a few example clips of each.
+
+    Args:
+        videos: video files, or folders of them.
+        support: folder of examples, with a folder of clips for each class; or a file that ``--save_support`` wrote.
+        ckpt: checkpoint of a trained model; without, a bare backbone compares patches frame by frame.
+        backbone: timm model, where there is no ``ckpt``.
+        weights: its weights: a file, ``pip:efficientnet_lite0`` from the extra ``weights``, or null for timm's own.
+        threshold: probability below which a video is ``unknown``; ``fit`` finds a better measure on the examples.
+        temperature: divides the logits; ``fit`` finds it on the examples where every class has two clips or more.
+        window: length in seconds of a sliding window, for long videos; null takes each video as one clip.
+        stride: seconds from window to window; null for half a window.
+        json: print one JSON object a line, with all probabilities, instead of the table.
+        csv: print comma-separated values instead of the table.
+        explain: draw why the first video got its label to this picture (.png, .pdf, .svg).
+        save_support: write the encoded examples to this .safetensors file, for ``--support`` later.
+        jobs: videos read at once.
+        device: such as ``cuda:0``; null for the GPU where there is one.
+    """
+    if json and csv:
+        raise ValueError("give --json or --csv, not both")
+    if support is None:
+        raise ValueError("give --support: a folder with a folder of example clips for each class")
+    files = find_videos(videos)
+    if not files and save_support is None:
+        raise ValueError("no video to classify: name files, or folders of them")
+    classifier = open_classifier(support, ckpt=ckpt, backbone=backbone, weights=weights, device=device, jobs=jobs)
+    classifier.set_params(threshold=threshold, temperature=temperature)
+    if save_support is not None:
+        classifier.save(save_support)
+    report = REPORTS["json" if json else "csv" if csv else "table"](files)
+    bad = 0
+    # Where the rows themselves are on the screen, they are the progress.
+    quiet = sys.stdout.isatty() or not sys.stderr.isatty()
+    findings = _findings(classifier, files, window, stride, merged=not (json or csv))
+    for video, found in tqdm(findings, total=len(files) if window is None else None, disable=quiet):
+        bad += isinstance(found, VideoError)
+        report.add(video, found)
+    if explain is not None and files:
+        from strm_lightning.classifier.picture import draw
+
+        draw(classifier.explain(files[0]), explain)
+    if bad:
+        raise SystemExit(1)
+
+
+def _findings(
+    classifier: FewShotClassifier, files: Sequence[str], window: float | None, stride: float | None, *, merged: bool
+) -> Iterator[tuple[str, Found]]:
+    if window is None:
+        yield from zip(files, classifier.predict_each(files), strict=True)
+        return
+    for file in files:
+        stretches = classifier.predict_windows(file, seconds=window, stride=stride)
+        try:
+            for stretch in merge_windows(stretches) if merged else stretches:
+                yield file, stretch
+        except VideoError as error:
+            yield file, error
+
+
+def find_videos(names: Sequence[str]) -> list[str]:
+    """Files as they were named, and the video files of the folders among them, however deep, in order.
+
+    Raises:
+        ValueError: a folder has no video.
+    """
+    found = []
+    for name in names:
+        inside = _videos_in(Path(name))
+        if Path(name).is_dir() and not inside:
+            raise ValueError(f"{name}: a folder without any video")
+        found += inside or [name]
+    return found
+
+
+def _videos_in(folder: Path) -> list[str]:
+    return sorted(str(file) for file in folder.rglob("*") if file.suffix.lower() in VIDEO_SUFFIXES and file.is_file())
+
+
+def find_examples(folder: str) -> dict[str, list[str]]:
+    """Videos by class, from a folder with a folder for each class.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: no videos in it, or a class without any.
+    """
+    list_videos(folder, "videos")  # says what is wrong with the folder
+    classes = sorted(f for f in Path(folder).expanduser().iterdir() if f.is_dir() and f.name[0] != ".")
+    examples = {f.name: _videos_in(f) for f in classes}
+    empty = [name for name, videos in examples.items() if not videos]
+    if empty:
+        raise ValueError(f"class {empty[0]!r} has no video: {Path(folder) / empty[0]} has none; remove the folder")
+    return examples
+
+
+def open_classifier(
+    support: str,
+    *,
+    ckpt: str | None = None,
+    backbone: str = "tf_efficientnet_lite0",
+    weights: str | None = "pip:efficientnet_lite0",
+    device: str | None = None,
+    jobs: int = 1,
+) -> FewShotClassifier:
+    """A classifier with examples from a folder or from a file; `classify` explains the arguments."""
+    classifier = _without_examples(ckpt, backbone, weights, device).set_params(jobs=jobs)
+    if Path(support).is_file():
+        return classifier.load(support)
+    return classifier.fit(find_examples(support), progress=sys.stderr.isatty())
+
+
+def _without_examples(ckpt: str | None, backbone: str, weights: str | None, device: str | None) -> FewShotClassifier:
+    if ckpt is not None:
+        return FewShotClassifier.from_checkpoint(ckpt, device=device)
+    return FewShotClassifier.from_backbone(backbone, weights=weights, device=device)
+
+
+def demo(
+    *,
+    ckpt: str | None = None,
+    backbone: str = "tf_efficientnet_lite0",
+    weights: str | None = "pip:efficientnet_lite0",
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    max_mb: int = 100,
+    device: str | None = None,
+) -> None:
+    """Open a web page on this computer that recognises actions from a few clips of each.
+
+    Args:
+        ckpt: checkpoint of a trained model; without, a bare backbone compares patches frame by frame.
+        backbone: timm model, where there is no ``ckpt``.
+        weights: its weights: a file, ``pip:efficientnet_lite0`` from the extra ``weights``, or null for timm's own.
+        host: address to listen on; 0.0.0.0 lets other computers in, and whoever reaches it may use it.
+        port: number of the port; null takes the first free one from 7860.
+        max_mb: size in megabytes of the largest file that may be uploaded.
+        device: such as ``cuda:0``; null for the GPU where there is one.
+    """
+    try:
+        from strm_lightning.classifier import web
+    except ModuleNotFoundError as error:
+        raise ImportError(f'the page needs {error.name}; run: pip install "strm-lightning[web]"') from error
+    plain = _without_examples(ckpt, backbone, weights, device)
+    with TemporaryDirectory(prefix="strm-demo-") as folder:
+        # gradio keeps uploads here; all of it goes when the server stops.
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        page = web.build(lambda: FewShotClassifier(plain.matcher, plain.preprocessing), Path(folder) / "examples")
+        web.serve(page, host=host, port=port, max_mb=max_mb)

@@ -1,0 +1,73 @@
+"""Videos of each class to a support set, with what is wrong among them told by name."""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from strm_lightning.classifier.clips import Video, Videos, in_a_row, is_one
+from strm_lightning.classifier.support import EncodedClip, SupportSet
+from strm_lightning.data.store import DataWarning
+from strm_lightning.data.videos import VideoError
+
+Encode = Callable[[Iterable[Video]], Iterator[EncodedClip | VideoError]]
+
+
+def by_class(
+    videos: Mapping[str, Videos] | Videos, labels: Sequence[str] | np.ndarray | None
+) -> dict[str, list[Video]]:
+    """Videos by class, from such a mapping or from videos and labels in two rows.
+
+    Raises:
+        TypeError: a class is given one video instead of a list.
+        ValueError: not as many labels as videos.
+    """
+    if isinstance(videos, Mapping):
+        for label, members in videos.items():
+            if is_one(members):
+                raise TypeError(f"class {label!r}: give a list of videos, not {type(members).__name__}")
+        return {str(label): in_a_row(members) for label, members in videos.items()}
+    if labels is None or len(labels) != len(videos):
+        raise ValueError(f"{len(videos)} videos and {0 if labels is None else len(labels)} labels: give one for each")
+    grouped: dict[str, list[Video]] = {}
+    for video, label in zip(in_a_row(videos), labels, strict=True):
+        grouped.setdefault(str(label), []).append(video)
+    return grouped
+
+
+def add_examples(
+    support: SupportSet, videos: Mapping[str, Sequence[Video]], encode: Encode, *, progress: bool = False
+) -> None:
+    """Encode videos and add them to a support set, or leave it as it is where one class would have none.
+
+    Warns of videos that cannot be read, which are left out, and of clips that show the same.
+
+    Raises:
+        ValueError: a class without any readable clip.
+    """
+    labels = [label for label, members in videos.items() for _ in members]
+    clips = encode(video for members in videos.values() for video in members)
+    bar = tqdm(clips, "Encoding examples", total=len(labels), unit="clip", disable=not progress)
+    seen = {clip.digest: (label, clip.name) for label, group in support.clips.items() for clip in group}
+    good: dict[str, list[EncodedClip]] = {label: [] for label in videos}
+    bad: dict[str, list[VideoError]] = {label: [] for label in videos}
+    for label, clip in zip(labels, bar, strict=True):
+        if isinstance(clip, VideoError):
+            bad[label].append(clip)
+            continue
+        other, name = seen.setdefault(clip.digest, (label, clip.name))
+        if (other, name) != (label, clip.name) or clip.digest in {c.digest for c in good[label]}:
+            _warn(f"{clip.name} (class {label!r}) shows the same as {name} (class {other!r})")
+        good[label].append(clip)
+    for label, errors in bad.items():
+        if not good[label] and label not in support.clips:
+            raise ValueError(f"class {label!r} has no readable clip: {errors[0] if errors else 'it has none at all'}")
+        for error in errors:
+            _warn(f"left out of class {label!r}: {error}")
+    for label, members in good.items():
+        support.add(label, members)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, DataWarning, stacklevel=4)

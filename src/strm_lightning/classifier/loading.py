@@ -1,0 +1,51 @@
+"""Matchers from what lies on disk: a checkpoint of `STRMModule`, or a backbone."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from strm_lightning.classifier.matchers import HeadMatcher, PatchMatcher
+from strm_lightning.models.backbone import Backbone
+from strm_lightning.models.head import STRMHead
+from strm_lightning.models.strm import STRM
+
+_PREPROCESSING = ("num_frames", "image_size", "short_side", "frame_policy")
+_PREFIX = "model."
+
+
+def read_checkpoint(path: str | Path) -> tuple[HeadMatcher, dict[str, Any]]:
+    """The model of a Lightning checkpoint and the preprocessing that it was trained with.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no checkpoint of `STRMModule`.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"checkpoint {path}: {'is a folder' if Path(path).is_dir() else 'no such file'}")
+    try:
+        checkpoint = torch.load(path, "cpu", weights_only=True)
+        options, state = dict(checkpoint["hyper_parameters"]), checkpoint["state_dict"]
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"checkpoint {path}: not one of STRMModule ({reason})") from error
+    known = {*inspect.signature(STRM).parameters, *inspect.signature(STRMHead).parameters}
+    model = STRM(**{**{k: v for k, v in options.items() if k in known}, "pretrained": False, "weights": None})
+    try:
+        model.load_state_dict({k.removeprefix(_PREFIX): v for k, v in state.items() if k.startswith(_PREFIX)})
+    except RuntimeError as error:
+        raise ValueError(f"checkpoint {path}: its weights are not those of the model that it describes") from error
+    trained = checkpoint.get("datamodule_hyper_parameters", {})
+    how = {name: trained[name] for name in _PREPROCESSING if trained.get(name) is not None}
+    return HeadMatcher(model, options.get("qc_weight", 0.1)), {**how, "num_frames": model.head.num_frames}
+
+
+def bare(backbone: str, *, weights: str | None, pretrained: bool, patch_grid: int) -> PatchMatcher:
+    """A backbone without a head."""
+    return PatchMatcher(Backbone(backbone, pretrained=pretrained, weights=weights), patch_grid)
+
+
+def pick(device: str | None) -> torch.device:
+    """The device of that name; of None, the GPU where there is one."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -1,0 +1,160 @@
+"""The encoded support clips, and matching queries with them in pieces that fit memory."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice, zip_longest
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from strm_lightning.classifier.matchers import Features, Matcher
+from strm_lightning.episode import MatchLogits
+
+_FLOATS_AT_ONCE = 2**24  # 64 MB of float32 in the largest tensor of a match
+_CLIPS_AT_ONCE = 256
+
+
+@dataclass
+class EncodedClip:
+    """A clip, encoded.
+
+    Attributes:
+        name: path of its video, or what an array was called.
+        digest: of its pixels.
+        thumbnail: its frames, small, for pictures.
+        features: what the matcher knows of it.
+    """
+
+    name: str
+    digest: str
+    thumbnail: UInt8[Tensor, "L 3 s s"]
+    features: Features
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Classes with similar numbers of clips, side by side; absent shots are masked."""
+
+    columns: list[int]
+    features: Features
+    mask: Bool[Tensor, "N K"]
+
+
+class SupportSet:
+    """Labelled clips by class, matched class by class.
+
+    The cost of a match grows linearly with the number of clips, and its memory not at all.
+
+    Args:
+        matcher: what encoded the clips.
+    """
+
+    def __init__(self, matcher: Matcher) -> None:
+        self.matcher = matcher
+        self.clips: dict[str, list[EncodedClip]] = {}
+        self._chunks: list[_Chunk] | None = None
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes, ascending; the order of the logits' columns."""
+        return sorted(self.clips)
+
+    def add(self, label: str, clips: Sequence[EncodedClip]) -> None:
+        """Add clips to a class, which may be new."""
+        self.clips.setdefault(label, []).extend(clips)
+        self._chunks = None
+
+    def remove(self, label: str, name: str | None = None) -> None:
+        """Remove a class, or the clips of that name from it.
+
+        Raises:
+            KeyError: there is no such class, or no such clip in it.
+        """
+        if label not in self.clips:
+            raise KeyError(f"no class {label!r}; there are {', '.join(self.labels) or 'none'}")
+        kept = [clip for clip in self.clips[label] if name is not None and clip.name != name]
+        if name is not None and len(kept) == len(self.clips[label]):
+            raise KeyError(f"no clip {name!r} in class {label!r}")
+        self.clips[label] = kept
+        if not kept:
+            del self.clips[label]
+        self._chunks = None
+
+    def features(self, label: str) -> Features:
+        """Features of a class's clips, leading axis ``K``."""
+        return _stack([clip.features for clip in self.clips[label]])
+
+    def match(self, query: Features) -> MatchLogits:
+        """Logits ``[Q, N]`` of encoded queries for the classes in the order of `labels`."""
+        total = len(next(iter(query.values())))
+        columns = torch.tensor([column for chunk in self._arranged() for column in chunk.columns])
+        rows = []
+        size = max(1, _FLOATS_AT_ONCE // self._floats_per_query(query))
+        for start in range(0, total, size):
+            part = {name: tensor[start : start + size] for name, tensor in query.items()}
+            found = [self.matcher.match(chunk.features, part, chunk.mask) for chunk in self._arranged()]
+            rows.append(tuple(_join([getattr(f, head) for f in found], 1) for head in ("trm", "qc")))
+        order = columns.argsort()
+        trm, qc = (_join([row[head] for row in rows], 0) for head in (0, 1))
+        assert trm is not None
+        return MatchLogits(trm=trm[:, order], qc=None if qc is None else qc[:, order])
+
+    def leave_one_out(self, limit: int = 512) -> tuple[Float[Tensor, "n N"], Int[Tensor, " n"]]:
+        """Combined logits of support clips, each against all the others, and their classes.
+
+        Clips of classes with a single clip are not queries, for without it the class would be none. Beyond ``limit``
+        clips, the first ones of each class are taken.
+        """
+        classes = [
+            [(c, k) for k in range(len(self.clips[label]))] if len(self.clips[label]) > 1 else []
+            for c, label in enumerate(self.labels)
+        ]
+        in_turn = (place for turn in zip_longest(*classes) for place in turn if place is not None)
+        places = list(islice(in_turn, limit))
+        targets = torch.tensor([c for c, _ in places], dtype=torch.long)
+        if not places:
+            return torch.empty(0, len(self.labels)), targets
+        by_class = [self.features(label) for label in self.labels]
+        query = _stack([self.clips[self.labels[c]][k].features for c, k in places])
+        logits = self.match(query).combined(self.matcher.qc_weight).float().cpu()
+        for row, (c, k) in enumerate(places):
+            others = {name: torch.cat([t[:k], t[k + 1 :]])[None] for name, t in by_class[c].items()}
+            alone = {name: t[row : row + 1] for name, t in query.items()}
+            logits[row, c] = self.matcher.match(others, alone).combined(self.matcher.qc_weight).item()
+        return logits, targets
+
+    def _floats_per_query(self, query: Features) -> int:
+        classes = max(chunk.mask.numel() for chunk in self._arranged())
+        return classes * self.matcher.floats_per_class(query)
+
+    def _arranged(self) -> list[_Chunk]:
+        if self._chunks is None:
+            labels = self.labels
+            groups: list[list[int]] = [[]]
+            for column in sorted(range(len(labels)), key=lambda c: len(self.clips[labels[c]])):
+                if groups[-1] and (len(groups[-1]) + 1) * len(self.clips[labels[column]]) > _CLIPS_AT_ONCE:
+                    groups.append([])
+                groups[-1].append(column)
+            self._chunks = [self._chunk(group) for group in groups]
+        return self._chunks
+
+    def _chunk(self, columns: list[int]) -> _Chunk:
+        members = [self.clips[self.labels[column]] for column in columns]
+        most = max(map(len, members))
+        mask = torch.tensor([[k < len(clips) for k in range(most)] for clips in members])
+        rows = [_stack([clips[min(k, len(clips) - 1)].features for k in range(most)]) for clips in members]
+        features = _stack(rows)
+        for row, clips in enumerate(members):  # the clips now look into the chunk: nothing is held twice
+            for k, clip in enumerate(clips):
+                clip.features = {name: tensor[row, k] for name, tensor in features.items()}
+        return _Chunk(columns, features, mask.to(self.matcher.device))
+
+
+def _stack(parts: Sequence[Features]) -> Mapping[str, Tensor]:
+    return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+
+
+def _join(parts: Sequence[Tensor | None], dim: int) -> Tensor | None:
+    tensors = [part for part in parts if part is not None]
+    return torch.cat(tensors, dim) if tensors else None

@@ -1,0 +1,62 @@
+"""``strm convert``: a released checkpoint in, a checkpoint of ours out."""
+
+from pathlib import Path
+from typing import Literal
+
+import lightning as L
+import torch
+
+from strm_lightning.data.datamodule import EpisodeDataModule
+from strm_lightning.models.official import OfficialCheckpoint, load_official, read_official
+from strm_lightning.module import STRMModule
+
+
+def convert(checkpoint: Path, out: Path, *, query_class: Literal["off", "fresh"] = "off", seed: int = 0) -> None:
+    """Turn a released STRM or TRX checkpoint into one for ``strm test --ckpt_path`` and ``STRMModule``.
+
+    Everything is inferred from the file. Pixels stay in 0 .. 1 without normalisation and frames are chosen as the
+    release does.
+
+    Args:
+        checkpoint: file of the released code.
+        out: where to write ours, such as ``strm.ckpt``.
+        query_class: the release never saved QC's projection: ``off`` tests without QC, ``fresh`` draws a projection.
+        seed: of the fresh projection.
+    """
+    found = read_official(checkpoint, query_class=query_class)
+    model = load_official(checkpoint, query_class=query_class, seed=seed)
+    module = STRMModule(pretrained=False, **found.options)
+    module.model.load_state_dict(model.state_dict())
+    data = EpisodeDataModule(
+        num_frames=found.options["num_frames"], frame_policy="release", short_clips="drop", query_per_class=1
+    )
+    content = {
+        "epoch": 0,
+        "global_step": 0,
+        "pytorch-lightning_version": L.__version__,
+        "state_dict": module.state_dict(),
+        module.CHECKPOINT_HYPER_PARAMS_KEY: dict(module.hparams),
+        data.CHECKPOINT_HYPER_PARAMS_KEY: dict(data.hparams),
+    }
+    module.on_save_checkpoint(content)
+    torch.save(content, out)
+    print(_report(found, checkpoint, out))
+
+
+def _report(found: OfficialCheckpoint, checkpoint: Path, out: Path) -> str:
+    options = found.options
+    kind, heads = (
+        ("TRX", "") if found.is_trx else ("STRM", f", {options['patch_grid']} x {options['patch_grid']} patches")
+    )
+    configs = "--config experiments/kinetics.yaml --config experiments/official/release.yaml"
+    sizes = ", ".join(map(str, options["tuple_sizes"]))
+    rows = {
+        kind: f"{checkpoint}: {len(found.state)} tensors",
+        "backbone": f"{options['backbone']}, pixels 0 .. 1 without normalisation",
+        "head": f"Omega {{{sizes}}}, d = {options['match_dim']}, L = {options['num_frames']}{heads}",
+        "absent": "; ".join(found.absent) or "nothing",
+        "ignored": "; ".join(found.ignored) or "nothing",
+        "written": str(out),
+        "next": f"strm test {configs} --ckpt_path {out} --data.root FOLDER  (see experiments/ for other data)",
+    }
+    return "\n".join(f"  {name:<10}{text}" for name, text in rows.items())

@@ -1,0 +1,136 @@
+"""The protocol card: all that must be known of a test for its number to be compared with another."""
+
+import platform
+from collections.abc import Mapping
+from hashlib import sha256
+from importlib.metadata import version
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from strm_lightning import __version__
+from strm_lightning.data.datamodule import EpisodeDataModule
+from strm_lightning.data.splits import Stage
+from strm_lightning.data.store import VideoSet
+from strm_lightning.models.head import STRMHead
+from strm_lightning.models.strm import STRM
+
+SOURCE_KEYS = ("epoch", "global_step", "callbacks", "datamodule_hyper_parameters")  # of a Lightning checkpoint
+_PACKAGES = ("torch", "lightning", "timm", "av", "numpy")
+
+
+def protocol_card(
+    data: EpisodeDataModule,
+    model: nn.Module,
+    options: Mapping[str, Any],
+    checkpoint: Mapping[str, Any],
+    *,
+    episodes: int,
+    stage: Stage = "test",
+) -> dict[str, Any]:
+    """The card as plain values.
+
+    ``protocol`` decides which clips are matched with which and how they were cut: two results are on the same episodes
+    where it is the same. ``data``, ``model``, ``checkpoint`` and ``versions`` say on what and what was tested.
+
+    Args:
+        data: whose episodes they were.
+        model: an `STRM`, whose pixel normalisation is told.
+        options: those that the model was built with.
+        checkpoint: see `describe_checkpoint`.
+        episodes: how many were counted.
+        stage: which classes they are of.
+    """
+    videos, transform = data.videos[stage], data.transform
+    backbone: Any = model.backbone
+    return {
+        "protocol": {
+            "stage": stage,
+            "video_list": video_list_hash(videos),
+            "way": data.way,
+            "shot": data.shot,
+            "query_per_class": data.queries[stage],
+            "episodes": episodes,
+            "seed": data.seed,
+            "num_frames": data.num_frames,
+            "frame_policy": f"{data.frame_policy}, its test choice",
+            "short_clips": data.short_clips,
+            "resize": f"short side to {transform.short_side}",
+            "crop": f"{transform.image_size} x {transform.image_size}, central",
+            "flip": "never",
+        },
+        "data": {
+            "root": data.root,
+            "split": data.split,
+            "split_seed": data.split_seed,
+            "classes": len(videos.class_names),
+            "videos": sum(map(len, videos.members)),
+            "unreadable": len(videos.store.unreadable),
+        },
+        "model": {
+            **plain({**_defaults(STRMHead), **_defaults(STRM), **options}),
+            "normalisation": {"mean": backbone.mean.flatten().tolist(), "std": backbone.std.flatten().tolist()},
+        },
+        "checkpoint": dict(checkpoint),
+        "versions": {
+            "strm-lightning": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in _PACKAGES},
+        },
+    }
+
+
+def video_list_hash(videos: VideoSet) -> str:
+    """SHA-256 of the class and name of every video, in the order in which episodes are drawn from them."""
+    lines = (
+        f"{name}\t{videos.store.videos[row]}\n"
+        for name, rows in zip(videos.class_names, videos.members, strict=True)
+        for row in rows
+    )
+    return f"sha256:{sha256(''.join(lines).encode()).hexdigest()}"
+
+
+def describe_checkpoint(checkpoint: Mapping[str, Any] | None, path: str | Path | None) -> dict[str, Any]:
+    """Where the tested weights come from, and which split chose them.
+
+    Args:
+        checkpoint: a Lightning checkpoint, or None where the weights are as the model was built or trained last.
+        path: its file, if known.
+
+    Returns:
+        ``path``, ``epoch``, ``step``; ``chosen_on``: ``val`` or ``test`` where the best of several checkpoints by that
+        split's accuracy was taken, ``none`` where no choice was made (the last step); ``training``: the episodes'
+        options in training.
+    """
+    if checkpoint is None:
+        return {"path": None, "chosen_on": "none", "training": None}
+    training = plain(checkpoint.get("datamodule_hyper_parameters", {}))
+    return {
+        "path": str(path) if path else None,
+        "epoch": checkpoint.get("epoch"),
+        "step": checkpoint.get("global_step"),
+        "chosen_on": training.get("select_on", "val") if _is_best(checkpoint, path) else "none",
+        "training": training,
+    }
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as JSON has them, without what Lightning adds for itself."""
+    simple = (str, int, float, bool, type(None), list, tuple, dict)
+    own = {name: value for name, value in values.items() if not name.startswith("_")}
+    return {name: value if isinstance(value, simple) else str(value) for name, value in own.items()}
+
+
+def _defaults(built: type) -> dict[str, Any]:
+    """Options that a class has where none are given."""
+    parameters = signature(built).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
+
+
+def _is_best(checkpoint: Mapping[str, Any], path: str | Path | None) -> bool:
+    """Whether a monitored accuracy chose this checkpoint; one whose file is not known is taken to be the best."""
+    savers = [state for name, state in checkpoint.get("callbacks", {}).items() if name.startswith("ModelCheckpoint")]
+    best = [Path(state["best_model_path"]).name for state in savers if state.get("monitor")]
+    return bool(best) and (path is None or Path(path).name in best)

@@ -1,0 +1,163 @@
+"""``strm compare``: is one model better than another, on the same episodes?"""
+
+import json as json_format
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from strm_lightning.evaluation.report import load_results, results_of
+from strm_lightning.evaluation.results import half_interval
+from strm_lightning.evaluation.tables import latex_table, markdown_table, plain_table
+
+_BOOTSTRAPS = 10_000
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of paired differences over episodes, a fraction; positive where the second model is better.
+
+    Attributes:
+        difference: accuracy of the second minus accuracy of the first.
+        ci95: half of its 95 % interval, 1.96 sigma / sqrt(episodes) of the differences.
+        bootstrap: ends of the 95 % interval from resampled episodes.
+        episodes: how many pairs.
+    """
+
+    difference: float
+    ci95: float
+    bootstrap: tuple[float, float]
+    episodes: int
+
+
+def compare(
+    *results: str, allow: Sequence[str] = (), latex: bool = False, markdown: bool = False, json: bool = False
+) -> None:
+    """Hold results against the first of them, episode by episode.
+
+    Both models answered the same episodes, so what an episode's difficulty adds to both falls out of the difference:
+    its interval is narrower than the two accuracies' own. It covers the choice of episodes from these videos; other
+    classes may differ by more.
+
+    Args:
+        results: two or more results.json, or the folders that hold them; the first is the baseline.
+        allow: entries of the protocol card that may differ, such as [num_frames]; the episodes never may.
+        latex: print a LaTeX table.
+        markdown: print a Markdown table.
+        json: print JSON with all numbers.
+    """
+    if len(results) < 2:
+        raise ValueError("give two or more results.json to compare")
+    documents = {name: load_results(name) for name in results}
+    if len(documents) < len(results):
+        raise ValueError("one file is given twice; a model cannot be compared with itself")
+    found = compare_documents(documents, allow=allow)
+    if json:
+        print(json_format.dumps(found, indent=1))
+        return
+    table = latex_table if latex else markdown_table if markdown else plain_table
+    print(table(*_overall(found)))
+    print()
+    print(table(*_per_class(found)))
+    if not latex and not markdown:
+        print(_verdict(found))
+
+
+def compare_documents(documents: Mapping[str, Mapping[str, Any]], *, allow: Sequence[str] = ()) -> dict[str, Any]:
+    """Differences of every result to the first.
+
+    Returns:
+        ``baseline``, its name, and ``results``: for each name ``accuracy``, ``ci95`` and (but for the baseline)
+        ``paired``, its `Difference`, and ``per_class``, that of each class; as plain values.
+
+    Raises:
+        ValueError: the protocol cards differ, or the episodes do; says in what.
+    """
+    baseline, *others = documents
+    first = results_of(documents[baseline])
+    classes = documents[baseline]["confusion"]["classes"]
+    found: dict[str, Any] = {baseline: _own(documents[baseline])}
+    for name in others:
+        _check_cards(baseline, documents[baseline], name, documents[name], allow)
+        second = results_of(documents[name])
+        if not np.array_equal(first.index, second.index) or not np.array_equal(first.actual, second.actual):
+            raise ValueError(f"{baseline} and {name} have other episodes, though their cards are alike")
+        found[name] = _own(documents[name]) | {
+            "paired": asdict(paired_difference(first.per_episode, second.per_episode)),
+            "per_class": {
+                label: asdict(paired_difference(*pair))
+                for number, label in enumerate(classes)
+                if len((pair := (first.of_class(number), second.of_class(number)))[0])
+            },
+        }
+    return {"baseline": baseline, "results": found}
+
+
+def paired_difference(first: Float[np.ndarray, " E"], second: Float[np.ndarray, " E"]) -> Difference:
+    """The mean of ``second - first`` over episodes, with two 95 % intervals."""
+    differences = second - first
+    # Accuracies of an episode take few values, so resampling episodes is drawing from a multinomial over those.
+    values, counts = np.unique(np.round(differences, 9), return_counts=True)
+    draws = np.random.default_rng(0).multinomial(len(differences), counts / len(differences), size=_BOOTSTRAPS)
+    low, high = np.quantile(draws @ values / len(differences), (0.025, 0.975))
+    return Difference(
+        float(differences.mean()), half_interval(differences), (float(low), float(high)), len(differences)
+    )
+
+
+def _own(document: Mapping[str, Any]) -> dict[str, Any]:
+    return {"accuracy": document["accuracy"], "ci95": document["ci95"]}
+
+
+def _check_cards(
+    name: str, first: Mapping[str, Any], other: str, second: Mapping[str, Any], allow: Sequence[str]
+) -> None:
+    mine, theirs = _comparable(first["card"]), _comparable(second["card"])
+    unknown = set(allow) - mine.keys()
+    if unknown:
+        raise ValueError(f"allow: no entry {', '.join(sorted(unknown))} on the cards; they have {', '.join(mine)}")
+    differing = [key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key) and key not in allow]
+    if differing:
+        listed = "; ".join(f"{key} {mine.get(key)!r} and {theirs.get(key)!r}" for key in sorted(differing))
+        raise ValueError(f"{name} and {other} are of different protocols and cannot be compared: {listed}")
+
+
+def _comparable(card: Mapping[str, Any]) -> dict[str, Any]:
+    on_test = card["checkpoint"]["chosen_on"] == "test"
+    return {**card["protocol"], "chosen_on_test": on_test}
+
+
+def _overall(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for name, result in found["results"].items():
+        row = [name, f"{result['accuracy']:.1%} ± {result['ci95']:.1%}"]
+        rows.append(row + (_difference_cells(result["paired"]) if "paired" in result else ["", ""]))
+    return ["result", "accuracy", "difference, paired", "bootstrap"], rows
+
+
+def _per_class(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    others = {name: result["per_class"] for name, result in found["results"].items() if "per_class" in result}
+    labels = sorted({label for classes in others.values() for label in classes})
+    rows = [[label, *(_plus_minus(classes[label]) for classes in others.values())] for label in labels]
+    return ["class", *(f"difference of {name}" for name in others)], rows
+
+
+def _difference_cells(paired: Mapping[str, Any]) -> list[str]:
+    low, high = paired["bootstrap"]
+    return [_plus_minus(paired), f"{100 * low:+.1f} … {100 * high:+.1f}"]
+
+
+def _plus_minus(paired: Mapping[str, Any]) -> str:
+    return f"{100 * paired['difference']:+.1f} ± {100 * paired['ci95']:.1f}"
+
+
+def _verdict(found: Mapping[str, Any]) -> str:
+    lines = [f"\nDifferences are in percentage points to {found['baseline']}, with 95 % intervals over episodes."]
+    for name, result in found["results"].items():
+        if paired := result.get("paired"):
+            sure = abs(paired["difference"]) > paired["ci95"]
+            word = "better" if paired["difference"] > 0 else "worse"
+            lines.append(f"{name} is {word}." if sure else f"{name}: no difference can be told from chance.")
+    return "\n".join(lines)

@@ -1,0 +1,107 @@
+"""``strm plot``: confusion, accuracy of each class, accuracy over shots and learning curves as PNG files."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.loggers import WandbLogger
+
+from strm_lightning.evaluation.figures import class_figure, confusion_figure, learning_figure, shots_figure
+from strm_lightning.evaluation.report import RESULTS, load_results
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+METRICS = "metrics.csv"
+
+
+def plot(*runs: str, out: str | None = None) -> None:
+    """Draw all that can be drawn of runs: confusion.png, per-class.png, shots.png and learning-curve.png.
+
+    Several runs share the pictures of classes, shots and learning.
+
+    Args:
+        runs: folders of runs, or results.json and metrics.csv files.
+        out: folder of the pictures; the first run's where not given.
+    """
+    if not runs:
+        raise ValueError("give a run's folder, or its results.json or metrics.csv")
+    for path in draw(runs, out):
+        print(path)
+
+
+def draw(runs: Sequence[str | Path], out: str | Path | None = None) -> list[Path]:
+    """Draw runs as `plot` does.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        FileNotFoundError: nothing there can be drawn.
+        ImportError: matplotlib is not installed.
+    """
+    if not find_spec("matplotlib"):
+        raise ImportError('pictures need matplotlib: pip install "strm-lightning[plots]"')
+    paths = [path for run in runs for path in _sources(Path(run))]
+    results = {_name(p, paths): load_results(p) for p in paths if p.suffix == ".json"}
+    metrics = {_name(p, paths): p for p in paths if p.suffix == ".csv"}
+    folder = Path(out) if out else paths[0].parent
+    folder.mkdir(parents=True, exist_ok=True)
+    figures: dict[str, Figure] = {}
+    for name, document in results.items():
+        figures["confusion" if len(results) == 1 else f"confusion-{_slug(name)}"] = confusion_figure(document)
+    if results:
+        figures["per-class"] = class_figure(results)
+    if sweeps := {name: document for name, document in results.items() if len(document["sweep"]) > 1}:
+        figures["shots"] = shots_figure(sweeps)
+    if curves := {name: rows for name, path in metrics.items() if (rows := _read_metrics(path))}:
+        figures["learning-curve"] = learning_figure(curves)
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=150)
+    return [folder / f"{name}.png" for name in figures]
+
+
+def log_pictures(loggers: Iterable[Any], folder: Path) -> None:
+    """Hand the pictures of a run to W&B, where that logger is on and matplotlib is installed."""
+    boards = [logger for logger in loggers if isinstance(logger, WandbLogger)]
+    if boards and find_spec("matplotlib"):
+        for path in draw([folder]):
+            for board in boards:
+                board.log_image(f"test/{path.stem}", [str(path)])
+
+
+def _read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """(step, value) of each column of a CSVLogger's file that `learning_figure` draws."""
+    columns: dict[str, list[tuple[float, float]]] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if value and name.startswith(("train/", "val/")) and not name.endswith("_epoch"):
+                    columns.setdefault(name.removesuffix("_step"), []).append((float(row["step"]), float(value)))
+    return columns
+
+
+def _sources(run: Path) -> list[Path]:
+    found = [run / name for name in (RESULTS, METRICS) if (run / name).is_file()] if run.is_dir() else [run]
+    if not found or not found[0].is_file() or found[0].suffix not in (".json", ".csv"):
+        raise FileNotFoundError(f"nothing to draw at {run}: no {RESULTS} of a test, no {METRICS} of a fit")
+    return found
+
+
+def _name(path: Path, paths: Sequence[Path]) -> str:
+    """The file's own name where that tells, else its folder's, with as many folders above as tell runs apart."""
+    same = [other for other in paths if other.suffix == path.suffix]
+    parts = path.with_suffix("").parts if path.name not in (RESULTS, METRICS) else path.parent.resolve().parts
+    others = [
+        (o.with_suffix("").parts if o.name not in (RESULTS, METRICS) else o.parent.resolve().parts)
+        for o in same
+        if o != path
+    ]
+    depth = next((n for n in range(1, len(parts)) if all(parts[-n:] != o[-n:] for o in others)), len(parts))
+    return "/".join(parts[-depth:])
+
+
+def _slug(name: str) -> str:
+    return name.replace("/", "-")

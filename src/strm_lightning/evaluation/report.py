@@ -1,0 +1,105 @@
+"""results.json: one file that holds all that a test found, for people, programs, `compare` and `plot`."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+from torch import nn
+
+from strm_lightning.data.datamodule import EpisodeDataModule
+from strm_lightning.evaluation.card import protocol_card
+from strm_lightning.evaluation.results import EpisodeResults
+
+RESULTS = "results.json"
+
+
+def test_report(
+    data: EpisodeDataModule,
+    model: nn.Module,
+    options: Mapping[str, Any],
+    found: Mapping[tuple[int, int], EpisodeResults],
+    checkpoint: Mapping[str, Any],
+    timing: Mapping[str, float],
+) -> dict[str, Any]:
+    """What `results.json` holds: accuracy, interval, classes, confusion, episodes, timing and the protocol card.
+
+    Args:
+        data: whose test episodes they were.
+        model: the `STRM` that was tested.
+        options: those that it was built with.
+        found: predictions for each (way, shot), the main one first.
+        checkpoint: where the weights come from, see `describe_checkpoint`.
+        timing: seconds of each part.
+    """
+    main, class_names = next(iter(found.values())), data.videos["test"].class_names
+    sweep = [{"way": way, "shot": shot, **results.summary()} for (way, shot), results in found.items()]
+    return {
+        **main.summary(),
+        "way": data.way,
+        "shot": data.shot,
+        "sweep": sorted(sweep, key=lambda row: (row["way"], row["shot"])) if len(sweep) > 1 else [],
+        "per_class": main.by_class(class_names),
+        "timing": dict(timing),
+        "card": protocol_card(data, model, options, checkpoint, episodes=len(main.index)),
+        "confusion": {"classes": list(class_names), "counts": main.confusion(len(class_names)).tolist()},
+        "per_episode": {
+            "seed": [f"{data.seed}/test/0/{index}" for index in main.index],
+            "accuracy": main.per_episode.tolist(),
+            "actual": main.actual.tolist(),
+            "predicted": main.predicted.tolist(),
+        },
+    }
+
+
+def run_folder(trainer: L.Trainer) -> Path:
+    """Where what a run leaves is put: its first logger's folder, that of its checkpoints' folder, or the root."""
+    if not trainer.loggers:
+        return Path(trainer.default_root_dir)
+    logger: Any = trainer.loggers[0]
+    if isinstance(folder := getattr(logger, "log_dir", None), str):
+        return Path(folder)
+    # As `ModelCheckpoint` does for loggers without a folder for each run, such as W&B.
+    return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / str(logger.version)
+
+
+def save_results(folder: str | Path, document: Mapping[str, Any]) -> Path:
+    """Write ``results.json`` whole or not at all, a line for each of its parts."""
+    path = Path(folder) / RESULTS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in document.items())
+    part = path.with_name(f"{RESULTS}.{os.getpid()}")
+    part.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    part.replace(path)
+    return path
+
+
+def load_results(path: str | Path) -> dict[str, Any]:
+    """Read a ``results.json``, or the one in a folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is none of ours.
+    """
+    path = Path(path)
+    path = path / RESULTS if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"no results at {path}; `strm test` writes them")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"accuracy", "ci95", "card", "per_class", "per_episode"} - document.keys()
+    except (ValueError, AttributeError):
+        raise ValueError(f"{path} is not a results.json of `strm test`") from None
+    if missing:
+        raise ValueError(f"{path} is not a results.json of `strm test`: it has no {', '.join(sorted(missing))}")
+    return document
+
+
+def results_of(document: Mapping[str, Any]) -> EpisodeResults:
+    """The predictions that a document was made of."""
+    episodes = document["per_episode"]
+    index = [int(seed.rpartition("/")[2]) for seed in episodes["seed"]]
+    return EpisodeResults(np.array(index), np.array(episodes["predicted"]), np.array(episodes["actual"]))

@@ -1,0 +1,89 @@
+"""A small model with random weights, and clips of a square that moves."""
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from strm_lightning.classifier import FewShotClassifier
+from strm_lightning.classifier.clips import Preprocessing
+from strm_lightning.classifier.matchers import HeadMatcher, PatchMatcher
+from strm_lightning.models import STRM, Backbone
+
+torch.set_num_threads(1)  # the models are so small that threads only wait for each other
+
+HOW = Preprocessing(num_frames=4, image_size=64, short_side=64)
+STEPS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
+
+
+def moving(motion: str, seed: int = 0, frames: int = 12, height: int = 64, width: int = 64) -> np.ndarray:
+    """A bright square that moves over noise, ``[frames, height, width, 3]``."""
+    rng = np.random.default_rng(seed)
+    video = np.repeat(rng.integers(0, 60, (1, height, width, 3), dtype=np.uint8), frames, 0)
+    side, travel = height // 4, np.linspace(-0.35, 0.35, frames)
+    colour = rng.integers(160, 255, 3)
+    for image, place in zip(video, travel, strict=True):
+        y, x = (
+            int(s / 2 + s * place * step - side / 2) for s, step in zip((height, width), STEPS[motion], strict=True)
+        )
+        image[y : y + side, x : x + side] = colour
+    return video
+
+
+def write_video(path: Path, frames: np.ndarray, fps: int = 10) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=Fraction(fps))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt, stream.bit_rate = "yuv420p", 2_000_000
+        for image in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def make_matcher(seed: int = 0, **options: object) -> HeadMatcher:
+    torch.manual_seed(seed)
+    sizes = {"num_frames": 4, "match_dim": 12, "proj_dim": 16}
+    model = STRM("test_resnet", pretrained=False, **{**sizes, **options})
+    for parameter in model.head.parameters():  # away from trivial starts, and from distances too small for float32
+        torch.nn.init.normal_(parameter, std=0.3)
+    return HeadMatcher(model)
+
+
+@pytest.fixture(scope="session")
+def trained() -> HeadMatcher:
+    return make_matcher(tuple_sizes=(1, 2), center_clip=True, patch_pooling="layout")
+
+
+@pytest.fixture(scope="session")
+def bare() -> PatchMatcher:
+    torch.manual_seed(0)
+    return PatchMatcher(Backbone("test_resnet", pretrained=False))
+
+
+@pytest.fixture(params=["trained", "bare"])
+def classifier(request: pytest.FixtureRequest) -> FewShotClassifier:
+    return FewShotClassifier(request.getfixturevalue(request.param), HOW)
+
+
+@pytest.fixture
+def examples() -> dict[str, list[np.ndarray]]:
+    """Uneven shots: 3, 2 and 1."""
+    return {motion: [moving(motion, seed) for seed in range(n)] for motion, n in (("left", 3), ("right", 2), ("up", 1))}
+
+
+@pytest.fixture
+def count_encoded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How many clips were encoded since the test began."""
+    counts: list[int] = []
+    for kind in (HeadMatcher, PatchMatcher):
+        real = kind.encode
+        monkeypatch.setattr(
+            kind, "encode", lambda self, clips, real=real: counts.append(len(clips)) or real(self, clips)
+        )
+    return lambda: sum(counts)

@@ -1,0 +1,102 @@
+"""Videos of every kind and length to clips."""
+
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from strm_lightning.classifier import clips
+from strm_lightning.classifier.clips import Preprocessing, read_clip, windows
+from strm_lightning.data.videos import VideoError
+from tests.classifier.conftest import moving, write_video
+
+HOW = Preprocessing(num_frames=4, image_size=8, short_side=8)
+
+
+def numbered(frames: int, height: int = 8, width: int = 10) -> np.ndarray:
+    """Frame i has level i everywhere."""
+    return np.broadcast_to(np.arange(frames, dtype=np.uint8)[:, None, None, None], (frames, height, width, 3)).copy()
+
+
+def levels(clip: torch.Tensor) -> list[int]:
+    return clip[:, 0, 0, 0].tolist()
+
+
+def test_a_clip_spans_the_video() -> None:
+    assert levels(read_clip(numbered(40), HOW)) == [5, 15, 25, 35]
+    assert levels(read_clip(numbered(1), HOW)) == [0, 0, 0, 0]
+    release = Preprocessing(4, 8, 8, frame_policy="release")
+    assert levels(read_clip(numbered(40), release)) == [1, 13, 25, 38]
+
+
+def test_windows_take_the_middles_of_equal_parts() -> None:
+    found = list(windows(numbered(100), HOW, seconds=4.0, stride=2.0, fps=10.0))
+    assert [(start, end) for start, end, _ in found] == [(0, 4), (2, 6), (4, 8), (6, 10)]
+    assert levels(found[0][2]) == [5, 15, 25, 35]
+    assert levels(found[1][2]) == [25, 35, 45, 55]
+
+
+def test_the_end_of_a_video_is_not_lost_if_most_of_a_window_is_there() -> None:
+    found = list(windows(numbered(70), HOW, seconds=4.0, stride=3.0, fps=10.0))
+    assert [round(start) for start, _, _ in found] == [0, 3]
+    assert levels(found[1][2]) == [35, 45, 55, 65]
+    found = list(windows(numbered(62), HOW, seconds=4.0, stride=3.0, fps=10.0))
+    assert found[1][:2] == (3, 6.1)
+    assert levels(found[1][2]) == [35, 45, 55, 61]
+
+
+def test_a_video_shorter_than_a_window_is_one_clip(tmp_path: Path) -> None:
+    ((start, end, clip),) = windows(numbered(8), HOW, seconds=4.0, stride=2.0, fps=10.0)
+    assert (start, end) == (0, 0.7)
+    assert levels(clip) == [1, 3, 5, 7]
+    path = write_video(tmp_path / "short.mp4", moving("up", frames=6))
+    ((start, end, clip),) = windows(path, HOW, seconds=4.0, stride=2.0)
+    assert (start, round(end, 2)) == (0, 0.5)
+    torch.testing.assert_close(clip, read_clip(path, HOW))
+
+
+def test_frames_fewer_than_needed_are_repeated() -> None:
+    found = list(windows(numbered(10), HOW, seconds=4.0, stride=4.0, fps=0.5))
+    assert levels(found[0][2]) == [1, 1, 2, 2]  # one frame every two seconds
+
+
+def test_a_file_knows_its_own_times(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "long.mp4", moving("up", frames=60), fps=20)
+    assert [(start, end) for start, end, _ in windows(path, HOW, seconds=1.0, stride=1.0)] == [(0, 1), (1, 2), (2, 3)]
+
+
+def test_three_hours_in_constant_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.zeros((32, 32, 3), np.uint8)
+
+    def stream(hours: float) -> Iterator[tuple[np.ndarray, float]]:
+        return ((image, i / 5) for i in range(round(hours * 3600 * 5)))
+
+    def peak(hours: float) -> tuple[int, int]:
+        monkeypatch.setattr(clips, "iter_frames", lambda _: stream(hours))
+        tracemalloc.start()
+        count = sum(1 for _ in windows("long.mp4", HOW, seconds=60.0, stride=30.0))
+        top = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return count, top
+
+    short, long = peak(0.25), peak(3)
+    assert (short[0], long[0]) == (29, 359)
+    assert long[1] < 1.2 * short[1] + 100_000
+
+
+@pytest.mark.parametrize("lengths", [(0.0, 1.0), (1.0, 0.0), (-2.0, 1.0)])
+def test_impossible_windows_are_refused(lengths: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="give positive numbers"):
+        list(windows(numbered(10), HOW, seconds=lengths[0], stride=lengths[1]))
+
+
+def test_bad_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").touch()
+    for name in ("empty.mp4", "none.mp4", "."):
+        with pytest.raises(VideoError, match=str(tmp_path)):
+            read_clip(tmp_path / name, HOW)
+        with pytest.raises(VideoError, match=str(tmp_path)):
+            list(windows(tmp_path / name, HOW, seconds=1.0, stride=1.0))

@@ -1,0 +1,93 @@
+"""Paired comparison: its arithmetic, its refusals, its tables."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from strm_lightning.cli import main
+from strm_lightning.evaluation.compare import compare_documents, paired_difference
+from strm_lightning.evaluation.tables import latex_table, markdown_table
+from tests.evaluation.documents import CLASSES, document, random_results, write
+
+
+def test_a_paired_difference_is_that_of_the_means_with_a_narrower_interval() -> None:
+    rng = np.random.default_rng(0)
+    difficulty = rng.random(2000)
+    first = (rng.random((5, 2000)) < difficulty).mean(0)
+    second = np.clip(first + 0.2 * (rng.random(2000) < 0.25), 0, 1)
+    found = paired_difference(first, second)
+    assert found.difference == pytest.approx(second.mean() - first.mean())
+    assert found.ci95 == pytest.approx(1.96 * (second - first).std() / 2000**0.5)
+    assert found.ci95 < 0.3 * 1.96 * (first.var() + second.var()) ** 0.5 / 2000**0.5
+    low, high = found.bootstrap
+    assert low == pytest.approx(found.difference - found.ci95, abs=0.1 * found.ci95)
+    assert high == pytest.approx(found.difference + found.ci95, abs=0.1 * found.ci95)
+
+
+def test_differences_of_classes_add_up_to_the_whole() -> None:
+    a, b = random_results(0.4), random_results(0.7)
+    found = compare_documents({"a": document(a), "b": document(b)})["results"]["b"]
+    assert found["paired"]["difference"] == pytest.approx(b.accuracy - a.accuracy)
+    weights = {name: a.by_class(CLASSES)[name]["queries"] / a.actual.size for name in CLASSES}
+    total = sum(weights[name] * row["difference"] for name, row in found["per_class"].items())
+    assert total == pytest.approx(found["paired"]["difference"])
+
+
+def test_other_protocols_are_refused_naming_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = write(tmp_path / "a", 0.4), write(tmp_path / "b", 0.6, seed=3, num_frames=16)
+    with pytest.raises(SystemExit) as caught:
+        main(["compare", str(a), str(b)])
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert "num_frames 8 and 16; seed 0 and 3" in message
+    assert message.count("\n") == 1
+    documents = {"a": document(random_results(0.4)), "b": document(random_results(0.6), num_frames=16)}
+    assert compare_documents(documents, allow=["num_frames"])["results"]["b"]["paired"]["difference"] > 0
+    with pytest.raises(ValueError, match="no entry frames on the cards"):
+        compare_documents(documents, allow=["frames"])
+
+
+def test_a_checkpoint_chosen_on_the_test_split_is_not_compared_with_an_honest_one() -> None:
+    honest, flattered = document(random_results(0.4)), document(random_results(0.6), chosen_on="test")
+    with pytest.raises(ValueError, match="chosen_on_test False and True"):
+        compare_documents({"a": honest, "b": flattered})
+    last = document(random_results(0.6), chosen_on="none")  # the last step was nobody's choice
+    compare_documents({"a": honest, "b": last})
+
+
+def test_other_episodes_behind_one_card_are_refused() -> None:
+    with pytest.raises(ValueError, match="a and b have other episodes"):
+        compare_documents({"a": document(random_results(0.4)), "b": document(random_results(0.4, seed=1))})
+
+
+def test_the_command_prints_tables_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = str(write(tmp_path / "a", 0.4).parent), str(write(tmp_path / "b", 0.7))
+    main(["compare", a, b])
+    text = capsys.readouterr().out
+    assert f"{b} is better." in text
+    assert all(name in text for name in CLASSES)
+    main(["compare", a, b, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["baseline"] == a
+    assert found["results"][b]["accuracy"] == pytest.approx(random_results(0.7).accuracy)
+    low, high = found["results"][b]["paired"]["bootstrap"]
+    assert 0 < low < found["results"][b]["paired"]["difference"] < high
+    main(["compare", a, b, "--markdown"])
+    assert "| wave_both hands | " in capsys.readouterr().out
+    main(["compare", a, b, "--latex"])
+    assert r"wave\_both hands & +" in capsys.readouterr().out
+
+
+def test_a_model_is_not_compared_with_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a = str(write(tmp_path, 0.4))
+    for arguments in ([a], [a, a]):
+        with pytest.raises(SystemExit):
+            main(["compare", *arguments])
+    assert "two or more results.json" in capsys.readouterr().err
+
+
+def test_tables_escape_what_their_formats_mean() -> None:
+    assert markdown_table(["a|b"], [["c"]]).splitlines() == [r"| a\|b |", "| :-- |", "| c |"]
+    assert r"5\% of \$a\_b\$ $\pm$ \textbackslash{}" in latex_table(["x"], [["5% of $a_b$ ± \\"]])

@@ -1,0 +1,119 @@
+"""A test under a stock Trainer: bank against episodes, sweeps, what is written down."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from strm_lightning.evaluation.report import load_results
+from tests.test_module import data, module, trainer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*"),
+    pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint.*"),
+]
+
+
+class Logits(L.Callback):
+    """Keeps the logits of every test episode."""
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        compute = pl_module._logits
+
+        def record(episode: Any) -> Any:
+            logits = compute(episode)
+            self.seen += list(zip(episode.index.tolist(), logits.trm, logits.qc, strict=True))
+            return logits
+
+        pl_module._logits = record
+
+
+def run_test(folder: Path, model: L.LightningModule, episodes: L.LightningDataModule, **options: Any) -> dict[str, Any]:
+    trainer(folder, **options).test(model, datamodule=episodes, verbose=False)
+    return load_results(folder)
+
+
+@pytest.mark.parametrize("options", [{}, {"variant": "official", "tuple_sizes": (2, 3), "center_clip": True}])
+def test_the_bank_gives_the_numbers_of_encoding_each_episode_anew(
+    actions: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    found, seen = {}, {}
+    for way in ("bank", "episodes"):
+        witness = Logits()
+        episodes = data(actions, evaluation=way, way=3, shot=2, test_episodes=12)
+        found[way] = run_test(tmp_path / way, module(**options), episodes, callbacks=[witness])
+        seen[way] = sorted(witness.seen, key=lambda item: item[0])[:12]
+    assert found["bank"]["per_episode"] == found["episodes"]["per_episode"]
+    assert found["bank"]["card"] == found["episodes"]["card"]
+    for bank, anew in zip(seen["bank"], seen["episodes"], strict=True):
+        torch.testing.assert_close(bank[1:], anew[1:], rtol=1e-4, atol=1e-4)
+
+
+def test_results_say_what_was_tested(actions: Path, tmp_path: Path) -> None:
+    model = module(normalize=False)
+    found = run_test(tmp_path, model, data(actions, eval_query_per_class=1, seed=5, frame_policy="release"))
+    assert model.results is not None
+    assert found["accuracy"] == model.results.accuracy == pytest.approx(np.mean(found["per_episode"]["accuracy"]))
+    assert found["per_episode"]["seed"][3] == "5/test/0/3"
+    assert len(found["per_episode"]["accuracy"]) == found["episodes"] == 9
+    assert set(found["per_class"]) <= {"fall", "leap", "sink"} == set(found["confusion"]["classes"])
+    assert found["timing"].keys() == {"encoding_s", "matching_s"}
+    protocol = found["card"]["protocol"]
+    expected = {"stage": "test", "way": 2, "shot": 1, "query_per_class": 1, "episodes": 9, "seed": 5, "num_frames": 4}
+    assert expected.items() <= protocol.items()
+    assert protocol["crop"] == "32 x 32, central"
+    assert protocol["resize"] == "short side to 37"
+    assert protocol["frame_policy"].startswith("release")
+    assert found["card"]["data"]["videos"] == 18
+    assert found["card"]["model"]["normalisation"] == {"mean": [0, 0, 0], "std": [1, 1, 1]}
+    assert found["card"]["model"]["variant"] == "paper"
+    assert found["card"]["checkpoint"]["chosen_on"] == "none"
+    assert {"torch", "strm-lightning", "python"} <= found["card"]["versions"].keys()
+    assert [path.name for path in tmp_path.glob("*")] == ["results.json"]
+
+
+def test_a_sweep_gives_the_numbers_of_single_tests(actions: Path, tmp_path: Path) -> None:
+    model = module()
+    found = run_test(tmp_path / "sweep", model, data(actions, shot=2, test_shots=[1, 2, 3], test_ways=[2, 3]))
+    rows = {(row["way"], row["shot"]): row["accuracy"] for row in found["sweep"]}
+    assert list(rows) == [(2, 1), (2, 2), (2, 3), (3, 1), (3, 2), (3, 3)]
+    assert rows[2, 2] == found["accuracy"]
+    for way, shot in ((3, 1), (2, 3), (2, 2)):
+        alone = run_test(tmp_path / f"{way}-{shot}", model, data(actions, way=way, shot=shot))
+        assert alone["accuracy"] == rows[way, shot]
+        assert alone["sweep"] == []
+
+
+def test_a_sweep_that_the_videos_cannot_give_is_refused(actions: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"class 'fall' has 6 clips.*2-way 5-shot with 2 queries a class needs 7"):
+        run_test(tmp_path, module(), data(actions, test_shots=[1, 5]))
+    with pytest.raises(ValueError, match=r"4-way 1-shot .* needs 4 classes; the test split has 3"):
+        run_test(tmp_path, module(), data(actions, test_ways=[4]))
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_the_card_says_which_split_chose_the_checkpoint(actions: Path, tmp_path: Path, split: str) -> None:
+    saver = ModelCheckpoint(tmp_path, monitor="val/accuracy", mode="max", save_last=True, filename="best")
+    episodes, model = data(actions, train_episodes=2, select_on=split, flip=False), module()
+    run = trainer(tmp_path, max_epochs=1, callbacks=[saver])
+    run.fit(model, datamodule=episodes)
+    validated = {name for name, videos in episodes.videos.items() if set(videos.class_names) & {"fall", "leap"}}
+    assert validated == ({"val", "test"} if split == "test" else {"test"})
+    chosen = {}
+    for name in ("best", "last"):
+        run.test(model, datamodule=episodes, ckpt_path=tmp_path / f"{name}.ckpt", verbose=False)
+        card = json.loads((tmp_path / "results.json").read_text())["card"]["checkpoint"]
+        chosen[name] = card["chosen_on"]
+        assert card["path"] == str(tmp_path / f"{name}.ckpt")
+        assert card["training"]["flip"] is False
+    assert chosen == {"best": split, "last": "none"}

@@ -1,0 +1,59 @@
+"""Every shipped configuration runs for one step, by the very command that its header gives, on tiny videos."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from strm_lightning.cli import main
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+CONFIGS = sorted(p for p in EXPERIMENTS.rglob("*.yaml") if "sweeps" not in p.parts)
+SPLIT = {"train": ["left", "right", "up"], "val": ["still", "rise"], "test": ["fall", "sink", "leap"]}
+OTHER_BACKBONES = {"vit.yaml": "test_vit", "convnext.yaml": "test_convnext"}
+TINY = """
+    --data.lists=null --data.way=2 --data.shot=1 --data.query_per_class=1 --data.image_size=48 --data.short_side=48
+    --data.num_workers=0 --data.eval_batch_size=2 --model.pretrained=false --model.weights=null --model.match_dim=8
+    --trainer.fast_dev_run=1 --trainer.accelerator=cpu --trainer.devices=1 --trainer.num_nodes=1
+    --trainer.strategy=auto --trainer.enable_progress_bar=false --trainer.enable_model_summary=false
+    --test_after_fit=false
+"""
+
+
+def commands(config: Path) -> list[list[str]]:
+    """The training commands in a configuration's header, without the user's folders."""
+    lines = re.findall(r"^#   (?:strm|lightning) (fit .+)$", config.read_text(), re.MULTILINE)
+    return [re.sub(r"--data\.(root|lists) [A-Z]+", "", line).split() for line in lines]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: str(p.relative_to(EXPERIMENTS)))
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*", "ignore:.*does not have many workers.*", "ignore:.*bfloat16.*")
+def test_the_command_in_the_header_runs(
+    config: Path, actions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = commands(config)
+    assert found, f"{config.name}: its header names no command"
+    assert all(str(config.relative_to(EXPERIMENTS.parent)) in command for command in found)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    data = ["--data.root", str(actions), "--data.split", json.dumps(SPLIT)]
+    backbone = f"--model.backbone={OTHER_BACKBONES.get(config.name, 'test_resnet')}"
+    for command in found:
+        absolute = [str(EXPERIMENTS.parent / word) if word.endswith(".yaml") else word for word in command]
+        monkeypatch.setattr("sys.argv", ["strm", *absolute, *TINY.split(), *data, backbone])
+        main()
+    said = capsys.readouterr().out
+    assert ("A training step will take about" in said) == ("MemoryEstimate" in config.read_text())
+
+
+def test_shared_values_stand_once() -> None:
+    """A configuration that goes behind another one repeats none of its values."""
+    import yaml
+
+    base = yaml.safe_load((EXPERIMENTS / "kinetics.yaml").read_text())
+    for name in ("ssv2", "hmdb51", "ucf101", "one_shot", "trx", "vit", "convnext", "official/release"):
+        other = yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text())
+        for part, values in other.items():
+            same = [key for key, value in values.items() if base[part].get(key) == value]
+            assert not same, f"{name}.yaml repeats {part}.{same} of kinetics.yaml"
