@@ -19,7 +19,7 @@ from tqdm import tqdm
 from strm_lightning.data.shapes.motions import ACTIONS
 from strm_lightning.data.shapes.scene import render_clip
 
-_VERSION = 1  # part of the folder's name: raise it when the pixels change
+_VERSION = 2  # part of the folder's name: raise it when the pixels change
 _FPS = 12
 _CLIPS_A_PROCESS = 16  # fewer are drawn sooner than an interpreter starts
 
@@ -60,10 +60,10 @@ def moving_shapes(
         OSError: the folder cannot be written (``STRM_CACHE`` may name another one).
         RuntimeError: a process that draws came to a bad end.
     """
-    if size < 32 or size % 2 or num_frames < 2 or clips_per_class < 1:
+    if size < 32 or size % 2 or num_frames < 2 or clips_per_class < 1 or seed < 0:
         raise ValueError(
-            "moving shapes need an even size of at least 32 pixels, 2 frames and 1 clip a class; "
-            f"got size={size}, num_frames={num_frames}, clips_per_class={clips_per_class}"
+            "moving shapes need an even size of at least 32 pixels, 2 frames, 1 clip a class and a seed of at least 0; "
+            f"got size={size}, num_frames={num_frames}, clips_per_class={clips_per_class}, seed={seed}"
         )
     recipe = f"{_VERSION} {clips_per_class} {size} {num_frames} {seed} {ACTIONS}"
     name = f"moving-shapes-v{_VERSION}-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
@@ -78,7 +78,9 @@ def moving_shapes(
         clips = [f"{action}/{serial:04d}" for serial, action in product(range(clips_per_class), ACTIONS)]
         missing = [clip for clip in clips if not (partial / f"{clip}.mp4").exists()]
         drawn = _draw_all(missing, partial, size, num_frames, seed, jobs=_cores() if jobs is None else jobs)
-        for _ in tqdm(drawn, "drawing moving shapes, once", len(missing), unit="clip", disable=not progress):
+        for _ in tqdm(
+            drawn, "drawing moving shapes, once", len(missing), unit="clip", disable=None if progress else True
+        ):
             pass
         for leftover in partial.glob("*/*.tmp"):
             leftover.unlink()
@@ -98,15 +100,7 @@ def _draw_all(clips: list[str], folder: Path, size: int, num_frames: int, seed: 
         return
     # Fresh interpreters: a fork of a process that holds torch may hang, and multiprocessing's spawn imports the main
     # module again, which takes seconds where that is Lightning. All write to one pipe, which ends them if we die.
-    command = [
-        sys.executable,
-        "-m",
-        "strm_lightning.data.shapes.dataset",
-        str(folder),
-        str(size),
-        str(num_frames),
-        str(seed),
-    ]
+    command = [sys.executable, "-m", "strm_lightning.data.shapes", *map(str, (folder, size, num_frames, seed))]
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     reading, writing = os.pipe()
@@ -160,7 +154,7 @@ def _encode(clip: UInt8[np.ndarray, "L H W 3"]) -> bytes:
     return buffer.getvalue()
 
 
-def _work() -> None:
+def work() -> None:
     """Draw the clips named on standard input; say so of each on standard output."""
     folder, *numbers = sys.argv[1:]
     size, num_frames, seed = map(int, numbers)
@@ -169,7 +163,3 @@ def _work() -> None:
             os.write(1, f"{clip}\n".encode())
     except (BrokenPipeError, KeyboardInterrupt):
         os._exit(1)
-
-
-if __name__ == "__main__":
-    _work()
