@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from strm_lightning.cli import main
 from strm_lightning.models import Backbone
-from tests.classifier.conftest import moving, write_video
+from tests.classifier.conftest import moving, save_weights, write_video
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +23,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_video(root / "queries" / f"{motion}.mp4", moving(motion, 7))
     (root / "examples" / ".hidden").mkdir()
     torch.manual_seed(0)
-    save_file(Backbone("test_resnet", pretrained=False).net.state_dict(), root / "weights.safetensors")
+    save_weights(Backbone("test_resnet", pretrained=False).net, root / "weights.safetensors")
     return root
 
 
