@@ -88,7 +88,9 @@ def write_videos(root: Path, height: int, width: int) -> None:
         for clip in range(CLIPS):
             path = root / f"class{label}" / f"clip{clip:02}.mp4"
             path.parent.mkdir(parents=True, exist_ok=True)
-            texture = np.repeat(np.repeat(rng.integers(0, 90, (height // 8, width // 10 + 1, 3)), 8, 0), 10, 1)[:, :width]
+            texture = np.repeat(np.repeat(rng.integers(0, 90, (height // 8, width // 10 + 1, 3)), 8, 0), 10, 1)[
+                :, :width
+            ]
             with av.open(str(path), "w") as container:
                 stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast", "crf": "23"})
                 stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
