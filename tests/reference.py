@@ -98,6 +98,7 @@ def features(
     patch_enrichment: bool = True,
     frame_enrichment: bool = True,
     center_clip: bool = False,
+    scale_clip: bool = False,
     layout: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Maps [V, L, D, h, w] -> H and E, both [V, L, D]."""
@@ -106,6 +107,9 @@ def features(
     pooled = F.adaptive_max_pool2d(maps.flatten(0, 1), (grid, grid))
     patches = pooled.flatten(2).transpose(1, 2)
     mean = maps.flatten(0, 1).mean((-1, -2))
+    if scale_clip:
+        size = patches.unflatten(0, maps.shape[:2]).square().mean((1, 2, 3)).sqrt().repeat_interleave(maps.shape[1])
+        patches, mean = patches / size[:, None, None], mean / size[:, None]
     if "project.weight" in state:
         patches, mean = linear(state, "project", patches), linear(state, "project", mean)
     if patch_enrichment:

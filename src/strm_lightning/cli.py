@@ -14,6 +14,7 @@ COMMANDS: dict[str, str] = {
     "prepare": "data.prepare:prepare",
     "doctor": "data.doctor:doctor",
     "classify": "classifier.commands:classify",
+    "demo": "classifier.commands:demo",
     "convert": "convert:convert",
     "compare": "evaluation.compare:compare",
     "plot": "evaluation.plots:plot",

@@ -98,6 +98,7 @@ class STRMModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.freeze_backbone:
             self._datamodule.train_views = self.frozen_views
+        if self.freeze_backbone or self.model.backbone.batch_norm == "frozen":
             warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # the frozen ones: they are meant
 
     def on_fit_start(self) -> None:

@@ -25,6 +25,11 @@ class SaveConfig(SaveConfigCallback):
         self.config_filename, self.overwrite = f"{trainer.state.fn.value if trainer.state.fn else stage}.yaml", True
         super().setup(trainer, pl_module, stage)
 
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Log the trainer's options too; Lightning logs the module's and the data module's by itself."""
+        for logger in trainer.loggers:
+            logger.log_hyperparams({"trainer": self.config.as_dict()["trainer"]})
+
 
 class STRMCLI(LightningCLI):
     """LightningCLI with our links, our checkpoints and a test behind a fit."""
@@ -69,6 +74,8 @@ class STRMCLI(LightningCLI):
     def after_test(self) -> None:
         """Draw what was found, and say in words what it is and where everything is."""
         if self.trainer.is_global_zero and self.model.report is not None:
+            for logger in self.trainer.loggers:
+                logger.log_hyperparams({"card": self.model.report["card"]})
             folder = run_folder(self.trainer)
             pictures = draw([folder]) if find_spec("matplotlib") else []
             print(_summary(self.model.report, folder, pictures))

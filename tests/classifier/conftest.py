@@ -8,6 +8,8 @@ import av
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import nn
 
 from strm_lightning.classifier import FewShotClassifier
 from strm_lightning.classifier.clips import Preprocessing
@@ -44,6 +46,11 @@ def write_video(path: Path, frames: np.ndarray, fps: int = 10) -> Path:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
     return path
+
+
+def save_weights(net: nn.Module, path: Path) -> None:
+    """A backbone's weights as a file; backbones lie channels-last in memory, files do not."""
+    save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, path)
 
 
 def make_matcher(seed: int = 0, **options: object) -> HeadMatcher:

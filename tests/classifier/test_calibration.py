@@ -1,12 +1,15 @@
 """Temperature and threshold, fitted by leaving clips out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from strm_lightning import FewShotClassifier
-from strm_lightning.classifier.calibration import fit_temperature, fit_threshold
+from strm_lightning.classifier import UNKNOWN
+from strm_lightning.classifier.calibration import Calibration, fit_temperature, fit_threshold
 from tests.classifier.conftest import HOW, moving
 
 
@@ -31,11 +34,10 @@ def test_few_clips_all_right_are_no_certainty() -> None:
 
 
 def test_the_threshold_parts_known_from_unknown() -> None:
-    # The right class stands out by 4, all others are alike: 0.95 with it, 0.33 without.
-    logits, targets = 4 * torch.eye(4), torch.arange(4)
-    threshold = fit_threshold(logits, targets, temperature=1.0)
-    known, unknown = torch.softmax(logits, 1).amax().item(), 1 / 3
-    assert threshold == pytest.approx((known + unknown) / 2, rel=1e-3)
+    # The right class has 4 to 7, the best of the others 1; a single slip (the last row) does not move it.
+    logits = torch.tensor([[4.0, 1, 0], [1, 5, 0], [1, 0, 7], [0.5, 0.2, 0.5]])
+    assert fit_threshold(logits, torch.tensor([0, 1, 2, 0])) == pytest.approx(2.5)
+    assert fit_threshold(100 - logits.flip(0), torch.tensor([1, 1, 0, 1])) > 90
 
 
 def test_leaving_out_is_matching_without_the_clip(classifier) -> None:
@@ -53,15 +55,21 @@ def test_leaving_out_is_matching_without_the_clip(classifier) -> None:
 
 def test_fitted_where_there_are_clips_enough(classifier) -> None:
     one = {motion: [moving(motion)] for motion in ("left", "right", "up")}
-    assert classifier.fit(one).temperature_ == classifier.matcher.temperature
+    assert classifier.fit(one).calibration_ == Calibration(classifier.matcher.temperature)
     classifier.set_params(threshold="fit")
-    with pytest.raises(ValueError, match=r"needs 3 classes of 2 clips or more; there are 3 of 1 or more"):
+    with pytest.raises(ValueError, match=r"needs 2 classes or more of 2 clips or more; there are 3 of 1 or more"):
         classifier.predict(moving("up", 3))
     for motion in one:
         classifier.add(motion, [moving(motion, seed) for seed in (1, 2)])
-    logits, targets = classifier.support.leave_one_out()
-    assert classifier.temperature_ == fit_temperature(logits, targets)
-    assert classifier.threshold_ == fit_threshold(logits, targets, classifier.temperature_)
-    assert classifier.set_params(temperature=3.0).temperature_ == 3.0
-    assert classifier.threshold_ == fit_threshold(logits, targets, 3.0)
-    assert classifier.set_params(threshold=0.7).threshold_ == 0.7
+    left_out = classifier.support.leave_one_out()
+    fitted = Calibration(fit_temperature(*left_out), min_logit=fit_threshold(*left_out))
+    assert classifier.calibration_ == fitted
+    assert classifier.set_params(temperature=3.0).calibration_ == replace(fitted, temperature=3.0)
+    assert classifier.set_params(threshold=0.7).calibration_ == Calibration(3.0, min_probability=0.7)
+
+
+def test_a_fitted_threshold_knows_its_own_and_not_others(bare) -> None:
+    videos = {motion: [moving(motion, seed) for seed in range(3)] for motion in ("left", "up")}
+    classifier = FewShotClassifier(bare, HOW, threshold="fit").fit(videos)
+    assert classifier.predict([moving(motion, 8) for motion in ("left", "up")]).tolist() == ["left", "up"]
+    assert classifier.predict(moving("right", 8)).label == UNKNOWN

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -204,3 +205,19 @@ def test_other_weights_have_another_fingerprint() -> None:
     prints = {make_matcher(seed).fingerprint() for seed in (0, 0, 1)}
     prints.add(make_matcher(0, center_clip=True).fingerprint())
     assert len(prints) == 3
+
+
+def test_uneven_shots_cost_what_their_clips_cost(bare) -> None:
+    """Classes with few clips are not padded to the size of the largest: work grows with the clips, not N x max K."""
+    support = FewShotClassifier(bare, HOW).fit({"a": [moving("up")], "b": [moving("left")]}).support
+    one = support.clips["a"][0]
+    for c in range(300):
+        support.add(f"class {c}", [replace(one) for _ in range(1 + c % 3 + 200 * (c == 7))])
+    matched = []
+    real = bare.match
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bare, "match", lambda s, q, mask: matched.append(mask) or real(s, q, mask))
+        support.match({name: tensor[None] for name, tensor in one.features.items()})
+    clips = sum(map(len, support.clips.values()))
+    assert sum(int(mask.sum()) for mask in matched) == clips
+    assert sum(mask.numel() for mask in matched) <= 1.5 * clips + support_module._CLIPS_AT_ONCE

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from strm_lightning.cli import main
 from strm_lightning.models import Backbone
-from tests.classifier.conftest import moving, write_video
+from tests.classifier.conftest import moving, save_weights, write_video
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +23,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_video(root / "queries" / f"{motion}.mp4", moving(motion, 7))
     (root / "examples" / ".hidden").mkdir()
     torch.manual_seed(0)
-    save_file(Backbone("test_resnet", pretrained=False).net.state_dict(), root / "weights.safetensors")
+    save_weights(Backbone("test_resnet", pretrained=False).net, root / "weights.safetensors")
     return root
 
 
@@ -119,3 +118,9 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     for option in ("videos", "--support", "--ckpt", "--threshold", "--window", "--json", "--explain", "--save_support"):
         assert option in text
     assert "example clips of each" in text
+
+
+def test_the_reason_as_a_picture(run, place: Path, tmp_path: Path) -> None:
+    run(place / "queries" / "up.mp4", "--explain", tmp_path / "why.png")
+    assert (tmp_path / "why.png").read_bytes()[:4] == b"\x89PNG"
+    assert "ends in .png" in run(place / "queries" / "up.mp4", "--explain", tmp_path / "why.doc", status=2)

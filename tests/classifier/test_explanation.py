@@ -31,7 +31,7 @@ def test_evidence_recombines_to_the_logits(classifier) -> None:
             combined += explanation.qc_weight * evidence.qc
         assert combined == pytest.approx(explanation.logits[label], rel=1e-4)
     logits = torch.tensor([explanation.logits[label] for label in classifier.classes_]).double()
-    shares = torch.softmax(logits / classifier.temperature_, 0)
+    shares = torch.softmax(logits / classifier.calibration_.temperature, 0)
     proba = [explanation.prediction.probabilities[label] for label in classifier.classes_]
     np.testing.assert_allclose(shares.numpy(), proba, rtol=1e-3, atol=1e-6)
     assert explanation.prediction == classifier.predict(moving("left", 9))

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from strm_lightning import FewShotClassifier
 from strm_lightning.classifier.clips import Preprocessing
-from tests.classifier.conftest import HOW, make_matcher, moving
+from tests.classifier.conftest import HOW, make_matcher, moving, save_weights
 
 
 def test_a_saved_classifier_predicts_the_same(classifier, examples, tmp_path: Path, count_encoded) -> None:
@@ -23,8 +23,8 @@ def test_a_saved_classifier_predicts_the_same(classifier, examples, tmp_path: Pa
     other = FewShotClassifier(classifier.matcher, HOW).load(path)
     assert count_encoded() == encoded
     assert other.predict_many(queries) == expected
-    assert other.threshold_ == 0.4
-    assert other.temperature_ == pytest.approx(classifier.temperature_)
+    assert other.calibration_.min_probability == 0.4
+    assert other.calibration_.temperature == pytest.approx(classifier.calibration_.temperature)
     theirs, mine = (c.explain(queries[0]).thumbnails["left"] for c in (other, classifier))
     np.testing.assert_array_equal(theirs, mine)
     encoded = count_encoded()
@@ -71,7 +71,7 @@ def test_the_class_opens_the_backbone_that_the_file_names(examples, tmp_path: Pa
     weights = tmp_path / "weights.safetensors"
     from strm_lightning.models import Backbone
 
-    save_file(Backbone("test_resnet", pretrained=False).net.state_dict(), weights)
+    save_weights(Backbone("test_resnet", pretrained=False).net, weights)
     classifier = FewShotClassifier.from_backbone("test_resnet", weights=weights, num_frames=4, image_size=64)
     classifier.fit(examples).save(tmp_path / "actions.safetensors")
     other = FewShotClassifier.load(tmp_path / "actions.safetensors", jobs=2)

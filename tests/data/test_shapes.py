@@ -299,7 +299,7 @@ def test_a_worker_that_fails_is_reported(tmp_path: Path, monkeypatch: pytest.Mon
         moving_shapes(tmp_path, clips_per_class=1, jobs=2, **SMALL)
 
 
-@pytest.mark.parametrize("wrong", [{"size": 33}, {"size": 16}, {"num_frames": 1}, {"clips_per_class": 0}])
+@pytest.mark.parametrize("wrong", [{"size": 33}, {"size": 16}, {"num_frames": 1}, {"clips_per_class": 0}, {"seed": -1}])
 def test_numbers_that_make_no_data_set_are_refused(wrong: dict[str, int], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"got .*{next(iter(wrong))}={next(iter(wrong.values()))}"):
         moving_shapes(tmp_path, **wrong)

@@ -22,7 +22,13 @@ CASES = {
     "TRX {2, 3}": {"patch_enrichment": False, "frame_enrichment": False, "query_class": False, "tuple_sizes": (2, 3)},
     "no PLE": {"patch_enrichment": False},
     "no FLE": {"frame_enrichment": False},
-    "beyond the paper": {"center_clip": True, "patch_pooling": "layout", "proj_dim": 6},
+    "beyond the paper": {"center_clip": True, "scale_clip": True, "patch_pooling": "layout", "proj_dim": 6},
+    "centred and scaled means": {
+        "center_clip": True,
+        "scale_clip": True,
+        "patch_enrichment": False,
+        "query_class": False,
+    },
     "layout without PLE": {"patch_enrichment": False, "patch_pooling": "layout"},
     "odd channels": {"dim": 9, "patch_grid": 3},
 }
@@ -54,6 +60,7 @@ def test_equals_the_literal_equations(case: dict) -> None:
         "patch_enrichment": case.get("patch_enrichment", True),
         "frame_enrichment": case.get("frame_enrichment", True),
         "center_clip": case.get("center_clip", False),
+        "scale_clip": case.get("scale_clip", False),
         "layout": case.get("patch_pooling") == "layout",
     }
     state = head.state_dict()
@@ -174,6 +181,12 @@ def test_heads_compile() -> None:
 def test_impossible_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         STRMHead(8, **options)
+
+
+def test_a_clip_without_motion_stays_finite() -> None:
+    head = make(num_frames=4, center_clip=True, scale_clip=True)
+    still = clip_maps(1, num_frames=4)[:, :1].expand(-1, 4, -1, -1, -1)
+    assert head.enrich(still).frame_level.isfinite().all()
 
 
 def test_wrong_shapes_are_refused(head: STRMHead, episode: tuple) -> None:

@@ -1,6 +1,7 @@
-"""Probabilities that mean what they say: a temperature and a threshold, fitted by leaving support clips out."""
+"""Probabilities that mean what they say: a temperature and a threshold, fitted by leaving clips out."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
@@ -13,26 +14,41 @@ from strm_lightning.classifier.support import SupportSet
 Fitted = float | Literal["fit"]
 
 
-def calibrate(support: SupportSet, temperature: Fitted, threshold: Fitted | None) -> tuple[float, float | None]:
-    """The temperature and the threshold of a support set, as given or fitted.
+@dataclass(frozen=True)
+class Calibration:
+    """How logits become a probability and a label.
+
+    Attributes:
+        temperature: divides the logits before the softmax.
+        min_probability: a video whose best class is less probable is unknown.
+        min_logit: a video whose best class has a lower logit is unknown.
+    """
+
+    temperature: float
+    min_probability: float = 0.0
+    min_logit: float = float("-inf")
+
+
+def calibrate(support: SupportSet, temperature: Fitted, threshold: Fitted | None) -> Calibration:
+    """The calibration of a support set, as given or fitted.
 
     Raises:
         ValueError: a threshold cannot be fitted to so few clips.
     """
     shots = [len(clips) for clips in support.clips.values()]
     enough = len(shots) >= 2 and min(shots) >= 2
-    if threshold == "fit" and not (enough and len(shots) >= 3):
+    if threshold == "fit" and not enough:
         raise ValueError(
-            "a threshold is fitted by leaving out clips and classes, so it needs 3 classes of 2 clips or more; there "
-            f"are {len(shots)} of {min(shots, default=0)} or more: give a number"
+            "threshold 'fit' leaves out clips and classes, so it needs 2 classes or more of 2 clips or more; there are "
+            f"{len(shots)} of {min(shots, default=0)} or more: give a number"
         )
     left_out = support.leave_one_out() if enough and "fit" in (temperature, threshold) else None
     if temperature == "fit":
         temperature = support.matcher.temperature if left_out is None else fit_temperature(*left_out)
-    if threshold == "fit" and left_out is not None:
-        threshold = fit_threshold(*left_out, temperature)
-    assert threshold != "fit"
-    return temperature, threshold
+    if threshold == "fit":
+        assert left_out is not None
+        return Calibration(temperature, min_logit=fit_threshold(*left_out))
+    return Calibration(temperature, min_probability=threshold or 0.0)
 
 
 def fit_temperature(logits: Float[Tensor, "n N"], targets: Int[Tensor, " n"]) -> float:
@@ -59,26 +75,25 @@ def fit_temperature(logits: Float[Tensor, "n N"], targets: Int[Tensor, " n"]) ->
     return (low * high) ** -0.5
 
 
-def fit_threshold(logits: Float[Tensor, "n N"], targets: Int[Tensor, " n"], temperature: float) -> float:
-    """The probability below which a clip is better called unknown.
+def fit_threshold(logits: Float[Tensor, "n N"], targets: Int[Tensor, " n"]) -> float:
+    """The logit of the best class below which a clip is better called unknown.
 
     Each left-out clip plays two parts: with its class among the others, where it should be known, and without, where it
-    should not. The threshold is the middle of the widest range in which most parts go right.
+    should not. The threshold is the middle of the widest range in which most parts go right. It is on the logit, which
+    says how well a class fits; the probability only says how much better than the other classes it does.
 
     Args:
-        logits: of ``n`` left-out clips for ``N`` classes, at least three.
+        logits: of ``n`` left-out clips for ``N`` classes, at least two.
         targets: their classes.
-        temperature: divides the logits.
     """
-    scaled = logits.double() / temperature
-    known = torch.softmax(scaled, 1).amax(1)
-    foreign = scaled.scatter(1, targets[:, None], -torch.inf)
-    unknown = torch.softmax(foreign, 1).amax(1)
-    return _best_cut(sorted(known.tolist()), sorted(unknown.tolist()))
+    known = logits.double().amax(1)
+    unknown = logits.double().scatter(1, targets[:, None], -torch.inf).amax(1)
+    return _best_cut(known.tolist(), unknown.tolist())
 
 
 def _best_cut(known: Sequence[float], unknown: Sequence[float]) -> float:
-    values = sorted({0.0, *known, *unknown, 1.0})
+    values = sorted({*known, *unknown})
+    values = [values[0] - 1, *values, values[-1] + 1]
     ranges = [(b - a, (a + b) / 2) for a, b in pairwise(values)]
     right = [sum(k >= cut for k in known) + sum(u < cut for u in unknown) for _, cut in ranges]
     return max(gap for gap, count in zip(ranges, right, strict=True) if count == max(right))[1]

@@ -1,6 +1,5 @@
 """FewShotClassifier: a few clips of each action in, labels of other videos out."""
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from strm_lightning.classifier import loading, storage
-from strm_lightning.classifier.calibration import Fitted, calibrate
+from strm_lightning.classifier.calibration import Calibration, Fitted, calibrate
 from strm_lightning.classifier.clips import (
     Preprocessing,
     Video,
@@ -24,6 +23,7 @@ from strm_lightning.classifier.clips import (
 from strm_lightning.classifier.encoder import encode, encode_each
 from strm_lightning.classifier.examples import add_examples, by_class
 from strm_lightning.classifier.explanation import Explanation, explain
+from strm_lightning.classifier.habits import ScikitLearnHabits
 from strm_lightning.classifier.matchers import Matcher
 from strm_lightning.classifier.predictions import UNKNOWN, Prediction, WindowPrediction
 from strm_lightning.classifier.support import EncodedClip, SupportSet
@@ -31,7 +31,7 @@ from strm_lightning.data.frames import FramePolicy
 from strm_lightning.data.videos import VideoError
 
 
-class FewShotClassifier:
+class FewShotClassifier(ScikitLearnHabits):
     """Recognise actions from a few clips of each; nothing is trained, the clips are encoded once and compared.
 
     Made by `from_checkpoint`, `from_backbone` or `load`. The habits are scikit-learn's: ``fit``, ``predict``,
@@ -42,8 +42,8 @@ class FewShotClassifier:
         preprocessing: how a video becomes a clip.
         temperature: divides the logits before the softmax; ``fit`` finds it by leaving support clips out, where every
             class has two or more, and else takes the matcher's own.
-        threshold: probability below which a video is ``unknown``; None for never; ``fit`` finds it by leaving out
-            clips together with their class, where there are three classes or more with two or more clips each.
+        threshold: probability below which a video is ``unknown``; None for never; ``fit`` finds a threshold on the
+            logit instead, by leaving out clips together with their class, where every class has two or more.
         batch_size: clips encoded at once.
         jobs: videos read at once, each by a thread of its own.
         source: where the weights came from, as arguments of `from_checkpoint` or `from_backbone`; `save` notes it.
@@ -64,7 +64,7 @@ class FewShotClassifier:
         self.temperature, self.threshold = temperature, threshold
         self.batch_size, self.jobs, self.source = batch_size, jobs, source
         self.support = SupportSet(matcher)
-        self._calibration: tuple[Any, tuple[float, float | None]] | None = None
+        self._calibration: tuple[Any, Calibration] | None = None
 
     @classmethod
     def from_checkpoint(
@@ -243,17 +243,8 @@ class FewShotClassifier:
         return explain(self.support, clip, pixels, self._predict_clip(clip))
 
     @property
-    def temperature_(self) -> float:
-        """The temperature in use, given or fitted."""
-        return self._calibrated[0]
-
-    @property
-    def threshold_(self) -> float | None:
-        """The threshold in use, given or fitted."""
-        return self._calibrated[1]
-
-    @property
-    def _calibrated(self) -> tuple[float, float | None]:
+    def calibration_(self) -> Calibration:
+        """Temperature and threshold in use, as given or fitted."""
         asked = (self.temperature, self.threshold)
         if self._calibration is None or self._calibration[0] != asked:
             self._calibration = asked, calibrate(self.support, *asked)
@@ -261,12 +252,12 @@ class FewShotClassifier:
 
     def _predict_clip(self, clip: EncodedClip) -> Prediction:
         query = {name: tensor[None] for name, tensor in clip.features.items()}
-        logits = self.support.match(query).combined(self.matcher.qc_weight)[0]
-        temperature, threshold = self._calibrated
-        shares = torch.softmax(logits.double() / temperature, 0).tolist()
+        logits = self.support.match(query).combined(self.matcher.qc_weight)[0].double()
+        use = self.calibration_
+        shares = torch.softmax(logits / use.temperature, 0).tolist()
         ranked = sorted(zip(self.support.labels, shares, strict=True), key=lambda pair: -pair[1])
         label, best = ranked[0]
-        known = threshold is None or best >= threshold
+        known = best >= use.min_probability and float(logits.max()) >= use.min_logit
         return Prediction(label if known else UNKNOWN, best, dict(ranked), clip.name)
 
     def _encoded(self, videos: Iterable[Video]) -> Iterator[EncodedClip | VideoError]:
@@ -276,7 +267,7 @@ class FewShotClassifier:
         if len(self.support.clips) < 2:
             raise ValueError(f"examples of {len(self.support.clips)} classes: call fit or add for 2 or more first")
 
-    # Habits ---------------------------------------------------------------------------------------------------------
+    # Storage --------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path, *, thumbnails: bool = True) -> None:
         """Write the encoded examples to one .safetensors file, for `load`.
@@ -310,26 +301,3 @@ class FewShotClassifier:
         if source is None:
             raise ValueError(f"{stored.path}: names no checkpoint; make a classifier and call its load")
         return (cls.from_checkpoint if "path" in source else cls.from_backbone)(**source, **options)
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The arguments of the constructor, as scikit-learn asks for them."""
-        return {name: getattr(self, name) for name in _PARAMS}
-
-    def set_params(self, **params: Any) -> "FewShotClassifier":
-        """Set arguments of the constructor, as scikit-learn does."""
-        for name, value in params.items():
-            if name not in _PARAMS:
-                raise ValueError(f"no parameter {name!r}; there are {', '.join(_PARAMS)}")
-            setattr(self, name, value)
-        return self
-
-    def __sklearn_tags__(self) -> Any:
-        from sklearn.utils import ClassifierTags, Tags, TargetTags
-
-        return Tags("classifier", TargetTags(required=True), classifier_tags=ClassifierTags())
-
-    def __sklearn_clone__(self) -> "FewShotClassifier":
-        return type(self)(**self.get_params())  # weights are shared, examples are not
-
-
-_PARAMS = tuple(name for name in inspect.signature(FewShotClassifier).parameters)

@@ -1,8 +1,10 @@
 """The commands ``strm classify`` and ``strm demo``."""
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 from tqdm import tqdm
@@ -39,7 +41,7 @@ def classify(
         ckpt: checkpoint of a trained model; without, a bare backbone compares patches frame by frame.
         backbone: timm model, where there is no ``ckpt``.
         weights: its weights: a file, ``pip:efficientnet_lite0`` from the extra ``weights``, or null for timm's own.
-        threshold: probability below which a video is ``unknown``; ``fit`` finds it on the examples.
+        threshold: probability below which a video is ``unknown``; ``fit`` finds a better measure on the examples.
         temperature: divides the logits; ``fit`` finds it on the examples where every class has two clips or more.
         window: length in seconds of a sliding window, for long videos; null takes each video as one clip.
         stride: seconds from window to window; null for half a window.
@@ -137,10 +139,46 @@ def open_classifier(
     jobs: int = 1,
 ) -> FewShotClassifier:
     """A classifier with examples from a folder or from a file; `classify` explains the arguments."""
-    if ckpt is not None:
-        classifier = FewShotClassifier.from_checkpoint(ckpt, device=device, jobs=jobs)
-    else:
-        classifier = FewShotClassifier.from_backbone(backbone, weights=weights, device=device, jobs=jobs)
+    classifier = _without_examples(ckpt, backbone, weights, device).set_params(jobs=jobs)
     if Path(support).is_file():
         return classifier.load(support)
     return classifier.fit(find_examples(support), progress=sys.stderr.isatty())
+
+
+def _without_examples(ckpt: str | None, backbone: str, weights: str | None, device: str | None) -> FewShotClassifier:
+    if ckpt is not None:
+        return FewShotClassifier.from_checkpoint(ckpt, device=device)
+    return FewShotClassifier.from_backbone(backbone, weights=weights, device=device)
+
+
+def demo(
+    *,
+    ckpt: str | None = None,
+    backbone: str = "tf_efficientnet_lite0",
+    weights: str | None = "pip:efficientnet_lite0",
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    max_mb: int = 100,
+    device: str | None = None,
+) -> None:
+    """Open a web page on this computer that recognises actions from a few clips of each.
+
+    Args:
+        ckpt: checkpoint of a trained model; without, a bare backbone compares patches frame by frame.
+        backbone: timm model, where there is no ``ckpt``.
+        weights: its weights: a file, ``pip:efficientnet_lite0`` from the extra ``weights``, or null for timm's own.
+        host: address to listen on; 0.0.0.0 lets other computers in, and whoever reaches it may use it.
+        port: number of the port; null takes the first free one from 7860.
+        max_mb: size in megabytes of the largest file that may be uploaded.
+        device: such as ``cuda:0``; null for the GPU where there is one.
+    """
+    try:
+        from strm_lightning.classifier import web
+    except ModuleNotFoundError as error:
+        raise ImportError(f'the page needs {error.name}; run: pip install "strm-lightning[web]"') from error
+    plain = _without_examples(ckpt, backbone, weights, device)
+    with TemporaryDirectory(prefix="strm-demo-") as folder:
+        # gradio keeps uploads here; all of it goes when the server stops.
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        page = web.build(lambda: FewShotClassifier(plain.matcher, plain.preprocessing), Path(folder) / "examples")
+        web.serve(page, host=host, port=port, max_mb=max_mb)

@@ -48,7 +48,7 @@ def add_examples(
     """
     labels = [label for label, members in videos.items() for _ in members]
     clips = encode(video for members in videos.values() for video in members)
-    bar = tqdm(clips, "Encoding examples", total=len(labels), unit="clip", disable=not progress)
+    bar = tqdm(clips, "Encoding examples", total=len(labels), unit="clip", disable=None if progress else True)
     seen = {clip.digest: (label, clip.name) for label, group in support.clips.items() for clip in group}
     good: dict[str, list[EncodedClip]] = {label: [] for label in videos}
     bad: dict[str, list[VideoError]] = {label: [] for label in videos}

@@ -54,7 +54,12 @@ def count_all(
             jobs = {pool.submit(_count, count, places[name]): name for name in new}
             try:
                 for job in tqdm(
-                    as_completed(jobs), f"Indexing {root}", len(jobs), delay=2, disable=not progress, unit="videos"
+                    as_completed(jobs),
+                    f"Indexing {root}",
+                    len(jobs),
+                    delay=2,
+                    disable=None if progress else True,
+                    unit="videos",
                 ):
                     known[jobs[job]] = [stamps[jobs[job]], job.result()]
                     if time.monotonic() - saved > _SAVE_EVERY:

@@ -82,7 +82,7 @@ def _encode(
     # A process without videos encodes one all the same: it must know the shapes to receive the others' features.
     loader = data.video_loader(stage, own or rows[:1], views=views)
     quiet = trainer.progress_bar_callback is None or not trainer.is_global_zero
-    for batch in tqdm(loader, f"Encoding {stage} videos", unit="batch", leave=False, disable=quiet):
+    for batch in tqdm(loader, f"Encoding {stage} videos", unit="batch", leave=False, disable=quiet or None):
         first = bank.group is None
         bank.fill([batch], encode, device=device)
         if first and not trainer.sanity_checking and not (stage == "val" and trainer.current_epoch):

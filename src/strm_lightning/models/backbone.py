@@ -108,7 +108,10 @@ class Backbone(nn.Module):
     def normalize(self, frames: Tensor) -> Tensor:
         """Pixels as the network wants them; bytes become floats here, on the device."""
         pixels = frames.to(self.mean.dtype).div_(255.0) if frames.dtype == torch.uint8 else frames
-        return (pixels - self.mean) / self.std
+        normal = (pixels - self.mean) / self.std
+        # Convolutions follow their input: a third faster on CPUs, and what tensor cores want. The weights stay as they
+        # are, since safetensors saves no others.
+        return normal.contiguous(memory_format=torch.channels_last)
 
     def _chunked(self, frames: Tensor) -> Tensor:
         chunks = frames.split(self.chunk_frames or len(frames))

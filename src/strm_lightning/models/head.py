@@ -34,6 +34,8 @@ class STRMHead(nn.Module):
         query_class: QC on or off.
         center_clip: subtract the clip's mean map from every frame's map first, so that what does not move goes away.
             Beyond the paper.
+        scale_clip: divide each clip by the root mean square of its patches, so that a faint or small motion counts as
+            much as a strong one. Beyond the paper.
         patch_pooling: ``mean`` over patches, or ``layout``: the mean plus a code that keeps where the patches are.
             Beyond the paper.
         proj_dim: reduce the maps to this many channels before everything else; None to keep D. Beyond the paper.
@@ -56,6 +58,7 @@ class STRMHead(nn.Module):
         frame_enrichment: bool = True,
         query_class: bool = True,
         center_clip: bool = False,
+        scale_clip: bool = False,
         patch_pooling: Literal["mean", "layout"] = "mean",
         proj_dim: int | None = None,
     ) -> None:
@@ -64,7 +67,8 @@ class STRMHead(nn.Module):
         check_sizes(sizes, num_frames)
         _check_options(variant, patch_pooling)
         _check_positive(dim=dim, patch_grid=patch_grid, match_dim=match_dim, qc_dim=qc_dim, proj_dim=proj_dim)
-        self.num_frames, self.patch_grid, self.center_clip = num_frames, patch_grid, center_clip
+        self.num_frames, self.patch_grid = num_frames, patch_grid
+        self.center_clip, self.scale_clip = center_clip, scale_clip
         self.tuple_sizes, self.tuple_counts = sizes, num_tuples(sizes, num_frames)
         num_patches, self.in_dim = patch_grid**2, dim
         self.project: nn.Module = nn.Identity() if proj_dim is None else nn.Linear(dim, proj_dim, bias=False)
@@ -95,7 +99,7 @@ class STRMHead(nn.Module):
                 f"maps of shape {list(maps.shape)}: this head takes [..., {self.num_frames}, {self.in_dim}, h, w] "
                 "(frames, channels, rows, columns)"
             )
-        return pool_maps(maps, self.patch_grid, center_clip=self.center_clip)
+        return pool_maps(maps, self.patch_grid, center_clip=self.center_clip, scale_clip=self.scale_clip)
 
     def enrich_pooled(self, maps: PooledMaps) -> VideoFeatures:
         """The learned part of `enrich`: H by PLE and pooling over patches, E by FLE."""

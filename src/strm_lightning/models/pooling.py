@@ -9,7 +9,9 @@ from torch.nn import functional as F
 from strm_lightning.episode import PooledMaps
 
 
-def pool_maps(maps: Float[Tensor, "*B L D h w"], patch_grid: int, *, center_clip: bool = False) -> PooledMaps:
+def pool_maps(
+    maps: Float[Tensor, "*B L D h w"], patch_grid: int, *, center_clip: bool = False, scale_clip: bool = False
+) -> PooledMaps:
     """Pool each frame's map to a grid of patches (adaptive max) and to its mean; nothing here is learned.
 
     A map smaller than the grid, or not a multiple of it, is pooled with overlapping windows.
@@ -18,12 +20,21 @@ def pool_maps(maps: Float[Tensor, "*B L D h w"], patch_grid: int, *, center_clip
         maps: what the backbone sees, ``[..., L, D, h, w]``.
         patch_grid: rows and columns P of the grid.
         center_clip: first subtract the clip's mean map over its L frames: what does not move goes away.
+        scale_clip: divide the clip by the root mean square of its patches: a faint motion counts as a strong one.
     """
     if center_clip:
         maps = maps - reduce(maps, "... l d h w -> ... 1 d h w", "mean")
     frames = maps.flatten(0, -4)
     grid = rearrange(F.adaptive_max_pool2d(frames, patch_grid), "f d ph pw -> f (ph pw) d")
-    return PooledMaps(grid=grid.unflatten(0, maps.shape[:-3]), mean=reduce(maps, "... d h w -> ... d", "mean"))
+    pooled = PooledMaps(grid=grid.unflatten(0, maps.shape[:-3]), mean=reduce(maps, "... d h w -> ... d", "mean"))
+    return scale(pooled) if scale_clip else pooled
+
+
+def scale(maps: PooledMaps) -> PooledMaps:
+    """Divide each clip by the root mean square of its patches (by 1 where a centred clip holds no motion at all)."""
+    size = reduce(maps.grid.square(), "... l pp d -> ... 1 1", "mean").sqrt()
+    size = torch.where(size > 0, size, 1.0)
+    return PooledMaps(grid=maps.grid / size.unsqueeze(-1), mean=maps.mean / size)
 
 
 class LayoutCode(nn.Module):

@@ -19,7 +19,9 @@ from tqdm import tqdm
 from strm_lightning.data.shapes.motions import ACTIONS
 from strm_lightning.data.shapes.scene import render_clip
 
-_VERSION = 1  # part of the folder's name: raise it when the pixels change
+Recipe = tuple[int, int, float, int]  # size, num_frames, clutter, seed
+
+_VERSION = 2  # part of the folder's name: raise it when the pixels change
 _FPS = 12
 _CLIPS_A_PROCESS = 16  # fewer are drawn sooner than an interpreter starts
 
@@ -37,6 +39,7 @@ def moving_shapes(
     clips_per_class: int = 24,
     size: int = 128,
     num_frames: int = 24,
+    clutter: float = 1.0,
     seed: int = 0,
     jobs: int | None = None,
     progress: bool = True,
@@ -51,6 +54,7 @@ def moving_shapes(
         clips_per_class: videos of each action.
         size: height and width in pixels, even.
         num_frames: frames of each video.
+        clutter: how hard the actions are to see, 0 to 1; see `render_clip`.
         seed: another seed gives another data set.
         jobs: processes that draw; one for each core if None.
         progress: show a bar while drawing.
@@ -60,12 +64,14 @@ def moving_shapes(
         OSError: the folder cannot be written (``STRM_CACHE`` may name another one).
         RuntimeError: a process that draws came to a bad end.
     """
-    if size < 32 or size % 2 or num_frames < 2 or clips_per_class < 1:
+    if not 0 <= clutter <= 1:
+        raise ValueError(f"clutter of moving shapes goes from 0 to 1; got {clutter}")
+    if size < 32 or size % 2 or num_frames < 2 or clips_per_class < 1 or seed < 0:
         raise ValueError(
-            "moving shapes need an even size of at least 32 pixels, 2 frames and 1 clip a class; "
-            f"got size={size}, num_frames={num_frames}, clips_per_class={clips_per_class}"
+            "moving shapes need an even size of at least 32 pixels, 2 frames, 1 clip a class and a seed of at least 0; "
+            f"got size={size}, num_frames={num_frames}, clips_per_class={clips_per_class}, seed={seed}"
         )
-    recipe = f"{_VERSION} {clips_per_class} {size} {num_frames} {seed} {ACTIONS}"
+    recipe = f"{_VERSION} {clips_per_class} {size} {num_frames} {clutter} {seed} {ACTIONS}"
     name = f"moving-shapes-v{_VERSION}-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
     root = (cache_folder() if folder is None else Path(folder)) / name
     if root.is_dir():
@@ -77,8 +83,10 @@ def moving_shapes(
             return root
         clips = [f"{action}/{serial:04d}" for serial, action in product(range(clips_per_class), ACTIONS)]
         missing = [clip for clip in clips if not (partial / f"{clip}.mp4").exists()]
-        drawn = _draw_all(missing, partial, size, num_frames, seed, jobs=_cores() if jobs is None else jobs)
-        for _ in tqdm(drawn, "drawing moving shapes, once", len(missing), unit="clip", disable=not progress):
+        drawn = _draw_all(missing, partial, (size, num_frames, clutter, seed), jobs=_cores() if jobs is None else jobs)
+        for _ in tqdm(
+            drawn, "drawing moving shapes, once", len(missing), unit="clip", disable=None if progress else True
+        ):
             pass
         for leftover in partial.glob("*/*.tmp"):
             leftover.unlink()
@@ -90,23 +98,15 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _draw_all(clips: list[str], folder: Path, size: int, num_frames: int, seed: int, *, jobs: int) -> Iterator[str]:
+def _draw_all(clips: list[str], folder: Path, recipe: Recipe, *, jobs: int) -> Iterator[str]:
     """Draw the clips named and yield each name once its file is there."""
     jobs = max(1, min(jobs, len(clips) // _CLIPS_A_PROCESS))
     if jobs == 1:
-        yield from _draw(clips, folder, size, num_frames, seed)
+        yield from _draw(clips, folder, *recipe)
         return
     # Fresh interpreters: a fork of a process that holds torch may hang, and multiprocessing's spawn imports the main
     # module again, which takes seconds where that is Lightning. All write to one pipe, which ends them if we die.
-    command = [
-        sys.executable,
-        "-m",
-        "strm_lightning.data.shapes.dataset",
-        str(folder),
-        str(size),
-        str(num_frames),
-        str(seed),
-    ]
+    command = [sys.executable, "-m", "strm_lightning.data.shapes", *map(str, (folder, *recipe))]
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     reading, writing = os.pipe()
@@ -133,11 +133,11 @@ def _draw_all(clips: list[str], folder: Path, size: int, num_frames: int, seed: 
             worker.wait()
 
 
-def _draw(clips: list[str], folder: Path, size: int, num_frames: int, seed: int) -> Iterator[str]:
+def _draw(clips: list[str], folder: Path, size: int, num_frames: int, clutter: float, seed: int) -> Iterator[str]:
     for clip in clips:
         action, serial = clip.split("/")
         rng = np.random.default_rng([seed, zlib.crc32(action.encode()), int(serial)])
-        video = _encode(render_clip(action, rng, size=size, num_frames=num_frames))
+        video = _encode(render_clip(action, rng, size=size, num_frames=num_frames, clutter=clutter))
         path = folder / f"{clip}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
@@ -160,16 +160,13 @@ def _encode(clip: UInt8[np.ndarray, "L H W 3"]) -> bytes:
     return buffer.getvalue()
 
 
-def _work() -> None:
+def work() -> None:
     """Draw the clips named on standard input; say so of each on standard output."""
-    folder, *numbers = sys.argv[1:]
-    size, num_frames, seed = map(int, numbers)
+    folder, size, num_frames, clutter, seed = sys.argv[1:]
     try:
-        for clip in _draw(sys.stdin.read().split(), Path(folder), size, num_frames, seed):
+        for clip in _draw(
+            sys.stdin.read().split(), Path(folder), int(size), int(num_frames), float(clutter), int(seed)
+        ):
             os.write(1, f"{clip}\n".encode())
     except (BrokenPipeError, KeyboardInterrupt):
         os._exit(1)
-
-
-if __name__ == "__main__":
-    _work()

@@ -1,6 +1,7 @@
 """What moves in moving shapes: things of any look, and hands on arms, painted on bounding boxes.
 
-``paint`` gives colours ``[3, h, w]`` and coverage ``[h, w]`` for the pixels of a box; edges are smoothed over a pixel.
+``paint`` gives, for ``m`` moments and the pixels of a box, coverage ``[m, h, w]`` and colours ``[3, m, h, w]`` times
+coverage; edges are smoothed over a pixel.
 """
 
 from dataclasses import dataclass
@@ -48,56 +49,64 @@ class Look:
         rim = colour(rng) if rng.random() < 0.35 else None
         return Look(outline.astype(np.float32), hole, np.clip(texture, 0, 1).reshape(3, -1), rim)
 
-    def paint(self, dx: Array, dy: Array, radius: float, turn: float, width: float) -> tuple[Array, Array]:
-        """Paint it at offsets from its middle, in pixels, ``dx [1, w]`` and ``dy [h, 1]``."""
-        cos, sin = np.cos(turn) / radius, np.sin(turn) / radius
-        thin = width if abs(width) > 0.08 else 0.08
-        u = dx * np.float32(cos / thin) + dy * np.float32(sin / thin)
-        v = dy * np.float32(cos) - dx * np.float32(sin)
+    def paint(self, dx: Array, dy: Array, radius: Array, turn: Array, width: Array) -> tuple[Array, Array]:
+        """Paint it at offsets from its middle, in pixels, ``dx [m, 1, w]`` and ``dy [m, h, 1]``, the rest ``[m]``."""
+        width = np.where(np.abs(width) > 0.08, width, 0.08)
+        along, across = np.cos(turn) / radius, np.sin(turn) / radius
+        u = dx * _each(along / width) + dy * _each(across / width)
+        v = dy * _each(along) - dx * _each(across)
         distance = np.sqrt(u * u + v * v)
         place = np.copysign(_ONE - u / (np.abs(u) + np.abs(v) + np.float32(1e-6)), v) * np.float32(64) + np.float32(128)
-        edge = self.outline.take(place.astype(np.int64), mode="wrap")
-        depth = (edge - distance) * np.float32(0.85 * radius)
-        cover = _unit(depth + _HALF)
+        depth = self.outline.take(place.astype(np.int64), mode="wrap") - distance
+        cover = _unit(depth * _each(0.85 * radius) + _HALF)
         if self.hole:
-            cover *= _unit((distance - np.float32(self.hole)) * np.float32(radius) + _HALF)
+            cover *= _unit((distance - np.float32(self.hole)) * _each(radius) + _HALF)
         rows, columns = ((_unit(w * _HALF + _HALF) * np.float32(63.99)).astype(np.int64) for w in (v, u))
         colours = self.texture.take(rows * 64 + columns, axis=1)
         if self.rim is not None:
-            colours = self.rim + _unit(depth + np.float32(0.5 - 0.12 * radius)) * (colours - self.rim)
-        return colours, cover
+            rim = self.rim[..., None]
+            colours = rim + _unit((depth - np.float32(0.12)) * _each(radius) + _HALF) * (colours - rim)
+        return colours * cover, cover
 
 
 @dataclass(frozen=True)
-class Limb:
-    """A capsule between two places at each moment, rounded by its shading.
+class Limbs:
+    """``K`` capsules of one skin, each before the last, rounded by their shading.
 
     Attributes:
-        ends: both ends, in pixels.
+        ends: both ends of each at each moment, in pixels.
         radii: at either end, in pixels.
-        skin: its colour.
-        cloth: colour of the sleeve, or None.
-        sleeve: share of the length that the sleeve covers, from the second end on.
+        skin: their colour.
+        cloth: colour of a sleeve.
+        sleeve: share of the length that it covers, from the second end on.
     """
 
-    ends: Float[Array, "F 2 2"]
-    radii: tuple[float, float]
+    ends: Float[Array, "F K 2 2"]
+    radii: Float[Array, "K 2"]
     skin: Float[Array, "3 1 1"]
-    cloth: Float[Array, "3 1 1"] | None = None
+    cloth: Float[Array, "3 1 1"]
     sleeve: float = 0.0
 
-    def paint(self, x: Array, y: Array, moment: int) -> tuple[Array, Array]:
-        """Paint it at pixels ``x [1, w]`` and ``y [h, 1]``."""
-        (ax, ay), (bx, by) = self.ends[moment].astype(np.float32)
+    def paint(self, x: Array, y: Array, moments: list[int]) -> tuple[Array, Array]:
+        """Paint them at pixels ``x [1, w]`` and ``y [h, 1]``."""
+        ax, ay, bx, by = (
+            self.ends[moments].astype(np.float32).reshape(-1, len(self.radii), 4, 1, 1).transpose(2, 0, 1, 3, 4)
+        )
+        first, last = self.radii.astype(np.float32).T[..., None, None]
         px, py, qx, qy = x - ax, y - ay, bx - ax, by - ay
-        along = _unit((px * qx + py * qy) / (qx * qx + qy * qy + np.float32(1e-6)))
-        radius = np.float32(self.radii[0]) + np.float32(self.radii[1] - self.radii[0]) * along
+        along = _unit(px * (qx / (qx * qx + qy * qy)) + py * (qy / (qx * qx + qy * qy)))
+        radius = first + (last - first) * along
         px, py = px - along * qx, py - along * qy
         off = np.sqrt(px * px + py * py)
+        part = _unit(radius - off + _HALF)
+        left = _ONE - part
+        for k in range(len(self.radii) - 2, -1, -1):  # what is before each hides it
+            part[:, k] *= left[:, k + 1]
+            left[:, k] *= left[:, k + 1]
         round_ = np.minimum(off / radius, _ONE)
-        light = _ONE - np.float32(0.35) * round_ * round_
-        colours = self.skin if self.cloth is None else np.where(along > 1 - self.sleeve, self.cloth, self.skin)
-        return colours * light, _unit(radius - off + _HALF)
+        light = ((_ONE - np.float32(0.35) * round_ * round_) * part).sum(axis=1)
+        colours = np.where(along[:, 0] > 1 - self.sleeve, self.cloth[..., None], self.skin[..., None])
+        return light * colours, part.sum(axis=1)
 
 
 @dataclass(frozen=True)
@@ -146,8 +155,8 @@ class Hand:
             cloth=colour(rng),
         )
 
-    def limbs(self, tip: Float[Array, "F 2"], size: int) -> list[Limb]:
-        """Forearm, palm, knuckles, thumb and fingers, in the order to paint them; the tip is in pixels."""
+    def limbs(self, tip: Float[Array, "F 2"], size: int) -> list[Limbs]:
+        """Forearm and hand, in the order to paint them; the tip is in pixels."""
         palm, anchor = self.palm * size, self.anchor * size + self.give * (tip - tip.mean(axis=0))
         back = anchor - tip
         angle = np.arctan2(back[:, 1], back[:, 0]) + self.bend
@@ -155,25 +164,30 @@ class Hand:
         def beside(middle: Array, turned: float, length: float) -> Array:
             return np.asarray(middle + length * np.stack([np.cos(angle + turned), np.sin(angle + turned)], axis=1))
 
-        def limb(a: Array, b: Array, start: float, end: float) -> Limb:
-            return Limb(np.stack([a, b], axis=1), (start * palm, end * palm), self.skin)
-
         centre = beside(tip, 0.0, self.reach * size)
-        wrist = beside(centre, 0.0, 1.2 * palm)
-        forearm = Limb(
-            np.stack([wrist, anchor], axis=1),
-            (0.65 * palm, 1.15 * palm),
-            self.skin,
-            self.cloth if self.sleeve else None,
-            self.sleeve,
-        )
-        front = beside(centre, np.pi, 0.45 * palm)
-        knuckles = limb(beside(front, np.pi / 2, 0.5 * palm), beside(front, -np.pi / 2, 0.5 * palm), 0.5, 0.5)
-        thumb = limb(
-            beside(centre, self.side * 1.4, 0.6 * palm), beside(centre, self.side * 2.3, 1.35 * palm), 0.36, 0.28
-        )
-        fingers = [limb(front, beside(centre, np.pi + f, self.reach * size), 0.4, 0.3) for f in self.fingers]
-        return [forearm, thumb, *fingers, limb(centre, wrist, 0.9, 0.65), knuckles]
+        wrist, front = beside(centre, 0.0, 1.2 * palm), beside(centre, np.pi, 0.45 * palm)
+        parts = [
+            (
+                beside(centre, self.side * 1.4, 0.6 * palm),
+                beside(centre, self.side * 2.3, 1.35 * palm),
+                0.36,
+                0.28,
+            ),  # thumb
+            *((front, beside(centre, np.pi + finger, self.reach * size), 0.4, 0.3) for finger in self.fingers),
+            (centre, wrist, 0.9, 0.65),
+            (beside(front, np.pi / 2, 0.5 * palm), beside(front, -np.pi / 2, 0.5 * palm), 0.5, 0.5),  # knuckles
+        ]
+        ends = np.stack([np.stack([a, b], axis=1) for a, b, _, _ in parts], axis=1)
+        radii = palm * np.array([radii for _, _, *radii in parts])
+        forearm = np.stack([wrist, anchor], axis=1)[:, None]
+        return [
+            Limbs(forearm, palm * np.array([[0.65, 1.15]]), self.skin, self.cloth, self.sleeve),
+            Limbs(ends, radii, self.skin, self.skin),
+        ]
+
+
+def _each(values: Array) -> Array:
+    return values.astype(np.float32)[:, None, None]
 
 
 def _unit(values: Array) -> Array:

@@ -1,0 +1,234 @@
+"""Episodes a second out of each layout, against the way that released loaders of this field work.
+
+The baseline holds a zip of JPEG frames in memory, walks over the whole index for every pick, decodes and resizes with
+Pillow, and hands out float32. Same episodes, same frames, same crops; measured in turns, so that ratios can be believed
+where times cannot.
+
+    python experiments/benchmarks/loader.py [--rounds 5] [--sizes 240x320,256x340] [--workers 0,2]
+"""
+
+import argparse
+import io
+import random
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+from statistics import median
+
+import av
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from strm_lightning.data.episodes import ClipReader, EpisodeDataset, EpisodeSampler
+from strm_lightning.data.frames import select_frames
+from strm_lightning.data.prepare import prepare
+from strm_lightning.data.store import VideoSet, load_video_sets
+from strm_lightning.data.transforms import ClipTransform
+
+WAY, SHOT, QUERY, L, SIZE = 5, 5, 5, 8, 224
+CLASSES, CLIPS, FRAMES = 6, 10, 60
+
+
+class Literal(Dataset[tuple[Tensor, ...]]):
+    """The released way: everything from one zip in memory, one list of all videos, Pillow, float32."""
+
+    def __init__(self, archive: Path, seed: int) -> None:
+        self.bytes, self.seed = archive.read_bytes(), seed
+        frames: dict[str, list[str]] = {}
+        with zipfile.ZipFile(io.BytesIO(self.bytes)) as opened:
+            for name in sorted(opened.namelist()):
+                frames.setdefault(name.rpartition("/")[0], []).append(name)
+        self.videos = [(video.split("/")[0], paths) for video, paths in frames.items()]
+        self.zip: zipfile.ZipFile | None = None
+
+    def pick(self, class_name: str, nth: int) -> list[str]:
+        """One pass over the index for one video."""
+        return [paths for label, paths in self.videos if label == class_name][nth]
+
+    def clip(self, paths: list[str]) -> Tensor:
+        assert self.zip is not None
+        images = []
+        for number in select_frames("release", len(paths), L, None):
+            image = Image.open(io.BytesIO(self.zip.read(paths[number]))).convert("RGB")
+            width, height = image.size
+            if min(width, height) != 256:
+                short = 256 / min(width, height)
+                size = (256, int(height * short)) if width < height else (int(width * short), 256)
+                image = image.resize(size, Image.Resampling.BILINEAR)
+            left, top = round((image.size[0] - SIZE) / 2), round((image.size[1] - SIZE) / 2)
+            array = np.array(image.crop((left, top, left + SIZE, top + SIZE)))
+            images.append(torch.from_numpy(array).permute(2, 0, 1).contiguous().float().div(255))
+        return torch.stack(images)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, ...]:
+        self.zip = self.zip or zipfile.ZipFile(io.BytesIO(self.bytes))
+        rng = random.Random(f"{self.seed}/test/0/{key[1]}")
+        names = sorted({label for label, _ in self.videos})
+        support, query = [], []
+        for name in (names[c] for c in rng.sample(range(len(names)), WAY)):
+            count = sum(label == name for label, _ in self.videos)
+            picks = rng.sample(range(count), SHOT + QUERY)
+            clips = [self.clip(self.pick(name, nth)) for nth in picks]
+            support, query = support + clips[:SHOT], query + clips[SHOT:]
+        return torch.stack(support), torch.stack(query)
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"zip": None}
+
+
+def write_videos(root: Path, height: int, width: int) -> None:
+    """Clips of moving gradients and texture, which compress about as well as real ones."""
+    rng = np.random.default_rng(0)
+    ramp = np.add.outer(np.arange(height), np.arange(width))
+    for label in range(CLASSES):
+        for clip in range(CLIPS):
+            path = root / f"class{label}" / f"clip{clip:02}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            texture = np.repeat(np.repeat(rng.integers(0, 90, (height // 8, width // 10 + 1, 3)), 8, 0), 10, 1)[:, :width]
+            with av.open(str(path), "w") as container:
+                stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast", "crf": "23"})
+                stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+                for number in range(FRAMES):
+                    wave = 80 + 70 * np.sin(ramp / (15 + label) + number / 4)[..., None]
+                    image = (wave + np.roll(texture, 3 * number, 1)[:height]).clip(0, 255).astype(np.uint8)
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image))))
+                container.mux(stream.encode())
+
+
+def write_zip(videos: Path, archive: Path) -> None:
+    """The same frames as JPEG in one stored zip."""
+    with zipfile.ZipFile(archive, "w") as opened:
+        for path in sorted(videos.rglob("*.mp4")):
+            with av.open(str(path)) as container:
+                for number, frame in enumerate(container.decode(video=0), start=1):
+                    buffer = io.BytesIO()
+                    frame.to_image().save(buffer, "JPEG", quality=90)
+                    opened.writestr(f"{path.parent.name}/{path.stem}/{number:08}.jpg", buffer.getvalue())
+
+
+def layouts(folder: Path, height: int, width: int) -> dict[str, Path]:
+    """Write the same clips in every layout."""
+    write_videos(folder / "videos", height, width)
+    write_zip(folder / "videos", folder / "frames.zip")
+    with zipfile.ZipFile(folder / "frames.zip") as opened:
+        opened.extractall(folder / "frames")
+    for name, kind in (("raw cache", "raw"), ("jpeg cache", "jpeg"), ("kept cache", "keep")):
+        prepare(str(folder / "frames.zip"), str(folder / name), format=kind, policies=["release"])
+    return {
+        "raw cache": folder / "raw cache",
+        "jpeg cache": folder / "jpeg cache",
+        "kept cache": folder / "kept cache",
+        "jpeg zip": folder / "frames.zip",
+        "jpeg folders": folder / "frames",
+        "video files": folder / "videos",
+    }
+
+
+def ours(root: Path, seed: int) -> EpisodeDataset:
+    videos = load_video_sets(root, {"test": [f"class{i}" for i in range(CLASSES)]}, progress=False)["test"]
+    sampler = EpisodeSampler(videos.members, WAY, SHOT, QUERY, "test", seed)
+    return EpisodeDataset(sampler, ClipReader(videos, L, "release", ClipTransform(SIZE, 256)))
+
+
+def as_is(batch: object) -> object:
+    return batch
+
+
+def turns(dataset: Dataset[object], workers: int, episodes: int) -> DataLoader[object]:
+    literal = isinstance(dataset, Literal)
+    return DataLoader(
+        dataset,
+        batch_size=1,
+        sampler=[(0, index) for index in range(episodes)],
+        num_workers=workers,
+        collate_fn=None if literal else as_is,
+        persistent_workers=workers > 0,
+    )
+
+
+def seconds(loader: DataLoader[object]) -> float:
+    """A whole pass, from asking for the first episode to holding the last."""
+    start = time.perf_counter()
+    for _ in loader:
+        pass
+    return time.perf_counter() - start
+
+
+def check_same_pixels(sides: dict[str, Dataset[object]]) -> None:
+    """The lossless layouts give what the baseline gives, to the level by which Pillow's resize differs."""
+    literal = sides["literal"][0, 0]
+    for name in ("raw cache", "kept cache", "jpeg zip", "jpeg folders"):
+        episode = sides[name][0, 0]
+        for clips, theirs in ((episode.support.flatten(0, 1), literal[0]), (episode.query, literal[1])):
+            difference = (clips.float() - theirs * 255).abs().max().item()
+            assert difference < 1.01, f"{name} differs by {difference} levels"
+
+
+def compare(height: int, width: int, workers: list[int], rounds: int, episodes: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        roots = layouts(Path(folder), height, width)
+        sides: dict[str, Dataset[object]] = {"literal": Literal(roots["jpeg zip"], seed=0)}
+        sides |= {name: ours(root, seed=0) for name, root in roots.items()}
+        check_same_pixels(sides)
+        for count in workers:
+            loaders = {name: turns(dataset, count, episodes) for name, dataset in sides.items()}
+            times: dict[str, list[float]] = {name: [] for name in sides}
+            for _ in range(rounds + 1):
+                for name, loader in loaders.items():
+                    times[name].append(seconds(loader) / episodes)
+            middle = {name: median(values[1:]) for name, values in times.items()}  # the first round starts workers
+            for name, value in middle.items():
+                print(
+                    f"{height}x{width}  {count} workers  {name:<13} {1 / value:7.2f} episodes/s"
+                    f"  {middle['literal'] / value:6.2f} x",
+                    flush=True,
+                )
+
+
+def sampling(videos: int) -> None:
+    """What it takes to choose an episode's clips, without reading any."""
+    classes = min(64, videos // 10)
+    labels = np.sort(np.arange(videos) % classes)
+    members = tuple(np.flatnonzero(labels == c) for c in range(classes))
+    sampler = EpisodeSampler(members, WAY, SHOT, QUERY, "train", 0)
+    named = [f"class{label}" for label in labels.tolist()]
+
+    def literal(index: int) -> None:
+        rng = random.Random(index)
+        for name in rng.sample(sorted(set(named)), WAY):
+            for _ in range(SHOT + QUERY):
+                [row for row, label in enumerate(named) if label == name][rng.randrange(10)]
+
+    def per_call(choose: object, calls: int) -> float:
+        start = time.perf_counter()
+        for index in range(calls):
+            choose(index)
+        return (time.perf_counter() - start) / calls
+
+    theirs = median(per_call(literal, 1) for _ in range(5))
+    mine = median(per_call(lambda index: sampler.draw(0, index), 50) for _ in range(5))
+    print(f"sampling among {videos} videos: {mine * 1e3:.2f} ms an episode, literal {theirs * 1e3:.0f} ms", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--episodes", type=int, default=4, help="episodes of a turn")
+    parser.add_argument("--sizes", default="240x320,256x340")
+    parser.add_argument("--workers", default="0,2")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for videos in (60, 70_000, 200_000):
+        sampling(videos)
+    for size in options.sizes.split(","):
+        height, width = map(int, size.split("x"))
+        workers = [int(count) for count in options.workers.split(",")]
+        compare(height, width, workers, options.rounds, options.episodes)
+
+
+if __name__ == "__main__":
+    main()

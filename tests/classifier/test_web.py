@@ -1,0 +1,124 @@
+"""The page from end to end, in headless Chromium."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from strm_lightning.classifier import FewShotClassifier
+from strm_lightning.classifier.matchers import PatchMatcher
+from tests.classifier.conftest import HOW, moving, write_video
+
+pytest.importorskip("gradio", reason="the page needs the extra `web`")
+sync_api = pytest.importorskip("playwright.sync_api", reason="driving a browser needs playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (Debian: apt-get install chromium)"),
+    pytest.mark.filterwarnings("default"),  # gradio's and its server's own
+]
+SECONDS = 60_000  # ms; drawing and encoding share the machine with the browser
+
+
+@pytest.fixture(scope="module")
+def address(bare: PatchMatcher, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("page")
+    os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
+    from strm_lightning.classifier import web
+
+    page = web.build(lambda: FewShotClassifier(bare, HOW), folder / "uploads" / "examples")
+    yield web.serve(page, host="127.0.0.1", port=None, max_mb=1, block=False)
+    page.close()
+    del os.environ["GRADIO_TEMP_DIR"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(params=[(1280, 900), (400, 900)], ids=["wide", "narrow"])
+def tab(request: pytest.FixtureRequest, browser: Any, address: str) -> Iterator[Any]:
+    """The page in a window; whatever is asked of any other machine fails the test."""
+    width, height = request.param
+    tab = browser.new_page(viewport={"width": width, "height": height})
+    foreign: list[str] = []
+    tab.on("request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else foreign.append(r.url))
+    tab.goto(address)
+    tab.get_by_role("button", name="Recognise").wait_for(timeout=SECONDS)
+    yield tab
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert not foreign
+    tab.close()
+
+
+def press(tab: Any, says: str) -> None:
+    tab.get_by_role("button", name="Recognise").click()
+    tab.locator("#message").get_by_text(says).wait_for(timeout=SECONDS)
+
+
+def give(tab: Any, field: int, *files: Path) -> None:
+    """Fields are the actions in their order, hidden ones too, and then the query."""
+    tab.locator("input[type=file]").nth(field).set_input_files([str(f) for f in files])
+    for file in files:
+        tab.get_by_text(file.stem, exact=True).first.wait_for(timeout=SECONDS)
+
+
+def test_an_empty_form_says_what_is_missing(tab: Any, tmp_path: Path) -> None:
+    press(tab, "Give at least two actions")
+    tab.get_by_placeholder("Name of action 1").fill("up")
+    press(tab, "Action 'up' has no clips yet")
+    give(tab, 0, write_video(tmp_path / "up_a.mp4", moving("up")))
+    tab.get_by_placeholder("Name of action 1").fill("")
+    press(tab, "Action 1 has clips but no name")
+
+
+def test_upload_and_predict(tab: Any, tmp_path: Path) -> None:
+    for slot, motion in enumerate(("left", "up")):
+        tab.get_by_placeholder(f"Name of action {slot + 1}").fill(motion)
+        give(tab, slot, *(write_video(tmp_path / f"{motion}_{i}.mp4", moving(motion, i)) for i in range(2)))
+    press(tab, "There is no video to recognise yet")
+    give(tab, -1, write_video(tmp_path / "query.mp4", moving("up", 9)))
+    tab.get_by_role("button", name="Recognise").click()
+    tab.locator("[data-testid='label-output-value']").get_by_text("up").wait_for(timeout=SECONDS)
+    tab.locator("img").first.wait_for(timeout=SECONDS)
+
+
+def test_a_wrong_file_is_told_by_its_name(tab: Any, tmp_path: Path) -> None:
+    for slot, motion in enumerate(("left", "up")):
+        tab.get_by_placeholder(f"Name of action {slot + 1}").fill(motion)
+        give(tab, slot, write_video(tmp_path / f"{motion}_0.mp4", moving(motion)))
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video at all")
+    give(tab, -1, broken)
+    press(tab, "broken.mp4: cannot be decoded")
+    assert "/" not in tab.locator("#message").inner_text()
+
+
+def test_files_beyond_the_limit_are_refused(tab: Any, tmp_path: Path) -> None:
+    large = tmp_path / "large.mp4"
+    large.write_bytes(b"0" * 1_500_000)
+    tab.locator("input[type=file]").nth(-1).set_input_files(str(large))
+    tab.get_by_text("maximum").first.wait_for(timeout=SECONDS)
+
+
+def test_built_in_examples(tab: Any) -> None:
+    tab.get_by_role("button", name="Use built-in examples").click()
+    tab.get_by_text("circle_4", exact=True).first.wait_for(timeout=SECONDS)
+    tab.get_by_role("button", name="Recognise").click()
+    tab.locator("[data-testid='label-output-value']").wait_for(timeout=SECONDS)
+
+
+def test_more_actions(tab: Any) -> None:
+    assert not tab.get_by_placeholder("Name of action 4").is_visible()
+    tab.get_by_role("button", name="Add an action").click()
+    tab.get_by_placeholder("Name of action 4").wait_for(timeout=SECONDS)
+
+
+def test_it_listens_on_this_computer_only(address: str) -> None:
+    assert address.startswith("http://127.0.0.1:")
