@@ -3,21 +3,22 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from strm_lightning.data.datamodule import EpisodeDataModule
 from strm_lightning.data.splits import Stage
 from strm_lightning.episode import Episode, MatchLogits, PooledMaps, TupleFeatures
 from strm_lightning.evaluation.bank import FeatureBank
-from strm_lightning.evaluation.card import SOURCE_KEYS, describe_checkpoint
-from strm_lightning.evaluation.encoding import coming_rows, datamodule_of, encode_videos
+from strm_lightning.evaluation.card import SOURCE_KEYS, describe_checkpoint, model_options
+from strm_lightning.evaluation.encoding import Keep, coming_rows, datamodule_of, encode_videos, share_buffers
 from strm_lightning.evaluation.plots import log_pictures
 from strm_lightning.evaluation.report import run_folder, save_results, test_report
 from strm_lightning.evaluation.results import EpisodeRecord, EpisodeResults
@@ -46,6 +47,8 @@ class STRMModule(L.LightningModule):
         freeze_backbone: leave the backbone as it is. Its maps are then computed once for each video and only the heads
             train, hundreds of times faster; pixels are augmented only as far as ``frozen_views`` goes.
         frozen_views: random views (frames, crop, flip) of each training video whose maps are kept.
+        bank_dir: folder where banks of features are kept: the next test of the same weights on the same videos, cut in
+            the same way, encodes nothing; with a frozen backbone neither does the next training.
         bank_limit_gb: gigabytes of main memory that a bank of features may take before it goes to a temporary file.
         **model_options: options of `STRM` and, through it, of `STRMHead`.
 
@@ -68,6 +71,7 @@ class STRMModule(L.LightningModule):
         loss_reduction: Literal["mean", "sum"] = "mean",
         freeze_backbone: bool = False,
         frozen_views: int = 1,
+        bank_dir: str | None = None,
         bank_limit_gb: float = 8.0,
         **model_options: Any,
     ) -> None:
@@ -79,7 +83,8 @@ class STRMModule(L.LightningModule):
         self.model = STRM(backbone, **model_options)
         self.model.backbone.requires_grad_(not freeze_backbone)
         self.qc_weight, self.loss_reduction = qc_weight, loss_reduction
-        self.freeze_backbone, self.frozen_views, self.bank_limit_gb = freeze_backbone, frozen_views, bank_limit_gb
+        self.freeze_backbone, self.frozen_views = freeze_backbone, frozen_views
+        self.bank_dir, self.bank_limit_gb = bank_dir, bank_limit_gb
         self._maps: dict[Stage, FeatureBank[PooledMaps]] = {}
         self._tuples: FeatureBank[TupleFeatures] | None = None
         self._records: list[EpisodeRecord] = []
@@ -177,6 +182,7 @@ class STRMModule(L.LightningModule):
     def _start_evaluation(self, stage: Stage) -> None:
         data, start = self._datamodule, perf_counter()
         self._records = [EpisodeRecord(data.episodes[stage]).to(self.device) for _ in data.settings(stage)]
+        share_buffers(self.model)
         if data.evaluation == "bank":
             self._tuples = self._encode_tuples(stage)
         self._encoded_s, self._matching_since = perf_counter() - start, perf_counter()
@@ -222,8 +228,10 @@ class STRMModule(L.LightningModule):
 
     def _encode_tuples(self, stage: Stage) -> FeatureBank[TupleFeatures]:
         head = self.model.head
-        if not (self.freeze_backbone and self.trainer.state.fn == "fit"):
-            return self._fill(stage, lambda clips: head.tuples(self.model.encode(clips)))
+        fitting = self.trainer.state.fn == "fit"
+        if not (self.freeze_backbone and (fitting or self.bank_dir)):
+            keep = None if fitting else self._keep(self.model)  # while they learn, weights never come back
+            return self._fill(stage, lambda clips: head.tuples(self.model.encode(clips)), keep=keep)
         maps = self._maps.get(stage)
         if maps is None or not set(coming_rows(self.trainer, stage)) <= set(maps.rows.tolist()):
             maps = self._maps[stage] = self._encode_maps(stage)
@@ -235,10 +243,18 @@ class STRMModule(L.LightningModule):
 
     def _encode_maps(self, stage: Stage, *, views: int = 0) -> FeatureBank[PooledMaps]:
         self.model.backbone.eval()
-        return self._fill(stage, self.model.pool, views=views)
+        return self._fill(stage, self.model.pool, views=views, keep=self._keep(self.model.backbone))
 
-    def _fill(self, stage: Stage, encode: Any, *, views: int = 0) -> FeatureBank[Any]:
-        return encode_videos(self.trainer, stage, encode, views=views, limit_gb=self.bank_limit_gb)
+    def _fill(self, stage: Stage, encode: Any, *, views: int = 0, keep: Keep | None = None) -> FeatureBank[Any]:
+        return encode_videos(self.trainer, stage, encode, views=views, limit_gb=self.bank_limit_gb, keep=keep)
+
+    def _keep(self, network: nn.Module) -> Keep | None:
+        if self.bank_dir is None:
+            return None
+        options = model_options(self.hparams)
+        if network is self.model.backbone:  # the heads' other options come after the maps
+            options = {name: options[name] for name in ("backbone", "patch_grid", "center_clip")}
+        return Keep(Path(self.bank_dir).expanduser(), network, options)
 
     @property
     def _datamodule(self) -> EpisodeDataModule:
@@ -260,6 +276,7 @@ class STRMModule(L.LightningModule):
             checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "pretrained": False, "weights": None}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._maps = {}  # of other weights
         self._source = {name: value for name, value in checkpoint.items() if name in SOURCE_KEYS}
         mine, other = self.state_dict(), checkpoint["state_dict"]
         shapes = [k for k in mine.keys() & other.keys() if mine[k].shape != other[k].shape]

@@ -35,12 +35,14 @@ class VideoSet:
         store: where all stages' videos are read.
         class_names: classes that have videos, ascending.
         members: rows of the store, ascending, for each class.
+        missing: entries of the split that are not on disk.
     """
 
     stage: Stage
     store: VideoStore
     class_names: tuple[str, ...]
     members: tuple[Int[np.ndarray, " _"], ...]
+    missing: tuple[str, ...] = ()
 
     @cached_property
     def labels(self) -> Int[np.ndarray, " V"]:
@@ -126,7 +128,10 @@ def load_video_sets(
         _warn(f"dropped {count_of(short, 'video')} of fewer than {num_frames} frames", short)
     dropped = short if short_clips == "drop" else set()
     row_of = {name: row for row, name in enumerate(store.videos) if name not in dropped}
-    return {stage: _video_set(stage, store, classes, row_of) for stage, classes in match.found.items()}
+    return {
+        stage: _video_set(stage, store, classes, row_of, match.missing.get(stage, ()))
+        for stage, classes in match.found.items()
+    }
 
 
 def _open(listing: Listing, names: Sequence[str], unreadable: Unreadable, progress: bool) -> VideoStore:
@@ -144,13 +149,17 @@ def _open(listing: Listing, names: Sequence[str], unreadable: Unreadable, progre
 
 
 def _video_set(
-    stage: Stage, store: VideoStore, classes: Mapping[str, list[str]], row_of: Mapping[str, int]
+    stage: Stage,
+    store: VideoStore,
+    classes: Mapping[str, list[str]],
+    row_of: Mapping[str, int],
+    missing: Sequence[str],
 ) -> VideoSet:
     rows = {
         name: np.array(sorted({row_of[v] for v in classes[name] if v in row_of}), dtype=np.int64) for name in classes
     }
     present = sorted(name for name in rows if len(rows[name]))
-    return VideoSet(stage, store, tuple(present), tuple(rows[name] for name in present))
+    return VideoSet(stage, store, tuple(present), tuple(rows[name] for name in present), tuple(missing))
 
 
 def _warn(claim: str, items: Iterable[str]) -> None:

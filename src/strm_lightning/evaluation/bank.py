@@ -1,8 +1,13 @@
 """A bank of features: every video encoded once, then looked up for as many episodes as one likes."""
 
+import json
+import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -13,6 +18,7 @@ from torch import Tensor
 from strm_lightning.episode import PooledMaps, TupleFeatures
 
 Group = TypeVar("Group", PooledMaps, TupleFeatures)
+_KINDS = {kind.__name__: kind for kind in (PooledMaps, TupleFeatures)}
 
 
 class FeatureBank(Generic[Group]):
@@ -28,9 +34,9 @@ class FeatureBank(Generic[Group]):
         self.rows = torch.tensor(sorted(set(rows)), dtype=torch.long)
         self.views, self.limit_gb = views, limit_gb
         self.group: Group | None = None
-        self._place = torch.full((int(self.rows.max()) + 1 if len(self.rows) else 0,), -1)
-        self._place[self.rows] = torch.arange(len(self.rows))
-        self._file: Any = None
+        self.place = "main memory"
+        self._place_of = torch.full((int(self.rows.max()) + 1 if len(self.rows) else 0,), -1)
+        self._place_of[self.rows] = torch.arange(len(self.rows))
 
     def fill(
         self,
@@ -45,11 +51,15 @@ class FeatureBank(Generic[Group]):
                 self.put(keys, encode(clips.to(device, non_blocking=True)))
 
     def put(self, keys: Int[Tensor, "n 2"], features: Group) -> None:
-        """Store the features of ``n`` clips."""
+        """Store the features of ``n`` clips; the first of them decide how large the bank is.
+
+        Raises:
+            ValueError: it is larger than the limit, and than the free space for temporary files.
+        """
         features = features.to("cpu")
         if self.group is None:
             self.group = self._allocate(features)
-        places = self._place[keys[:, 0]], keys[:, 1]
+        places = self._place_of[keys[:, 0]] * self.views + keys[:, 1]
         for field in fields(features):
             target, source = getattr(self.group, field.name), getattr(features, field.name)
             if source is not None:
@@ -61,57 +71,102 @@ class FeatureBank(Generic[Group]):
         Raises:
             KeyError: a video is not in the bank.
         """
-        places = self._place[rows]
+        places = self._place_of[rows]
         if self.group is None or (places < 0).any():
             raise KeyError(f"{int((places < 0).sum())} of {rows.numel()} videos are not in the bank")
-        return self.group[places, torch.zeros_like(places) if views is None else views]
+        places = (places * self.views + (0 if views is None else views)).flatten()
+        # Whole rows are copied, several times faster than by fancy indexing.
+        found = {name: t.index_select(0, places).unflatten(0, rows.shape) for name, t in self._tensors().items()}
+        return type(self.group)(**found)
 
     def share(self, own: Sequence[int], device: torch.device) -> None:
         """Give every process the features of all; ``own`` are the rows that this one has encoded for the others."""
         if not dist.is_initialized() or self.group is None:
             return
         foreign = torch.ones(len(self.rows), dtype=torch.bool)
-        foreign[self._place[torch.tensor(own, dtype=torch.long)]] = False
-        for field in fields(self.group):
-            tensor = getattr(self.group, field.name)
-            if tensor is None:
-                continue
-            tensor[foreign] = 0
+        foreign[self._place_of[torch.tensor(own, dtype=torch.long)]] = False
+        for tensor in self._tensors().values():
+            tensor[foreign.repeat_interleave(self.views)] = 0
             for chunk in tensor.split(64):  # rows are zero in all processes but one, so adding joins them
                 part = chunk.to(device)
                 dist.all_reduce(part)
                 chunk.copy_(part)
 
+    def save(self, folder: Path, fingerprint: str) -> None:
+        """Keep the bank in a folder, whole or not at all."""
+        part = folder.with_name(f"{folder.name}.{os.getpid()}")
+        part.mkdir(parents=True)
+        tensors = self._tensors()
+        for name, tensor in tensors.items():
+            tensor.view(torch.uint8).numpy().tofile(part / name)
+        about = {
+            "fingerprint": fingerprint,
+            "kind": type(self.group).__name__,
+            "rows": self.rows.tolist(),
+            "views": self.views,
+            "tensors": {name: [str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in tensors.items()},
+        }
+        (part / "bank.json").write_text(json.dumps(about), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)  # damaged, or it would have been loaded
+        part.replace(folder)
+
+    @classmethod
+    def load(cls, folder: Path, fingerprint: str) -> "FeatureBank[Any] | None":
+        """The bank that was kept in a folder, memory-mapped; None where there is none, another one or a damaged one."""
+        try:
+            about = json.loads((folder / "bank.json").read_text(encoding="utf-8"))
+            if about["fingerprint"] != fingerprint:
+                return None
+            kind = _KINDS[about["kind"]]
+            made: dict[str, Any] = {field.name: None for field in fields(kind)}
+            for name, (dtype, shape) in about["tensors"].items():
+                made[name] = _mapped(folder / name, shape, getattr(torch, dtype), new=False)
+        except (OSError, ValueError, KeyError):
+            return None
+        bank: FeatureBank[Any] = cls(about["rows"], views=about["views"])
+        bank.group, bank.place = kind(**made), str(folder)
+        return bank
+
     def describe(self) -> str:
         """How many videos, how large and where, in words."""
-        where = "a temporary file" if self._file else "main memory"
-        return f"{len(self.rows)} videos, {self.nbytes / 1e9:.2f} GB in {where} of each process"
+        return f"{len(self.rows)} videos, {self.nbytes / 1e9:.2f} GB in {self.place}"
 
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        tensors: list[Tensor | None] = []
-        if self.group is not None:
-            tensors = [getattr(self.group, field.name) for field in fields(self.group)]
-        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+        return sum(tensor.nbytes for tensor in self._tensors().values())
+
+    def _tensors(self) -> dict[str, Tensor]:
+        found: dict[str, Any] = {} if self.group is None else vars(self.group)
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def _allocate(self, like: Group) -> Group:
-        tensors = {field.name: getattr(like, field.name) for field in fields(like)}
-        shapes = {name: self._shape(tensor) for name, tensor in tensors.items() if tensor is not None}
-        total = sum(torch.Size(shape).numel() * tensors[name].element_size() for name, shape in shapes.items())
-        on_disk = total > self.limit_gb * 1e9
-        if on_disk:
-            self._file = tempfile.TemporaryDirectory(prefix="strm-bank-")
-        made: dict[str, Any] = dict.fromkeys(tensors)
-        for name, shape in shapes.items():
-            made[name] = self._zeros(name, shape, tensors[name].dtype, on_disk=on_disk)
+        clips = len(self.rows) * self.views
+        values: dict[str, Tensor] = {name: value for name, value in vars(like).items() if value is not None}
+        total = clips * sum(value[0].nbytes for value in values.values())
+        folder = self._temporary_folder(total) if total > self.limit_gb * 1e9 else None
+        made: dict[str, Any] = dict.fromkeys(vars(like))
+        for name, value in values.items():
+            shape, dtype = (clips, *value.shape[1:]), value.dtype
+            made[name] = _mapped(folder / name, shape, dtype, new=True) if folder else torch.zeros(shape, dtype=dtype)
         return type(like)(**made)
 
-    def _shape(self, like: Tensor) -> tuple[int, ...]:
-        return (len(self.rows), self.views, *like.shape[1:])
+    def _temporary_folder(self, size: int) -> Path:
+        free = shutil.disk_usage(tempfile.gettempdir()).free
+        if size > free:
+            raise ValueError(
+                f"a bank of {len(self.rows)} videos takes {size / 1e9:.1f} GB: more than model.bank_limit_gb "
+                f"{self.limit_gb:g} and than the {free / 1e9:.1f} GB free in {tempfile.gettempdir()}; raise the limit, "
+                "set TMPDIR to a larger disk, or choose data.evaluation: episodes"
+            )
+        self.place = f"a temporary file in {tempfile.gettempdir()}"
+        folder = Path(tempfile.mkdtemp(prefix="strm-bank-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return folder
 
-    def _zeros(self, name: str, shape: Sequence[int], dtype: torch.dtype, *, on_disk: bool) -> Tensor:
-        if not on_disk:
-            return torch.zeros(shape, dtype=dtype)
-        size = torch.Size(shape).numel()
-        return torch.from_file(f"{self._file.name}/{name}", shared=True, size=size, dtype=dtype).view(shape)
+
+def _mapped(path: Path, shape: Sequence[int], dtype: torch.dtype, *, new: bool) -> Tensor:
+    size = torch.Size(shape).numel()
+    if not new and path.stat().st_size != size * dtype.itemsize:
+        raise ValueError(f"{path} is damaged")
+    return torch.from_file(str(path), shared=new, size=size, dtype=dtype).view(tuple(shape))

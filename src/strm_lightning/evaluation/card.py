@@ -67,10 +67,11 @@ def protocol_card(
             "split_seed": data.split_seed,
             "classes": len(videos.class_names),
             "videos": sum(map(len, videos.members)),
+            "missing": len(videos.missing),
             "unreadable": len(videos.store.unreadable),
         },
         "model": {
-            **plain({**_defaults(STRMHead), **_defaults(STRM), **options}),
+            **plain({**model_options({}), **options}),
             "normalisation": {"mean": backbone.mean.flatten().tolist(), "std": backbone.std.flatten().tolist()},
         },
         "checkpoint": dict(checkpoint),
@@ -123,10 +124,11 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value if isinstance(value, simple) else str(value) for name, value in own.items()}
 
 
-def _defaults(built: type) -> dict[str, Any]:
-    """Options that a class has where none are given."""
-    parameters = signature(built).parameters.values()
-    return {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
+def model_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `STRM` and `STRMHead` among these options, with their defaults where they are not given."""
+    parameters = [*signature(STRMHead).parameters.values(), *signature(STRM).parameters.values()]
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return {name: options.get(name, default) for name, default in defaults.items()}
 
 
 def _is_best(checkpoint: Mapping[str, Any], path: str | Path | None) -> bool:

@@ -1,25 +1,51 @@
 """Encode the videos of a stage once, each process its share of them."""
 
-from collections.abc import Callable
-from typing import TypeVar, cast
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import lightning as L
+import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from strm_lightning.data.datamodule import EpisodeDataModule
 from strm_lightning.data.splits import Stage
 from strm_lightning.episode import PooledMaps, TupleFeatures
 from strm_lightning.evaluation.bank import FeatureBank
+from strm_lightning.evaluation.fingerprint import bank_fingerprint
 
 Group = TypeVar("Group", PooledMaps, TupleFeatures)
 
 
+@dataclass(frozen=True)
+class Keep:
+    """Where a bank is kept for the next test, and what decides its features.
+
+    Attributes:
+        folder: folder of all banks.
+        network: what encodes the clips.
+        options: what else decides what the network does.
+    """
+
+    folder: Path
+    network: nn.Module
+    options: Mapping[str, Any]
+
+
 def encode_videos(
-    trainer: L.Trainer, stage: Stage, encode: Callable[[Tensor], Group], *, views: int = 0, limit_gb: float
+    trainer: L.Trainer,
+    stage: Stage,
+    encode: Callable[[Tensor], Group],
+    *,
+    views: int = 0,
+    limit_gb: float = 8.0,
+    keep: Keep | None = None,
 ) -> FeatureBank[Group]:
-    """A bank of the videos that the coming episodes of a stage name.
+    """A bank of the videos that the coming episodes of a stage name; of all of them where it is kept.
 
     Args:
         trainer: runs the stage, with an `EpisodeDataModule`.
@@ -27,9 +53,30 @@ def encode_videos(
         encode: clips ``[n, L, 3, H, W]`` on the trainer's device to their features.
         views: random views of each video; 0 for the one view of validation and test.
         limit_gb: see `FeatureBank`.
+        keep: keep the bank, and take a kept one where it is of the same weights, videos and preprocessing.
     """
+    rows = stage_rows(trainer, stage) if keep else coming_rows(trainer, stage)
+    if keep is None:
+        return _encode(trainer, stage, encode, rows, views, limit_gb)
+    data, precision = datamodule_of(trainer), str(trainer.precision)
+    mark = bank_fingerprint(data, stage, rows, keep.network, keep.options, views=views, precision=precision)
+    kept = FeatureBank.load(folder := keep.folder / mark[:24], mark)
+    if trainer.strategy.reduce_boolean_decision(kept is not None) and kept is not None:
+        rank_zero_info(f"Bank of {stage} features: {kept.describe()}, kept from an earlier run")
+        return kept
+    bank = _encode(trainer, stage, encode, rows, views, limit_gb)
+    if trainer.is_global_zero:
+        try:
+            bank.save(folder, mark)
+        except OSError as error:
+            warnings.warn(f"the bank of {stage} features could not be kept: {error}", stacklevel=2)
+    return bank
+
+
+def _encode(
+    trainer: L.Trainer, stage: Stage, encode: Callable[[Tensor], Group], rows: list[int], views: int, limit_gb: float
+) -> FeatureBank[Group]:
     data, device = datamodule_of(trainer), trainer.strategy.root_device
-    rows = coming_rows(trainer, stage)
     bank: FeatureBank[Group] = FeatureBank(rows, views=max(views, 1), limit_gb=limit_gb)
     own = rows[trainer.global_rank :: trainer.world_size]
     # A process without videos encodes one all the same: it must know the shapes to receive the others' features.
@@ -48,7 +95,7 @@ def coming_rows(trainer: L.Trainer, stage: Stage) -> list[int]:
     """Rows of the videos that the coming episodes of a stage name, ascending; in training, all of them."""
     data = datamodule_of(trainer)
     if stage == "train":
-        return sorted(int(row) for member in data.videos[stage].members for row in member)
+        return stage_rows(trainer, stage)
     batches = trainer.num_test_batches if stage == "test" else trainer.num_val_batches
     limits = trainer.num_sanity_val_batches if trainer.sanity_checking else batches
     rows: set[int] = set()
@@ -58,6 +105,21 @@ def coming_rows(trainer: L.Trainer, stage: Stage) -> list[int]:
             episode, _ = sampler.draw(0, index)
             rows.update(episode.support_ids.flatten().tolist(), episode.query_ids.tolist())
     return sorted(rows)
+
+
+def stage_rows(trainer: L.Trainer, stage: Stage) -> list[int]:
+    """Rows of all videos of a stage, ascending."""
+    return sorted(int(row) for member in datamodule_of(trainer).videos[stage].members for row in member)
+
+
+def share_buffers(network: nn.Module) -> None:
+    """Give every process the buffers of the first, which are those of a checkpoint.
+
+    In training, the batch norms of each process have seen other episodes: one bank must not mix them.
+    """
+    if dist.is_initialized():
+        for buffer in network.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def datamodule_of(trainer: L.Trainer) -> EpisodeDataModule:

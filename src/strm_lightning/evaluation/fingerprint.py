@@ -1,0 +1,66 @@
+"""What a bank of features depends on, as one hash: another weight, video, frame or version makes another bank."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from hashlib import sha256
+from importlib.metadata import version
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+
+from strm_lightning import __version__
+from strm_lightning.data.datamodule import EpisodeDataModule
+from strm_lightning.data.splits import Stage
+
+_PACKAGES = ("torch", "torchvision", "timm", "av")
+
+
+def bank_fingerprint(
+    data: EpisodeDataModule,
+    stage: Stage,
+    rows: Sequence[int],
+    network: nn.Module,
+    options: Mapping[str, Any],
+    *,
+    views: int = 0,
+    precision: str = "32-true",
+) -> str:
+    """SHA-256 of everything that decides the features of these videos.
+
+    Args:
+        data: where the clips come from, and how they are cut.
+        stage: whose videos.
+        rows: which of them.
+        network: what encodes them; every parameter and buffer counts.
+        options: what else decides what the network does.
+        views: random views of each video; 0 for the test choice.
+        precision: of the trainer.
+    """
+    store, stamps = data.videos[stage].store, []
+    for row in rows:
+        status = store.path_of(row).stat()
+        stamps.append([row, store.videos[row], int(store.frame_counts[row]), status.st_size, status.st_mtime_ns])
+    transform = asdict(data.transform)
+    parts = {
+        "network": _hash_of(network),
+        "options": dict(options),
+        "videos": stamps,
+        "frames": [data.num_frames, data.frame_policy],
+        # A flip and a seed only count where views are random.
+        "transform": transform if views else {k: v for k, v in transform.items() if k != "flip"},
+        "views": [views, data.seed] if views else [],
+        "precision": precision,
+        "versions": [__version__, *map(version, _PACKAGES)],
+    }
+    return sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _hash_of(network: nn.Module) -> str:
+    digest = sha256()
+    for name, tensor in chain(network.named_parameters(), network.named_buffers()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
