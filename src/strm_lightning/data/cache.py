@@ -101,10 +101,10 @@ class RawCacheStore(_CacheStore):
         clip = ClipFile(self.path_of(row))
         with clip:
             entries = clip.find(frames)
-            out = np.empty((len(entries), clip.height, clip.width, 3), dtype=np.uint8)
+            out = np.empty((len(entries), 3, clip.height, clip.width), dtype=np.uint8)
             for entry, image in zip(entries, out, strict=True):
                 clip.read_into(entry, image)
-        return torch.from_numpy(out)
+        return torch.from_numpy(out).permute(0, 2, 3, 1)
 
 
 class ImageCacheStore(_CacheStore, EncodedStore):

@@ -3,6 +3,7 @@
 import random
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
@@ -53,7 +54,8 @@ class ClipTransform:
         mirror = rng is not None and self.flip and rng.random() < 0.5
         crop = frames[:, top : top + size, left : left + size].permute(0, 3, 1, 2)
         out = torch.empty(crop.shape, dtype=torch.uint8) if out is None else out
-        return out.copy_(crop.flip(-1) if mirror else crop)
+        np.copyto(out.numpy(), crop.numpy()[..., ::-1] if mirror else crop.numpy())  # twice as fast as Tensor.copy_
+        return out
 
 
 def resize_short_side(frames: UInt8[Tensor, "L H W 3"], short_side: int) -> UInt8[Tensor, "L h w 3"]:
