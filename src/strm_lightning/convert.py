@@ -10,6 +10,9 @@ from strm_lightning.data.datamodule import EpisodeDataModule
 from strm_lightning.models.official import OfficialCheckpoint, load_official, read_official
 from strm_lightning.module import STRMModule
 
+# How the release reads a clip; on what a checkpoint was trained, the file does not say.
+_INPUT = {"image_size": 224, "short_side": 256, "frame_policy": "release", "short_clips": "drop"}
+
 
 def convert(checkpoint: Path, out: Path, *, query_class: Literal["off", "fresh"] = "off", seed: int = 0) -> None:
     """Turn a released STRM or TRX checkpoint into one for ``strm test --ckpt_path`` and ``STRMModule``.
@@ -27,16 +30,13 @@ def convert(checkpoint: Path, out: Path, *, query_class: Literal["off", "fresh"]
     model = load_official(checkpoint, query_class=query_class, seed=seed)
     module = STRMModule(pretrained=False, **found.options)
     module.model.load_state_dict(model.state_dict())
-    data = EpisodeDataModule(
-        num_frames=found.options["num_frames"], frame_policy="release", short_clips="drop", query_per_class=1
-    )
     content = {
         "epoch": 0,
         "global_step": 0,
         "pytorch-lightning_version": L.__version__,
         "state_dict": module.state_dict(),
         module.CHECKPOINT_HYPER_PARAMS_KEY: dict(module.hparams),
-        data.CHECKPOINT_HYPER_PARAMS_KEY: dict(data.hparams),
+        EpisodeDataModule.CHECKPOINT_HYPER_PARAMS_KEY: _INPUT | {"num_frames": module.model.head.num_frames},
     }
     module.on_save_checkpoint(content)
     torch.save(content, out)
