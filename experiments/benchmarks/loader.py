@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from strm_lightning.data.episodes import ClipReader, EpisodeDataset, EpisodeSampler
 from strm_lightning.data.frames import select_frames
 from strm_lightning.data.prepare import prepare
-from strm_lightning.data.store import VideoSet, load_video_sets
+from strm_lightning.data.store import load_video_sets
 from strm_lightning.data.transforms import ClipTransform
 
 WAY, SHOT, QUERY, L, SIZE = 5, 5, 5, 8, 224

@@ -142,8 +142,8 @@ class FeatureBank(Generic[Group]):
 
     def _allocate(self, like: Group) -> Group:
         clips = len(self.rows) * self.views
-        values: dict[str, Tensor] = {name: value for name, value in vars(like).items() if value is not None}
-        total = clips * sum(value[0].nbytes for value in values.values())
+        values: dict[str, Tensor] = {name: tensor for name, tensor in vars(like).items() if tensor is not None}
+        total = clips * sum(tensor[0].nbytes for tensor in values.values())
         folder = self._temporary_folder(total) if total > self.limit_gb * 1e9 else None
         made: dict[str, Any] = dict.fromkeys(vars(like))
         for name, value in values.items():
