@@ -112,6 +112,8 @@ def _summary(report: dict[str, Any], folder: Path, pictures: list[Path]) -> str:
         rows["metrics"] = _relative(folder / METRICS)
     if pictures:
         rows["pictures"] = ", ".join(map(_relative, pictures))
+    if checkpoint["path"]:
+        rows["try next"] = f"strm classify --ckpt {_relative(checkpoint['path'])} --support FOLDER VIDEO"
     lines = [f"  {name:<12}{text}" for name, text in rows.items()]
     if report["sweep"]:
         cells = [

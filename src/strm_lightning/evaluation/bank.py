@@ -142,12 +142,11 @@ class FeatureBank(Generic[Group]):
 
     def _allocate(self, like: Group) -> Group:
         clips = len(self.rows) * self.views
-        values: dict[str, Tensor] = {name: tensor for name, tensor in vars(like).items() if tensor is not None}
-        total = clips * sum(tensor[0].nbytes for tensor in values.values())
+        made: dict[str, Any] = dict(vars(like))
+        total = clips * sum(int(t[0].nbytes) for t in made.values() if t is not None)
         folder = self._temporary_folder(total) if total > self.limit_gb * 1e9 else None
-        made: dict[str, Any] = dict.fromkeys(vars(like))
-        for name, value in values.items():
-            shape, dtype = (clips, *value.shape[1:]), value.dtype
+        for name in [name for name, tensor in made.items() if tensor is not None]:
+            shape, dtype = [clips, *made[name].shape[1:]], made[name].dtype
             made[name] = _mapped(folder / name, shape, dtype, new=True) if folder else torch.zeros(shape, dtype=dtype)
         return type(like)(**made)
 
