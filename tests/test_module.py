@@ -226,3 +226,12 @@ def test_two_processes_find_what_one_finds(actions: Path, tmp_path: Path) -> Non
     together = {tuple(rows) for rows in first["seen"]} | {tuple(rows) for rows in second["seen"]}
     assert together == {tuple(rows) for rows in one["seen"]}
     assert not {tuple(rows) for rows in first["seen"]} & {tuple(rows) for rows in second["seen"]}
+
+
+def test_training_may_have_more_ways_than_a_test(actions: Path) -> None:
+    episodes = data(actions, train_way=4)
+    episodes.setup("fit")
+    assert episodes.train_dataloader().dataset[0, 0].class_ids.shape == (4,)
+    assert episodes.val_dataloader().dataset[0, 0].class_ids.shape == (2,)
+    with pytest.raises(ValueError, match="5-way .* needs 5 classes; the train split has 4"):
+        data(actions, train_way=5).setup("fit")

@@ -43,6 +43,7 @@ class EpisodeDataModule(L.LightningDataModule):
         lists: folder of list files, for published splits that are by video.
         layout: how videos lie under ``root``; ``auto`` looks.
         way: classes of an episode, N.
+        train_way: the same in training; None for as many. More than in use teaches finer distinctions.
         shot: support clips of a class, K.
         query_per_class: query clips of a class in training.
         eval_query_per_class: the same in validation and test; None for as many as in training.
@@ -80,6 +81,7 @@ class EpisodeDataModule(L.LightningDataModule):
         lists: str | None = None,
         layout: Layout | Literal["auto"] = "auto",
         way: int = 5,
+        train_way: int | None = None,
         shot: int = 5,
         query_per_class: int = 5,
         eval_query_per_class: int | None = None,
@@ -106,7 +108,7 @@ class EpisodeDataModule(L.LightningDataModule):
         super().__init__()
         self.save_hyperparameters()
         self.root, self.split, self.lists, self.layout = root, split, lists, layout
-        self.way, self.shot = way, shot
+        self.way, self.train_way, self.shot = way, train_way or way, shot
         self.queries: dict[Stage, int] = dict.fromkeys(("val", "test"), eval_query_per_class or query_per_class)
         self.queries["train"] = query_per_class
         self.episodes: dict[Stage, int] = {"train": train_episodes, "val": val_episodes, "test": test_episodes}
@@ -186,7 +188,9 @@ class EpisodeDataModule(L.LightningDataModule):
 
     def settings(self, stage: Stage) -> list[tuple[int, int]]:
         """(way, shot) of a stage, the main one first; a test may have several."""
-        return self.test_settings if stage == "test" else [(self.way, self.shot)]
+        if stage == "test":
+            return self.test_settings
+        return [(self.train_way if stage == "train" else self.way, self.shot)]
 
     def sampler(self, stage: Stage, setting: int = 0) -> EpisodeSampler:
         """The episodes of a stage, by (epoch, index), in one of its settings."""

@@ -76,7 +76,7 @@ class FeatureBank(Generic[Group]):
             raise KeyError(f"{int((places < 0).sum())} of {rows.numel()} videos are not in the bank")
         places = (places * self.views + (0 if views is None else views)).flatten()
         # Whole rows are copied, several times faster than by fancy indexing.
-        found = {name: t.index_select(0, places).unflatten(0, rows.shape) for name, t in self._tensors().items()}
+        found = {name: t.index_select(0, places).unflatten(0, rows.shape) for name, t in _tensors(self.group).items()}
         return type(self.group)(**found)
 
     def share(self, own: Sequence[int], device: torch.device) -> None:
@@ -85,7 +85,7 @@ class FeatureBank(Generic[Group]):
             return
         foreign = torch.ones(len(self.rows), dtype=torch.bool)
         foreign[self._place_of[torch.tensor(own, dtype=torch.long)]] = False
-        for tensor in self._tensors().values():
+        for tensor in _tensors(self.group).values():
             tensor[foreign.repeat_interleave(self.views)] = 0
             for chunk in tensor.split(64):  # rows are zero in all processes but one, so adding joins them
                 part = chunk.to(device)
@@ -96,7 +96,7 @@ class FeatureBank(Generic[Group]):
         """Keep the bank in a folder, whole or not at all."""
         part = folder.with_name(f"{folder.name}.{os.getpid()}")
         part.mkdir(parents=True)
-        tensors = self._tensors()
+        tensors = _tensors(self.group)
         for name, tensor in tensors.items():
             tensor.view(torch.uint8).numpy().tofile(part / name)
         about = {
@@ -134,21 +134,13 @@ class FeatureBank(Generic[Group]):
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return sum(tensor.nbytes for tensor in self._tensors().values())
-
-    def _tensors(self) -> dict[str, Tensor]:
-        found: dict[str, Any] = {} if self.group is None else vars(self.group)
-        return {name: tensor for name, tensor in found.items() if tensor is not None}
+        return sum(tensor.nbytes for tensor in _tensors(self.group).values())
 
     def _allocate(self, like: Group) -> Group:
-        clips = len(self.rows) * self.views
-        made: dict[str, Any] = dict(vars(like))
-        total = clips * sum(int(t[0].nbytes) for t in made.values() if t is not None)
+        clips, example = len(self.rows) * self.views, like[:1]
+        total = clips * sum(part.nbytes for part in _tensors(example).values())
         folder = self._temporary_folder(total) if total > self.limit_gb * 1e9 else None
-        for name in [name for name, tensor in made.items() if tensor is not None]:
-            shape, dtype = [clips, *made[name].shape[1:]], made[name].dtype
-            made[name] = _mapped(folder / name, shape, dtype, new=True) if folder else torch.zeros(shape, dtype=dtype)
-        return type(like)(**made)
+        return _zeros(example, clips, folder)
 
     def _temporary_folder(self, size: int) -> Path:
         free = shutil.disk_usage(tempfile.gettempdir()).free
@@ -162,6 +154,23 @@ class FeatureBank(Generic[Group]):
         folder = Path(tempfile.mkdtemp(prefix="strm-bank-"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return folder
+
+
+def _tensors(group: PooledMaps | TupleFeatures | None) -> dict[str, Tensor]:
+    return {} if group is None else {name: tensor for name, tensor in vars(group).items() if tensor is not None}
+
+
+def _zeros(example: Any, clips: int, folder: Path | None) -> Any:
+    """Room for the features of so many clips, each as large as the one of an example."""
+    made: dict[str, Any] = dict.fromkeys(vars(example))
+    for name, tensor in _tensors(example).items():
+        shape = (clips, *tensor.shape[1:])
+        made[name] = (
+            torch.zeros(shape, dtype=tensor.dtype)
+            if folder is None
+            else _mapped(folder / name, shape, tensor.dtype, new=True)
+        )
+    return type(example)(**made)
 
 
 def _mapped(path: Path, shape: Sequence[int], dtype: torch.dtype, *, new: bool) -> Tensor:
