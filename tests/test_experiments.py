@@ -13,11 +13,11 @@ CONFIGS = sorted(p for p in EXPERIMENTS.rglob("*.yaml") if "sweeps" not in p.par
 SPLIT = {"train": ["left", "right", "up"], "val": ["still", "rise"], "test": ["fall", "sink", "leap"]}
 OTHER_BACKBONES = {"vit.yaml": "test_vit", "convnext.yaml": "test_convnext"}
 TINY = """
-    --data.lists=null --data.way=2 --data.shot=1 --data.query_per_class=1 --data.image_size=48 --data.short_side=48
-    --data.num_workers=0 --data.eval_batch_size=2 --model.pretrained=false --model.weights=null --model.match_dim=8
-    --trainer.fast_dev_run=1 --trainer.accelerator=cpu --trainer.devices=1 --trainer.num_nodes=1
-    --trainer.strategy=auto --trainer.enable_progress_bar=false --trainer.enable_model_summary=false
-    --test_after_fit=false
+    --data.lists=null --data.way=2 --data.train_way=null --data.shot=1 --data.query_per_class=1 --data.image_size=48
+    --data.short_side=48 --data.num_workers=0 --data.eval_batch_size=2 --model.pretrained=false --model.weights=null
+    --model.match_dim=8 --trainer.fast_dev_run=1 --trainer.precision=32-true --trainer.accelerator=cpu
+    --trainer.devices=1 --trainer.num_nodes=1 --trainer.strategy=auto --trainer.enable_progress_bar=false
+    --trainer.enable_model_summary=false --test_after_fit=false
 """
 
 

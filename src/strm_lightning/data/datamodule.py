@@ -24,7 +24,7 @@ from strm_lightning.data.store import VideoSet, load_video_sets
 from strm_lightning.data.transforms import ClipTransform
 
 MOVING_SHAPES: dict[str, dict[str, Any]] = {
-    "moving-shapes": {"clutter": 0.2, "clips_per_class": 12},  # a minute on two cores, encoding included
+    "moving-shapes": {"clutter": 0.2, "clips_per_class": 16},
     "moving-shapes-cluttered": {},  # as hard to see as real clips
 }
 
