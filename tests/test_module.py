@@ -233,5 +233,5 @@ def test_training_may_have_more_ways_than_a_test(actions: Path) -> None:
     episodes.setup("fit")
     assert episodes.train_dataloader().dataset[0, 0].class_ids.shape == (4,)
     assert episodes.val_dataloader().dataset[0, 0].class_ids.shape == (2,)
-    with pytest.raises(ValueError, match="5-way .* needs 5 classes; the train split has 4"):
+    with pytest.raises(ValueError, match=r"5-way .* needs 5 classes; the train split has 4"):
         data(actions, train_way=5).setup("fit")

@@ -18,11 +18,12 @@ from tests.test_experiments import EXPERIMENTS, SPLIT
 
 SWEEPS = sorted((EXPERIMENTS / "sweeps").glob("*.yaml"))
 TINY = """
-    --data.way=2 --data.shot=1 --data.query_per_class=1 --data.image_size=48 --data.short_side=48 --data.lists=null
-    --data.num_workers=0 --data.eval_batch_size=2 --data.val_episodes=4 --data.test_episodes=4 --model.pretrained=false
-    --model.weights=null --model.backbone=test_resnet --trainer.accelerator=cpu --trainer.max_epochs=1
-    --trainer.limit_train_batches=1 --trainer.accumulate_grad_batches=1 --trainer.log_every_n_steps=1
-    --trainer.enable_progress_bar=false --trainer.enable_model_summary=false --data.batch_size=1
+    --data.way=2 --data.train_way=null --data.shot=1 --data.query_per_class=1 --data.image_size=48
+    --data.short_side=48 --data.lists=null --data.num_workers=0 --data.eval_batch_size=2 --data.val_episodes=4
+    --data.test_episodes=4 --model.pretrained=false --model.weights=null --model.backbone=test_resnet
+    --trainer.accelerator=cpu --trainer.max_epochs=1 --data.train_episodes=1 --trainer.accumulate_grad_batches=1
+    --trainer.log_every_n_steps=1 --trainer.enable_progress_bar=false --trainer.enable_model_summary=false
+    --data.batch_size=1 --trainer.precision=32-true
 """
 
 

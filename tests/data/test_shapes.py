@@ -221,7 +221,7 @@ def test_files_show_the_clip_that_was_drawn(tmp_path: Path) -> None:
 
 def test_files_are_the_same_from_one_process_and_several(whole: Path, tmp_path: Path) -> None:
     names = [f"{action}/0000" for action in ACTIONS[::15]]
-    assert list(dataset._draw_all(names, tmp_path, 48, 8, 0, jobs=1)) == names
+    assert list(dataset._draw_all(names, tmp_path, (48, 8, 1.0, 0), jobs=1)) == names
     for name in names:
         assert (tmp_path / f"{name}.mp4").read_bytes() == (whole / f"{name}.mp4").read_bytes()
 

@@ -52,9 +52,7 @@ def test_what_goes_in_comes_out(limit: float, views: int) -> None:
 def test_a_bank_that_fits_nowhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(1000, 900, 100))
-    with pytest.raises(
-        ValueError, match=r"a bank of 4 videos takes .* bank_limit_gb 1e-09 and .* evaluation: episodes"
-    ):
+    with pytest.raises(ValueError, match=r"a bank of 4 videos takes .*bank_limit_gb 1e-09 and .*evaluation: episodes"):
         full(limit_gb=1e-9)
 
 

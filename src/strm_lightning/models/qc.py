@@ -38,8 +38,11 @@ def query_class_similarity(
     The paper leaves the similarity phi open; this is minus the Euclidean distance, as in the released code.
     """
     num_queries, (way, shot, tuples) = query.shape[-3], support.shape[-4:-1]
-    # cdist is one of autocast's float32 operations: differences of large squares need the digits.
-    distance = torch.cdist(query.flatten(-3, -2), support.flatten(-4, -2))
+    # Distances stay when all points move alike, and near the origin cdist's differences of squares keep their digits.
+    # It is one of autocast's float32 operations for the same reason.
+    q, s = query.flatten(-3, -2), support.flatten(-4, -2)
+    origin = s.mean(-2, keepdim=True).detach()
+    distance = torch.cdist(q - origin, s - origin)
     distance = rearrange(distance, "... (q t) (n k j) -> ... q t n k j", q=num_queries, n=way, k=shot, j=tuples)
     if shot_mask is not None:
         distance = distance.masked_fill(~shot_mask[..., None, None, :, :, None], torch.inf)
