@@ -22,7 +22,7 @@ def cache_folder() -> Path:
     """Where what can be made again is kept: $STRM_CACHE, or strm_lightning in $XDG_CACHE_HOME or ~/.cache."""
     if own := os.environ.get("STRM_CACHE"):
         return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "strm_lightning"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "strm_lightning"
 
 
 def index_file(root: Path, kind: str) -> Path:
