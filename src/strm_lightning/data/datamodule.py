@@ -18,7 +18,7 @@ from strm_lightning.data.episodes import (
     VideoDataset,
 )
 from strm_lightning.data.frames import FramePolicy
-from strm_lightning.data.layouts import Layout
+from strm_lightning.data.listing import LayoutOption
 from strm_lightning.data.splits import Stage
 from strm_lightning.data.store import VideoSet, load_video_sets
 from strm_lightning.data.transforms import ClipTransform
@@ -79,7 +79,7 @@ class EpisodeDataModule(L.LightningDataModule):
         split: str | dict[str, list[str]] | dict[str, float] = "random",
         *,
         lists: str | None = None,
-        layout: Layout | Literal["auto"] = "auto",
+        layout: LayoutOption = "auto",
         way: int = 5,
         train_way: int | None = None,
         shot: int = 5,

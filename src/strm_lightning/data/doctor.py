@@ -10,7 +10,7 @@ from statistics import median
 from typing import Literal
 
 from strm_lightning.data.layouts import list_videos
-from strm_lightning.data.listing import Layout, count_of
+from strm_lightning.data.listing import Layout, LayoutOption, count_of
 from strm_lightning.data.lists import read_lists
 from strm_lightning.data.match import SplitMatch, match_split
 from strm_lightning.data.names import youtube_id
@@ -116,7 +116,7 @@ def doctor(
     *,
     lists: str | None = None,
     other_lists: str | None = None,
-    layout: Layout | Literal["auto"] = "auto",
+    layout: LayoutOption = "auto",
     way: int = 5,
     shot: int = 5,
     query_per_class: int = 5,

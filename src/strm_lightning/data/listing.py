@@ -14,6 +14,7 @@ from torch import Tensor
 from strm_lightning.data.frames import FramePolicy
 
 Layout = Literal["videos", "frames", "zip", "cache", "flat"]
+LayoutOption = Literal["auto", "videos", "frames", "zip", "cache", "flat"]
 
 
 class VideoStore(ABC):
@@ -59,17 +60,37 @@ class VideoStore(ABC):
         del policies, num_frames
 
 
+class PathStore(VideoStore):
+    """Videos that are a file or a folder each.
+
+    Args:
+        places: path of each video, by name.
+        frame_counts: as of `VideoStore`.
+        unreadable: as of `VideoStore`.
+    """
+
+    def __init__(
+        self, places: Mapping[str, str], frame_counts: Mapping[str, int], unreadable: Mapping[str, str]
+    ) -> None:
+        super().__init__(frame_counts, unreadable)
+        self._paths = [places[name] for name in self.videos]
+
+    def path_of(self, row: SupportsIndex) -> Path:
+        """The file or folder of a video."""
+        return Path(self._paths[row])
+
+
 @dataclass(frozen=True)
 class Listing(ABC):
     """The names of the videos under a root.
 
     Attributes:
         root: the folder or file.
-        places: where each video is, by name (``class/video``), ascending.
+        places: path of each video, by name (``class/video``), ascending; text, as there may be 200,000.
     """
 
     root: Path
-    places: Mapping[str, Path]
+    places: Mapping[str, str]
 
     @property
     @abstractmethod

@@ -37,6 +37,11 @@ def without_suffix(name: str) -> str:
     return stem if stem and dot + suffix.lower() in VIDEO_SUFFIXES else name
 
 
+def is_video(name: str) -> bool:
+    """Whether a file of this name is a video."""
+    return without_suffix(name) != name
+
+
 class VideoFinder:
     """Finds what a list calls ``class/video`` among the videos on disk.
 
