@@ -80,14 +80,20 @@ class _CacheStore(PathStore):
         super().__init__(listing.places, frame_counts, unreadable)
         self.options, self._root = options_of(listing.manifest), listing.root
 
-    def require(self, policies: FramePolicy | Sequence[FramePolicy], num_frames: int) -> None:
-        """Raise a ValueError if these policies could choose a frame that was not kept."""
+    def require(self, policy: FramePolicy, num_frames: int, short_side: int) -> None:
+        """Raise a ValueError if the policy could choose a frame that was not kept, or frames would be blown up."""
+        made = self.options
+        if made.format != "keep" and made.short_side < short_side:
+            raise ValueError(
+                f"the cache {self._root} has frames of short side {made.short_side}, and {short_side} is wanted: "
+                "lower data.image_size and data.short_side, or prepare it anew with a larger --short-side"
+            )
         for frames in set(self.frame_counts.tolist()):
-            kept = reachable_frames(self.options.policies, frames, self.options.num_frames)
-            if not set(reachable_frames(policies, frames, num_frames)) <= set(kept):
+            kept = reachable_frames(made.policies, frames, made.num_frames)
+            if not set(reachable_frames(policy, frames, num_frames)) <= set(kept):
                 raise ValueError(
-                    f"the cache {self._root} keeps the frames of {' and '.join(self.options.policies)} with "
-                    f"{self.options.num_frames} frames a clip; {policies} with {num_frames} needs more: prepare anew"
+                    f"the cache {self._root} keeps the frames of {' and '.join(made.policies)} with {made.num_frames} "
+                    f"frames a clip; {policy} with {num_frames} needs more: prepare it anew with these"
                 )
 
 

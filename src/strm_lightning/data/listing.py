@@ -51,13 +51,13 @@ class VideoStore(ABC):
             VideoError: the video has changed, vanished or suffered since the store was opened.
         """
 
-    def require(self, policies: FramePolicy | Sequence[FramePolicy], num_frames: int) -> None:
-        """Check that whatever these policies choose is here; only caches leave frames out.
+    def require(self, policy: FramePolicy, num_frames: int, short_side: int) -> None:
+        """Check that whatever this policy chooses is here, and large enough; only caches leave out or make smaller.
 
         Raises:
             ValueError: it is not.
         """
-        del policies, num_frames
+        del policy, num_frames, short_side
 
 
 class PathStore(VideoStore):

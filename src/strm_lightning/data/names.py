@@ -82,5 +82,7 @@ class VideoFinder:
         for key, how in ways:
             found = self._by_key.get((folder if own else "*", key), ())
             if len(found) == 1:
-                return Match(found[0], how if own else "other folder")
+                if own:
+                    return Match(found[0], how)
+                return Match(found[0], "exact" if found[0] == video else "other folder")  # flat folders have no classes
         return None
