@@ -53,7 +53,7 @@ def test_raw_caches_equal_their_source_bit_for_bit(source: Path, policy: str, tm
     assert cache.videos == videos.videos
     np.testing.assert_array_equal(cache.frame_counts, videos.frame_counts)
     transform = ClipTransform(40, short_side=48)
-    cache.require(policy, 8)
+    cache.require(policy, 8, 48)
     for row in range(4):
         for seed in (None, *range(10)):
             available = int(videos.frame_counts[row])
@@ -103,10 +103,12 @@ def test_a_cache_serves_a_split_like_its_source(source: Path, tmp_path: Path) ->
 def test_frames_that_were_not_kept_are_refused_early_and_late(source: Path, tmp_path: Path) -> None:
     prepare(str(source), str(tmp_path / "cache"), short_side=48, policies=["release"], num_frames=4)
     store = open_store(tmp_path / "cache")
-    store.require("release", 4)
+    store.require("release", 4, 48)
     for policy, num_frames in (("segments", 4), ("release", 8)):
         with pytest.raises(ValueError, match=f"keeps the frames of release with 4 frames a clip; {policy}"):
-            store.require(policy, num_frames)
+            store.require(policy, num_frames, 48)
+    with pytest.raises(ValueError, match=r"has frames of short side 48, and 49 is wanted: lower data\.image_size"):
+        store.require("release", 4, 49)
     with pytest.raises(VideoError, match=r"wide\.clip: frame 8 was not kept"):
         store.read(store.videos.index("a/wide"), [0, 8])
 

@@ -199,5 +199,5 @@ def test_the_directory_of_a_zip_is_read_once(
 def test_a_store_is_a_video_store(frames_root: Path) -> None:
     store = open_store(frames_root)
     assert isinstance(store, VideoStore)
-    store.require("segments", 8)
+    store.require("segments", 8, 256)
     assert store.path_of(0) == frames_root / "Jump High" / "v1"

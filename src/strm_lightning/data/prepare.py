@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Literal
 
 import torch
 from filelock import FileLock, Timeout
@@ -29,7 +28,7 @@ from strm_lightning.data.convert import Converter
 from strm_lightning.data.files import FileListing
 from strm_lightning.data.frames import FramePolicy
 from strm_lightning.data.layouts import list_videos
-from strm_lightning.data.listing import Layout, Listing, count_of
+from strm_lightning.data.listing import LayoutOption, Listing, count_of
 from strm_lightning.data.match import match_split
 from strm_lightning.data.splits import SplitOption, resolve_split
 from strm_lightning.data.videos import VideoError
@@ -74,7 +73,7 @@ def prepare(
     *,
     split: SplitOption | None = None,
     lists: str | None = None,
-    layout: Layout | Literal["auto"] = "auto",
+    layout: LayoutOption = "auto",
     format: CacheFormat = "raw",  # noqa: A002
     short_side: int = 256,
     quality: int = 90,

@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Int
 
 from strm_lightning.data.layouts import list_videos
-from strm_lightning.data.listing import Layout, Listing, VideoStore, count_of
+from strm_lightning.data.listing import LayoutOption, Listing, VideoStore, count_of
 from strm_lightning.data.match import match_split
 from strm_lightning.data.splits import SplitOption, Stage, resolve_split
 from strm_lightning.data.videos import VideoError
 
-__all__ = ["DataWarning", "Layout", "VideoSet", "VideoStore", "load_video_sets", "open_store"]
+__all__ = ["DataWarning", "VideoSet", "VideoStore", "load_video_sets", "open_store"]
 
 Unreadable = Literal["skip", "refuse"]
 ShortClips = Literal["repeat", "drop"]
@@ -59,7 +59,7 @@ class VideoSet:
 
 def open_store(
     root: str | Path,
-    layout: Layout | Literal["auto"] = "auto",
+    layout: LayoutOption = "auto",
     *,
     unreadable: Unreadable = "skip",
     progress: bool = True,
@@ -86,7 +86,7 @@ def load_video_sets(
     split: SplitOption,
     *,
     lists: str | None = None,
-    layout: Layout | Literal["auto"] = "auto",
+    layout: LayoutOption = "auto",
     num_frames: int = 8,
     short_clips: ShortClips = "repeat",
     unreadable: Unreadable = "skip",
