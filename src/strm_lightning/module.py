@@ -22,7 +22,7 @@ from strm_lightning.evaluation.encoding import Keep, coming_rows, datamodule_of,
 from strm_lightning.evaluation.fingerprint import feature_options
 from strm_lightning.evaluation.matching import match_from_bank
 from strm_lightning.evaluation.plots import log_pictures
-from strm_lightning.evaluation.report import run_folder, save_results, test_report
+from strm_lightning.evaluation.report import device_name, run_folder, save_results, test_report
 from strm_lightning.evaluation.results import EpisodeRecord, EpisodeResults
 from strm_lightning.models.strm import STRM
 
@@ -210,8 +210,10 @@ class STRMModule(L.LightningModule):
             self.log_dict(rates, sync_dist=True)
         if stage == "test":
             timing = {"encoding_s": self._encoded_s, "matching_s": perf_counter() - self._matching_since}
+            where = {"device": device_name(self.device), "processes": self.trainer.world_size}
             source = describe_checkpoint(self._source, self.trainer.ckpt_path)
-            self.report = test_report(self._datamodule, self.model, self.hparams, found, source, timing)
+            options = {**self.hparams, "precision": str(self.trainer.precision)}
+            self.report = test_report(self._datamodule, self.model, options, found, source, timing | where)
             if self.trainer.is_global_zero:
                 save_results(run_folder(self.trainer), self.report)
 
