@@ -204,28 +204,33 @@ if __name__ == "__main__":
     model = module(lr=0.0)
     run.validate(model, datamodule=data(root), verbose=False)
     results = model.results
+    run.test(model, datamodule=data(root, test_episodes=10, test_shots=[1, 3]), verbose=False)
     run.fit(model, datamodule=data(root))
     (out / f"{devices}-{run.global_rank}.json").write_text(json.dumps(
-        {"seen": witness.seen, "accuracy": results.accuracy, "predicted": results.predicted.tolist()}))
+        {"seen": witness.seen, "accuracy": results.accuracy, "predicted": results.predicted.tolist(),
+         "report": {k: v for k, v in model.report.items() if k != "timing"}}))
 """
 
 
-def test_two_processes_find_what_one_finds(actions: Path, tmp_path: Path) -> None:
-    """7 validation episodes do not divide by 2; training shares the 6 episodes out."""
+def test_several_processes_find_what_one_finds(actions: Path, tmp_path: Path) -> None:
+    """Neither 7 nor 10 episodes divide by 2 and 3; training shares out as many as do."""
     script = tmp_path / "run.py"
     script.write_text(DDP)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["src", "."]), "OMP_NUM_THREADS": "1"}
-    for devices in ("1", "2"):
+    for devices in ("1", "2", "3"):
         command = [sys.executable, "-W", "ignore", str(script), str(actions), str(tmp_path), devices]
         done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
-    one, first, second = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("1-0", "2-0", "2-1"))
-    assert one["predicted"] == first["predicted"] == second["predicted"]
-    assert one["accuracy"] == first["accuracy"] == second["accuracy"]
-    assert [*first["seen"], *second["seen"]] != []
-    together = {tuple(rows) for rows in first["seen"]} | {tuple(rows) for rows in second["seen"]}
-    assert together == {tuple(rows) for rows in one["seen"]}
-    assert not {tuple(rows) for rows in first["seen"]} & {tuple(rows) for rows in second["seen"]}
+    ranks = {n: [json.loads((tmp_path / f"{n}-{rank}.json").read_text()) for rank in range(n)] for n in (1, 2, 3)}
+    one = ranks[1][0]
+    assert one["report"]["episodes"] == 10
+    for found in (found for several in ranks.values() for found in several):
+        assert all(found[name] == one[name] for name in ("accuracy", "predicted", "report"))
+    seen = {n: [{tuple(rows) for rows in found["seen"]} for found in several] for n, several in ranks.items()}
+    assert len(seen[1][0]) == 4
+    assert set.union(*seen[2]) == seen[1][0]
+    assert set.union(*seen[3]) < seen[1][0]
+    assert all(sum(map(len, several)) == len(set.union(*several)) for several in seen.values())
 
 
 def test_training_may_have_more_ways_than_a_test(actions: Path) -> None:

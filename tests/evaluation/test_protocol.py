@@ -1,6 +1,8 @@
 """A test under a stock Trainer: bank against episodes, sweeps, what is written down."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from strm_lightning import EpisodeDataModule
 from strm_lightning.evaluation.report import load_results
 from tests.test_module import data, module, trainer
 
@@ -67,7 +70,9 @@ def test_results_say_what_was_tested(actions: Path, tmp_path: Path) -> None:
     assert found["per_episode"]["seed"][3] == "5/test/0/3"
     assert len(found["per_episode"]["accuracy"]) == found["episodes"] == 9
     assert set(found["per_class"]) <= {"fall", "leap", "sink"} == set(found["confusion"]["classes"])
-    assert found["timing"].keys() == {"encoding_s", "matching_s"}
+    assert min(found["timing"]["encoding_s"], found["timing"]["matching_s"]) > 0
+    assert found["timing"]["device"].startswith("cpu, ")
+    assert found["timing"]["processes"] == 1
     protocol = found["card"]["protocol"]
     expected = {"stage": "test", "way": 2, "shot": 1, "query_per_class": 1, "episodes": 9, "seed": 5, "num_frames": 4}
     assert expected.items() <= protocol.items()
@@ -77,20 +82,38 @@ def test_results_say_what_was_tested(actions: Path, tmp_path: Path) -> None:
     assert found["card"]["data"]["videos"] == 18
     assert found["card"]["model"]["normalisation"] == {"mean": [0, 0, 0], "std": [1, 1, 1]}
     assert found["card"]["model"]["variant"] == "paper"
+    assert found["card"]["model"]["precision"] == "32-true"
     assert found["card"]["checkpoint"]["chosen_on"] == "none"
     assert {"torch", "strm-lightning", "python"} <= found["card"]["versions"].keys()
     assert [path.name for path in tmp_path.glob("*")] == ["results.json"]
 
 
+@pytest.mark.filterwarnings("ignore::strm_lightning.data.store.DataWarning")
+def test_videos_that_are_gone_are_named_on_the_card(actions: Path, tmp_path: Path) -> None:
+    shutil.copytree(actions, root := tmp_path / "clips")
+    (root / "fall" / "1.mp4").write_bytes(b"")
+    split = {"test": ["fall", "sink", "leap"]}
+    episodes = EpisodeDataModule(
+        str(root), split, way=2, shot=1, query_per_class=2, num_frames=4, image_size=32, test_episodes=3, num_workers=0
+    )
+    episodes.setup("test")
+    episodes.videos["test"] = replace(episodes.videos["test"], missing=("sink/9",))  # as list files would name it
+    found = run_test(tmp_path, module(), episodes)["card"]["data"]
+    assert found["missing"] == ["sink/9"]
+    assert found["unreadable"] == ["fall/1"]
+    assert found["videos"] == 17
+
+
 def test_a_sweep_gives_the_numbers_of_single_tests(actions: Path, tmp_path: Path) -> None:
     model = module()
     found = run_test(tmp_path / "sweep", model, data(actions, shot=2, test_shots=[1, 2, 3], test_ways=[2, 3]))
-    rows = {(row["way"], row["shot"]): row["accuracy"] for row in found["sweep"]}
+    rows = {(row["way"], row["shot"]): row for row in found["sweep"]}
     assert list(rows) == [(2, 1), (2, 2), (2, 3), (3, 1), (3, 2), (3, 3)]
-    assert rows[2, 2] == found["accuracy"]
+    assert rows[2, 2]["accuracy"] == found["accuracy"]
     for way, shot in ((3, 1), (2, 3), (2, 2)):
         alone = run_test(tmp_path / f"{way}-{shot}", model, data(actions, way=way, shot=shot))
-        assert alone["accuracy"] == rows[way, shot]
+        assert alone["accuracy"] == rows[way, shot]["accuracy"]
+        assert alone["per_episode"]["accuracy"] == rows[way, shot]["per_episode"]
         assert alone["sweep"] == []
 
 
