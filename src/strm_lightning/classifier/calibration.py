@@ -29,6 +29,18 @@ class Calibration:
     min_logit: float = float("-inf")
 
 
+def check_options(temperature: Fitted, threshold: Fitted | None) -> None:
+    """Refuse numbers that make no probability.
+
+    Raises:
+        ValueError: a temperature that is not positive, or a threshold outside 0 .. 1.
+    """
+    if temperature != "fit" and not (isinstance(temperature, (int, float)) and 0 < temperature < float("inf")):
+        raise ValueError(f"temperature {temperature!r}: give a positive number, or 'fit'")
+    if threshold not in (None, "fit") and not (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
+        raise ValueError(f"threshold {threshold!r}: give a probability from 0 to 1, 'fit', or None")
+
+
 def calibrate(support: SupportSet, temperature: Fitted, threshold: Fitted | None) -> Calibration:
     """The calibration of a support set, as given or fitted.
 
