@@ -3,6 +3,9 @@
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -168,6 +171,20 @@ def test_warnings_are_told_in_words(place: Path, tmp_path: Path, capsys: pytest.
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: ")
     assert "same.mp4 (class 'up') shows the same as" in line
+
+
+def test_a_reader_that_has_enough_is_no_error(place: Path) -> None:
+    """As in ``strm classify … | head -0``."""
+    model = ["--backbone=test_resnet", f"--weights={place / 'weights.safetensors'}"]
+    words = ["classify", f"--support={place / 'examples'}", *model, str(place / "queries")]
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "strm_lightning", *words]
+    ended = subprocess.run(command, env=environment, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
 
 
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
