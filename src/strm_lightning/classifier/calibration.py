@@ -47,12 +47,12 @@ def calibrate(support: SupportSet, temperature: Fitted, threshold: Fitted | None
     Raises:
         ValueError: a threshold cannot be fitted to so few clips.
     """
-    shots = [len(clips) for clips in support.clips.values()]
-    enough = len(shots) >= 2 and min(shots) >= 2
+    several = sum(len(clips) > 1 for clips in support.clips.values())
+    enough = several >= 2
     if threshold == "fit" and not enough:
         raise ValueError(
-            "threshold 'fit' leaves out clips and classes, so it needs 2 classes or more of 2 clips or more; there are "
-            f"{len(shots)} of {min(shots, default=0)} or more: give a number"
+            "threshold 'fit' leaves out clips and classes, so it needs 2 classes or more that have 2 clips or more; of "
+            f"{len(support.clips)} classes {several} {'has' if several == 1 else 'have'}: give a number"
         )
     left_out = support.leave_one_out() if enough and "fit" in (temperature, threshold) else None
     if temperature == "fit":

@@ -40,10 +40,11 @@ class FewShotClassifier(ScikitLearnHabits):
     Args:
         matcher: what encodes and compares clips.
         preprocessing: how a video becomes a clip.
-        temperature: divides the logits before the softmax; ``fit`` finds it by leaving support clips out, where every
-            class has two or more, and else takes the matcher's own.
+        temperature: divides the logits before the softmax; ``fit`` finds it by leaving support clips out in turn, where
+            two classes or more have two or more, and else takes the matcher's own.
         threshold: probability below which a video is ``unknown``; None for never; ``fit`` finds a threshold on the
-            logit instead, by leaving out clips together with their class, where every class has two or more.
+            logit instead, by leaving clips out with their class and without, where two classes or more have two or
+            more.
         batch_size: clips encoded at once.
         jobs: videos read at once, each by a thread of its own.
         source: where the weights came from, as arguments of `from_checkpoint` or `from_backbone`; `save` notes it.

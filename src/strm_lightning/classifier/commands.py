@@ -49,8 +49,8 @@ def classify(
         weights: a file of its weights; null for the pretrained ones (of EfficientNet-Lite0 from the extra ``weights``).
         threshold: probability below which a video is ``unknown``; ``fit`` finds a better measure on the examples; null
             for never, or as a file of examples has it.
-        temperature: divides the logits; ``fit`` finds it on the examples where every class has two clips or more; null
-            for ``fit``, or as a file of examples has it.
+        temperature: divides the logits; ``fit`` finds it on the examples, where two classes or more have two clips or
+            more; null for ``fit``, or as a file of examples has it.
         window: length in seconds of a sliding window, for long videos; null takes each video as one clip.
         stride: seconds from window to window; null for half a window.
         json: print one JSON object a line, with all probabilities, instead of the table.

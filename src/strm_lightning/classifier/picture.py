@@ -130,11 +130,11 @@ def _links(figure: Figure, tops: list[Axes], lows: list[Axes], weights: Float[np
 
 
 def _frame_strongest(explanation: Explanation, clip: int, tops: list[Axes], lows: list[Axes]) -> bool:
-    """Frame the strongest pair of tuples, if it is one with this clip and stronger than all others."""
-    evidence = explanation.evidence[explanation.best_class]
-    query, best, frames, weight = evidence.best_match()
-    if best != clip or sum((size.attention > 0.999 * weight).sum() for size in evidence.sizes) > 1:
-        return False  # a bare backbone weighs all frames alike
+    """Frame the strongest pair of tuples, if there is one and it is with this clip."""
+    match = explanation.evidence[explanation.best_class].best_match()
+    if match is None or match[1] != clip:
+        return False
+    query, _, frames, _ = match
     for axes in (*(tops[i] for i in query), *(lows[j] for j in frames)):
         axes.add_patch(
             Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, edgecolor=_STRONG, linewidth=2, clip_on=False)
