@@ -25,6 +25,10 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run a command line; what we refuse is told in one line, with exit status 2."""
     try:
         _run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `strm … | head`: the reader has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except (ValueError, OSError, TypeError, ImportError) as error:
         if os.environ.get("STRM_TRACEBACK") or not _is_ours(error):
             raise

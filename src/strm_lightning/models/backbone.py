@@ -192,6 +192,13 @@ def _create(name: str, *, pretrained: bool) -> Any:  # timm families share no ty
         except TypeError as error:
             if not any(option in str(error) for option in options):
                 raise
+        except (OSError, RuntimeError) as error:  # no net, or none were ever published
+            if not pretrained:
+                raise
+            raise ValueError(
+                f"backbone {name!r}: its pretrained weights cannot be had ({_first_line(error)}); give weights: a "
+                "local file, or pretrained: false"
+            ) from error
     raise AssertionError("the last set of options is empty")
 
 
@@ -211,13 +218,20 @@ def load_weights(net: nn.Module, weights: str | Path) -> None:
     state = read_state_dict(path)
     state = rename_lite0(state) if from_pip else state
     classifier = ("fc.", "head.", "classifier.", "head_dist.")
-    result = net.load_state_dict({k.removeprefix("module."): v for k, v in state.items()}, strict=False)
+    try:
+        result = net.load_state_dict({k.removeprefix("module."): v for k, v in state.items()}, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"weights {weights}: not of this backbone; its tensors have other shapes") from error
     unknown = [key for key in result.unexpected_keys if not key.startswith(classifier)]
     if result.missing_keys or unknown:
         raise ValueError(
             f"weights {weights}: not of this backbone; {len(result.missing_keys)} tensors are missing "
             f"(such as {result.missing_keys[:2]}) and {len(unknown)} are unknown (such as {unknown[:2]})"
         )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
