@@ -219,16 +219,14 @@ def _announce(convert: Converter, missing: Sequence[str], target: Path) -> None:
     _say(message)
 
 
-def _kept(target: Path, source: Path) -> dict[str, list[int]]:
-    """What is in a cache that is there already."""
+def _kept(target: Path, source: Path) -> dict[str, tuple[int, int]]:
+    """Frames of the source and bytes of each clip in a cache that is there already."""
     if not is_cache(target):
         return {}
     manifest = read_manifest(target)
     if manifest["videos"] and manifest["source"] != str(source):
-        _say(
-            f"{target} holds clips from {manifest['source']}; those of the same names are kept, not made from {source}"
-        )
-    return dict(manifest["videos"])
+        _say(f"{target} holds clips from {manifest['source']}; those of the same names are kept, not made anew")
+    return {name: (frames, size) for name, (frames, size) in manifest["videos"].items()}
 
 
 def _say(line: str) -> None:
