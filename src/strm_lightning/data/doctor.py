@@ -158,6 +158,8 @@ def doctor(
         FileNotFoundError: no such root or lists.
         ValueError: nothing at the root that could be held against the split.
     """
+    if min(way, shot, num_frames) < 1 or query_per_class < 0:
+        raise ValueError(f"way, shot and num_frames are 1 or more, not {way}, {shot} and {num_frames}")
     listing = list_videos(root, layout)
     resolved = resolve_split(split, lists=lists, class_names=listing.class_names, seed=seed)
     match = match_split(listing, resolved)

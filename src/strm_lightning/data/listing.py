@@ -131,3 +131,9 @@ def count_of(items: Iterable[object], noun: str) -> str:
     """``3 videos``."""
     number = sum(1 for _ in items)
     return f"{number} {noun if number == 1 else noun + ('es' if noun.endswith('s') else 's')}"
+
+
+def some_of(claim: str, items: Iterable[str], most: int = 3) -> str:
+    """``claim: a, b, c …``."""
+    items = sorted(items)
+    return f"{claim}: {', '.join(items[:most])}{' …' if len(items) > most else ''}"
