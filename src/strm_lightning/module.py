@@ -78,7 +78,8 @@ class STRMModule(L.LightningModule):
         **model_options: Any,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        # Where banks lie is this run's affair: a checkpoint's options win over those of a command line.
+        self.save_hyperparameters(ignore=["bank_dir", "bank_limit_gb"])
         self.hparams["milestones"] = list(milestones)
         _check_choice(optimizer=(optimizer, _OPTIMIZERS), schedule=(schedule, ("constant", "milestones", *_ANNEALED)))
         _check_choice(loss_reduction=(loss_reduction, ("mean", "sum")))
