@@ -78,7 +78,8 @@ class STRMModule(L.LightningModule):
         **model_options: Any,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        # Where banks lie is this run's affair: a checkpoint's options win over those of a command line.
+        self.save_hyperparameters(ignore=["bank_dir", "bank_limit_gb"])
         self.hparams["milestones"] = list(milestones)
         _check_choice(optimizer=(optimizer, _OPTIMIZERS), schedule=(schedule, ("constant", "milestones", *_ANNEALED)))
         _check_choice(loss_reduction=(loss_reduction, ("mean", "sum")))
@@ -107,6 +108,9 @@ class STRMModule(L.LightningModule):
         self._source = None
         if self.freeze_backbone:
             self._maps["train"] = self._encode_maps("train", views=self.frozen_views)
+
+    def on_fit_end(self) -> None:
+        self._maps = {}  # of these videos, and large
 
     def train(self, mode: bool = True) -> "STRMModule":
         super().train(mode)
@@ -237,7 +241,9 @@ class STRMModule(L.LightningModule):
             return self._fill(stage, lambda clips: head.tuples(self.model.encode(clips)), keep=keep)
         maps = self._maps.get(stage)
         if maps is None or not set(coming_rows(self.trainer, stage)) <= set(maps.rows.tolist()):
-            maps = self._maps[stage] = self._encode_maps(stage)
+            maps = self._encode_maps(stage)
+        if fitting:
+            self._maps[stage] = maps
         bank: FeatureBank[TupleFeatures] = FeatureBank(maps.rows.tolist(), limit_gb=self.bank_limit_gb)
         batches = ((torch.stack([rows, torch.zeros_like(rows)], 1), maps.get(rows)) for rows in maps.rows.split(64))
         with self.trainer.precision_plugin.forward_context():
@@ -277,7 +283,6 @@ class STRMModule(L.LightningModule):
             checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "pretrained": False, "weights": None}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._maps = {}  # of other weights
         self._source = {name: value for name, value in checkpoint.items() if name in SOURCE_KEYS}
         mine, other = self.state_dict(), checkpoint["state_dict"]
         shapes = [k for k in mine.keys() & other.keys() if mine[k].shape != other[k].shape]

@@ -102,10 +102,11 @@ def _summary(report: dict[str, Any], folder: Path, pictures: list[Path]) -> str:
     training = checkpoint["training"] or {}
     same_split = all(training.get(name) == card["data"][name] for name in ("root", "split", "split_seed"))
     unseen = " never seen in training" if same_split else ""
+    source = _relative(checkpoint["path"]) if checkpoint["path"] else "none: the weights that the model starts with"
     rows = {
         "accuracy": f"{report['accuracy']:.1%} ± {report['ci95']:.1%}  (95 % interval; chance is {1 / way:.0%})",
         "episodes": f"{report['episodes']}, {way}-way {report['shot']}-shot, {card['data']['classes']} actions{unseen}",
-        "checkpoint": (_relative(checkpoint["path"]) if checkpoint["path"] else "none") + warning,
+        "checkpoint": source + warning,
         "results": _relative(folder / RESULTS),
     }
     if (folder / METRICS).is_file():

@@ -144,6 +144,21 @@ def test_a_frozen_backbone_is_run_once_for_all_heads(actions: Path, tmp_path: Pa
     assert len(runs[8]) == 3  # train, val and test
 
 
+def test_other_videos_never_get_the_bank_of_earlier_ones(actions: Path, tmp_path: Path) -> None:
+    """The same rows of other clips: cut otherwise here, which the module cannot tell by rows."""
+    options: dict[str, Any] = {"freeze_backbone": True, "bank_dir": str(tmp_path / "banks")}
+    model, found = module(**options), {}
+    for size in (32, 48):
+        run_test(tmp_path, model, data(actions, image_size=size))
+        trainer(tmp_path, max_epochs=1, enable_checkpointing=False).fit(
+            model, datamodule=data(actions, image_size=size)
+        )
+        found[size] = run_test(tmp_path, model, data(actions, image_size=size))["per_episode"]
+    fresh = module(freeze_backbone=True)
+    fresh.load_state_dict(model.state_dict())
+    assert found[48] == run_test(tmp_path, fresh, data(actions, image_size=48))["per_episode"]
+
+
 def test_everything_that_decides_features_is_in_the_fingerprint(actions: Path, tmp_path: Path) -> None:
     def mark(model: Any = None, options: Any = None, views: int = 0, precision: str = "32-true", **others: Any) -> str:
         episodes = data(actions, **others)

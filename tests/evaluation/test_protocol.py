@@ -13,8 +13,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from strm_lightning import EpisodeDataModule
+from strm_lightning.cli import main
 from strm_lightning.evaluation.report import load_results
-from tests.test_module import data, module, trainer
+from tests.test_module import SPLIT, data, module, trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
@@ -140,3 +141,35 @@ def test_the_card_says_which_split_chose_the_checkpoint(actions: Path, tmp_path:
         assert card["path"] == str(tmp_path / f"{name}.ckpt")
         assert card["training"]["flip"] is False
     assert chosen == {"best": split, "last": "none"}
+
+
+@pytest.mark.filterwarnings("ignore:.*dirpath has changed.*")
+def test_the_command_line_tests_a_checkpoint_from_a_kept_bank(
+    actions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    options = (
+        f"--data.root={actions} --data.way=2 --data.shot=1 --data.query_per_class=2 --data.num_frames=4 "
+        "--data.image_size=32 --data.train_episodes=2 --data.val_episodes=3 --data.test_episodes=6 "
+        "--data.num_workers=0 --model.backbone=test_resnet --model.pretrained=false --model.match_dim=8 "
+        "--trainer.max_epochs=1 --trainer.accelerator=cpu"
+    )
+    words = [*options.split(), "--data.split", json.dumps(SPLIT)]
+
+    def strm(*arguments: str) -> str:
+        monkeypatch.setattr("sys.argv", ["strm", *arguments, *words])
+        main()
+        return capsys.readouterr().out
+
+    strm("fit", "--test_after_fit=false")
+    test = ("test", "--ckpt_path=runs/version_0/checkpoints/best.ckpt", "--model.bank_dir=banks")
+    first, second = (strm(*test, f"--data.test_shots={shots}") for shots in ("[1]", "[1,2,3]"))
+    one, other = (load_results(tmp_path / "runs" / f"version_{n}") for n in (1, 2))
+    assert one["accuracy"] == other["accuracy"]
+    assert one["card"]["checkpoint"]["chosen_on"] == "val"
+    assert "2-way 3-shot" in second
+    assert "2-way 3-shot" not in first
+    assert len(list((tmp_path / "banks").iterdir())) == 1
+    kept = next((tmp_path / "banks").iterdir()) / "bank.json"
+    assert kept.stat().st_mtime_ns < (tmp_path / "runs/version_1/results.json").stat().st_mtime_ns
