@@ -128,6 +128,29 @@ def test_it_listens_on_this_computer_only(address: str) -> None:
     assert address.startswith("http://127.0.0.1:")
 
 
+def test_uploads_are_deleted_after_their_time(
+    bare: PatchMatcher, browser: Any, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from strm_lightning.classifier import web
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    monkeypatch.setattr(web, "_LOOK_AND_KEEP", (1, 4))
+    page = web.build(lambda: FewShotClassifier(bare, HOW), tmp_path / "examples")
+    tab = browser.new_page()
+    tab.goto(web.serve(page, host="127.0.0.1", port=None, max_mb=1, block=False))
+    tab.get_by_role("button", name="Recognise").wait_for(timeout=SECONDS)
+    give(tab, -1, write_video(tmp_path / "query.mp4", moving("up")))
+    assert list((tmp_path / "uploads").rglob("query.mp4"))
+    for _ in range(200):
+        if not list((tmp_path / "uploads").rglob("query.mp4")):
+            break
+        tab.wait_for_timeout(100)
+    else:
+        pytest.fail("the upload is still there")
+    tab.close()
+    page.close()
+
+
 def test_a_port_in_use_is_told_before_a_model_is_loaded(address: str, capsys: pytest.CaptureFixture[str]) -> None:
     from strm_lightning.cli import main
 

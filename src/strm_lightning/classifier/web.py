@@ -22,7 +22,7 @@ import gradio as gr
 
 MAX_CLASSES = 8
 _SHOWN = 3
-_KEEP_SECONDS = 600
+_LOOK_AND_KEEP = (60, 600)  # seconds: look for old uploads that often, and keep none longer
 _PATHS: dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]] = {  # t in -1 .. 1 to right, down
     "slide left": lambda t: (-t, 0 * t),
     "slide right": lambda t: (t, 0 * t),
@@ -74,7 +74,7 @@ def build(make: Callable[[], FewShotClassifier], examples: Path) -> gr.Blocks:
         blank = [None] * (MAX_CLASSES - len(names))
         return [str(files[names[-1]][-1]), *names, *blank, *([str(f) for f in files[n][:-1]] for n in names), *blank]
 
-    with gr.Blocks(title="strm demo", analytics_enabled=False, delete_cache=(60, _KEEP_SECONDS)) as page:
+    with gr.Blocks(title="strm demo", analytics_enabled=False, delete_cache=_LOOK_AND_KEEP) as page:
         gr.Markdown(_INTRODUCTION)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
