@@ -50,6 +50,15 @@ def test_the_command_in_the_header_runs(
     assert ("A training step will take about" in said) == ("MemoryEstimate" in config.read_text())
 
 
+def merged(files: list[Path]) -> dict[str, dict[str, Any]]:
+    """What LightningCLI makes of several configurations: later values win."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in files:
+        for part, values in yaml.safe_load(path.read_text()).items():
+            found[part] = {**found.get(part, {}), **values} if isinstance(values, dict) else values
+    return found
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda p: str(p.relative_to(EXPERIMENTS)))
 def test_shared_values_stand_once(config: Path) -> None:
     """A configuration repeats no value of those that its command puts before it."""
@@ -57,11 +66,22 @@ def test_shared_values_stand_once(config: Path) -> None:
         pytest.skip("a variant says all switches, whatever recipe it is put behind")
     for command in commands(config):
         files = [EXPERIMENTS.parent / word for word in command if word.endswith(".yaml")]
-        before: dict[str, dict[str, Any]] = {}
-        for path in files[: files.index(config)]:
-            for part, values in yaml.safe_load(path.read_text()).items():
-                before[part] = {**before.get(part, {}), **values} if isinstance(values, dict) else values
+        before = merged(files[: files.index(config)])
         for part, values in yaml.safe_load(config.read_text()).items():
             if part in before and isinstance(values, dict):
                 same = [key for key, value in values.items() if before[part].get(key, ...) == value]
                 assert not same, f"{config.name} repeats {part}.{', '.join(same)}"
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: str(p.relative_to(EXPERIMENTS)))
+def test_a_published_step_is_sixteen_episodes_on_any_hardware(config: Path) -> None:
+    """Devices share a step out; an epoch ends with a whole one, since Lightning would take half a step for one."""
+    for command in commands(config):
+        files = [EXPERIMENTS.parent / word for word in command if word.endswith(".yaml")]
+        if files[0].name != "kinetics.yaml":
+            continue
+        found = merged(files)
+        trainer, data = found["trainer"], found["data"]
+        devices = trainer["devices"] * trainer.get("num_nodes", 1)
+        assert devices * trainer["accumulate_grad_batches"] * data["batch_size"] == 16
+        assert data["train_episodes"] % 16 == 0
