@@ -8,14 +8,15 @@ from typing import Any
 
 import lightning as L
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # as Lightning's own init_parser does
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from strm_lightning.checkpoints import LastCheckpoint, WholeFiles, check_checkpoint
 from strm_lightning.data.datamodule import EpisodeDataModule
 from strm_lightning.evaluation.plots import METRICS, draw
 from strm_lightning.evaluation.report import RESULTS, run_folder
 from strm_lightning.evaluation.tables import plain_table
-from strm_lightning.models.backbone import load_tensors
 from strm_lightning.module import STRMModule
 from strm_lightning.parsing import Parser
 
@@ -54,12 +55,13 @@ class STRMCLI(LightningCLI):
         super().parse_arguments(parser, args)
         path = self.config[self.config["subcommand"]]["ckpt_path"]
         if path and "://" not in str(path) and not str(path).startswith(_WORDS):
-            _check_checkpoint(Path(path))
+            check_checkpoint(Path(path))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--test_after_fit", type=bool, default=True, help="test the best checkpoint after a fit")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LearningRateMonitor, "lr_monitor")
+        parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/accuracy",
@@ -77,7 +79,9 @@ class STRMCLI(LightningCLI):
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
 
     def before_fit(self) -> None:
-        """Without validation classes there is no best checkpoint, only the last."""
+        """Without validation classes there is no best checkpoint, only the last; each is written whole."""
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = WholeFiles()
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         if "val" not in self.datamodule.videos:
@@ -129,21 +133,6 @@ def run(arguments: list[str] | None, commands: dict[str, str]) -> STRMCLI:
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether a line of Lightning's says something of this run; tips and devices that are not there do not."""
     return not str(record.msg).startswith(("💡", "TPU available: False", "GPU available: False"))
-
-
-def _check_checkpoint(path: Path) -> None:
-    """Refuse a ``--ckpt_path`` that cannot be read safely or is of something else, before anything is built.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, unsafe, or no checkpoint of `STRMModule`.
-    """
-    content = load_tensors(path, "--ckpt_path")
-    if not isinstance(content, dict) or "hyper_parameters" not in content or "state_dict" not in content:
-        raise ValueError(
-            f"--ckpt_path {path}: not a checkpoint of `strm fit`; a file of the released code becomes one by "
-            "`strm convert`, and weights of a backbone go to --model.weights"
-        )
 
 
 def _summary(report: dict[str, Any], folder: Path, pictures: list[Path]) -> str:
