@@ -99,6 +99,9 @@ class STRMModule(L.LightningModule):
     # Training -----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)  # other loaders of episodes will do for training
+        if isinstance(data, EpisodeDataModule):
+            self.model.backbone.check_size(data.transform.image_size)
         if stage == "fit" and self.freeze_backbone:
             self._datamodule.train_views = self.frozen_views
         if self.freeze_backbone or self.model.backbone.batch_norm == "frozen":

@@ -57,10 +57,13 @@ def test_fitted_where_there_are_clips_enough(classifier) -> None:
     one = {motion: [moving(motion)] for motion in ("left", "right", "up")}
     assert classifier.fit(one).calibration_ == Calibration(classifier.matcher.temperature)
     classifier.set_params(threshold="fit")
-    with pytest.raises(ValueError, match=r"needs 2 classes or more of 2 clips or more; there are 3 of 1 or more"):
+    with pytest.raises(ValueError, match=r"2 classes or more that have 2 clips or more; of 3 classes 0 have"):
         classifier.predict(moving("up", 3))
-    for motion in one:
-        classifier.add(motion, [moving(motion, seed) for seed in (1, 2)])
+    classifier.add("left", moving("left", 1))
+    with pytest.raises(ValueError, match="of 3 classes 1 has"):
+        classifier.predict(moving("up", 3))
+    for motion in ("right", "left"):  # a class of one clip does not stand in the way
+        classifier.add(motion, moving(motion, 2))
     left_out = classifier.support.leave_one_out()
     fitted = Calibration(fit_temperature(*left_out), min_logit=fit_threshold(*left_out))
     assert classifier.calibration_ == fitted

@@ -58,7 +58,7 @@ def test_matching_in_pieces_changes_nothing(classifier, examples, limit: int, mo
     expected = classifier.fit(examples).predict_proba(queries)
     monkeypatch.setattr(support_module, "_CLIPS_AT_ONCE", limit)
     monkeypatch.setattr(support_module, "_FLOATS_AT_ONCE", limit)
-    np.testing.assert_allclose(classifier.fit(examples).predict_proba(queries), expected, rtol=1e-4)
+    np.testing.assert_allclose(classifier.fit(examples).predict_proba(queries), expected, rtol=1e-3)
 
 
 def test_each_clip_is_encoded_once(classifier, examples, count_encoded) -> None:
@@ -109,6 +109,22 @@ def test_scikit_learn_s_habits(classifier, examples) -> None:
         classifier.set_params(shots=3)
 
 
+def test_grid_search_over_the_temperature(bare, tmp_path: Path) -> None:
+    """On paths and by log loss, since accuracy does not depend on a temperature."""
+    from sklearn.model_selection import GridSearchCV, StratifiedKFold
+
+    labels = [motion for motion in ("left", "right", "up") for _ in range(3)]
+    paths = [str(write_video(tmp_path / f"{i}.mp4", moving(motion, i))) for i, motion in enumerate(labels)]
+    search = GridSearchCV(
+        FewShotClassifier(bare, HOW), {"temperature": [0.1, 1.0, 100.0]}, scoring="neg_log_loss", cv=StratifiedKFold(3)
+    )
+    search.fit(paths, labels)
+    losses = -search.cv_results_["mean_test_score"]
+    assert losses[2] == pytest.approx(math.log(3), rel=0.01)  # all classes alike
+    assert search.best_params_ == {"temperature": 0.1}
+    assert search.predict(paths[:1]).tolist() == ["left"]
+
+
 def test_many_classes_and_many_shots(bare) -> None:
     classifier = FewShotClassifier(bare, HOW)
     videos = {f"class {i:03}": [moving("up", i)] * (1 + 20 * (i == 7)) for i in range(130)}
@@ -132,7 +148,7 @@ def test_reading_with_several_jobs_keeps_the_order(classifier, examples, tmp_pat
     motions = ["left", "up", "down", "right"] * 3
     paths = [write_video(tmp_path / f"{i}.mp4", moving(m, i)) for i, m in enumerate(motions)]
     alone = classifier.fit(examples).predict_proba(paths)
-    np.testing.assert_allclose(classifier.set_params(jobs=3, batch_size=5).predict_proba(paths), alone, rtol=1e-4)
+    np.testing.assert_allclose(classifier.set_params(jobs=3, batch_size=5).predict_proba(paths), alone, rtol=1e-3)
 
 
 class TestBadInput:

@@ -3,10 +3,14 @@
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from strm_lightning.cli import main
 from strm_lightning.models import Backbone
@@ -29,10 +33,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(place: Path, capsys: pytest.CaptureFixture[str]):
-    model = ["--backbone=test_resnet", f"--weights={place / 'weights.safetensors'}"]
+    own_model = ["--backbone=test_resnet", f"--weights={place / 'weights.safetensors'}"]
 
-    def run(*words: object, status: int | None = None, support: str = "examples") -> str:
-        arguments = ["classify", f"--support={place / support}", *model, *map(str, words)]
+    def run(*words: object, status: int | None = None, support: str = "examples", model: bool = True) -> str:
+        arguments = ["classify", f"--support={place / support}", *own_model * model, *map(str, words)]
         if status is None:
             main(arguments)
         else:
@@ -87,10 +91,19 @@ def test_windows_of_a_long_video(run, place: Path, tmp_path: Path) -> None:
 
 
 def test_saved_examples_need_no_videos(run, place: Path, tmp_path: Path) -> None:
-    saved = tmp_path / "actions.safetensors"
+    saved = tmp_path / "new" / "actions.safetensors"
     query = place / "queries" / "up.mp4"
     first = run("--save-support", saved, query)
     assert run(query, support=str(saved)) == first
+    assert run(query, support=str(saved), model=False) == first  # the file names its model
+    assert [file.name for file in saved.parent.iterdir()] == [saved.name]
+
+
+def test_saved_examples_keep_their_threshold(run, place: Path, tmp_path: Path) -> None:
+    saved, query = tmp_path / "actions.safetensors", place / "queries" / "up.mp4"
+    run("--save-support", saved, "--threshold=1.0")
+    assert run(query, support=str(saved), model=False).split()[1] == "unknown"
+    assert run(query, "--threshold=0", support=str(saved), model=False).split()[1] == "up"
 
 
 def test_unknown(run, place: Path) -> None:
@@ -109,6 +122,69 @@ def test_mistakes_are_told_in_one_line(run, place: Path, tmp_path: Path) -> None
     error = run(query, support=str(tmp_path / "some"), status=2)
     assert error.startswith("error: class 'right' has no video")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--jobs=0"], "jobs is 0: give 1 or more"),
+        (["--threshold=1.5"], "threshold 1.5: give a probability from 0 to 1"),
+        (["--temperature=0"], "temperature 0.0: give a positive number"),
+        (["--window=0"], "--window 0: give a positive number of seconds"),
+        (["--window=2", "--stride=-1"], "--stride -1: give a positive number of seconds"),
+        (["--stride=2"], "--stride 2 goes with --window"),
+        (["--explain=why.doc"], r"why.doc: give a name that ends in .png"),
+        (["--save_support=."], "--save_support .: is a folder"),
+        (["--device=banana"], "device 'banana': cannot be used here"),
+        (["--ckpt=best.ckpt"], "--ckpt brings a backbone and its weights"),
+    ],
+)
+def test_wrong_options_are_told_before_anything_is_encoded(
+    run, place: Path, words: list[str], message: str, count_encoded
+) -> None:
+    error = run(place / "queries" / "up.mp4", *words, status=2)
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert count_encoded() == 0
+
+
+def test_weights_of_another_backbone_are_told(run, place: Path, tmp_path: Path) -> None:
+    query, other = place / "queries" / "up.mp4", tmp_path / "other.safetensors"
+    error = run(query, "--backbone=test_vit", status=2)
+    assert "weights.safetensors: not of this backbone" in error
+    weights = load_file(place / "weights.safetensors")
+    save_file({name: tensor[:1].clone() if tensor.ndim else tensor for name, tensor in weights.items()}, other)
+    assert "other.safetensors: not of this backbone; its tensors have" in run(query, f"--weights={other}", status=2)
+
+
+def test_warnings_are_told_in_words(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import shutil
+    import warnings
+
+    shutil.copytree(place / "examples", tmp_path / "examples")
+    shutil.copy(tmp_path / "examples" / "left" / "0.mp4", tmp_path / "examples" / "up" / "same.mp4")
+    model = ["--backbone=test_resnet", f"--weights={place / 'weights.safetensors'}"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")  # as at a user's; under pytest they are errors
+        main(["classify", f"--support={tmp_path / 'examples'}", *model, str(place / "queries" / "up.mp4")])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: ")
+    assert "same.mp4 (class 'up') shows the same as" in line
+
+
+def test_a_reader_that_has_enough_is_no_error(place: Path) -> None:
+    """As in ``strm classify … | head -0``."""
+    model = ["--backbone=test_resnet", f"--weights={place / 'weights.safetensors'}"]
+    words = ["classify", f"--support={place / 'examples'}", *model, str(place / "queries")]
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "strm_lightning", *words]
+    ended = subprocess.run(command, env=environment, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
 
 
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,6 +101,8 @@ def test_a_bare_backbone_explains_itself(bare, examples) -> None:
     assert explanation.qc is None
     assert explanation.best_class == "left"
     assert explanation.evidence["left"].best_clip == 2
+    assert explanation.evidence["left"].best_match() is None  # all frames alike
+    assert "strongest match" not in str(explanation)
     assert explanation.evidence["left"].clip_scores[2] == pytest.approx(1, rel=1e-4)
     # The square is as high as a patch row and never leaves the middle rows.
     energy = explanation.patch_attention.sum((0, 2))
@@ -110,4 +112,4 @@ def test_a_bare_backbone_explains_itself(bare, examples) -> None:
 def test_in_words(classifier) -> None:
     text = str(classifier.explain(moving("left", 9)))
     assert "most like" in text
-    assert "strongest match: frames" in text
+    assert "strongest match: frame" in text

@@ -2,22 +2,26 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from strm_lightning.classifier import FewShotClassifier
 from strm_lightning.classifier.matchers import PatchMatcher
-from tests.classifier.conftest import HOW, moving, write_video
+from strm_lightning.models import Backbone
+from tests.classifier.conftest import HOW, moving, save_weights, write_video
 
 pytest.importorskip("gradio", reason="the page needs the extra `web`")
 sync_api = pytest.importorskip("playwright.sync_api", reason="driving a browser needs playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (Debian: apt-get install chromium)"),
-    pytest.mark.filterwarnings("default"),  # gradio's and its server's own
+    pytest.mark.filterwarnings("ignore"),  # gradio's and its server's own
 ]
 SECONDS = 60_000  # ms; drawing and encoding share the machine with the browser
 
@@ -122,3 +126,60 @@ def test_more_actions(tab: Any) -> None:
 
 def test_it_listens_on_this_computer_only(address: str) -> None:
     assert address.startswith("http://127.0.0.1:")
+
+
+def test_uploads_are_deleted_after_their_time(
+    bare: PatchMatcher, browser: Any, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from strm_lightning.classifier import web
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    monkeypatch.setattr(web, "_LOOK_AND_KEEP", (1, 4))
+    page = web.build(lambda: FewShotClassifier(bare, HOW), tmp_path / "examples")
+    tab = browser.new_page()
+    tab.goto(web.serve(page, host="127.0.0.1", port=None, max_mb=1, block=False))
+    tab.get_by_role("button", name="Recognise").wait_for(timeout=SECONDS)
+    give(tab, -1, write_video(tmp_path / "query.mp4", moving("up")))
+    assert list((tmp_path / "uploads").rglob("query.mp4"))
+    for _ in range(200):
+        if not list((tmp_path / "uploads").rglob("query.mp4")):
+            break
+        tab.wait_for_timeout(100)
+    else:
+        pytest.fail("the upload is still there")
+    tab.close()
+    page.close()
+
+
+def test_a_port_in_use_is_told_before_a_model_is_loaded(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from strm_lightning.cli import main
+
+    port = address.rstrip("/").rpartition(":")[2]
+    for words, message in (
+        ([f"--port={port}"], f"cannot listen on 127.0.0.1, port {port}: Address already in use"),
+        (["--port=99999"], "port 99999: bind(): port must be 0-65535"),
+        (["--host=203.0.113.1"], "cannot listen on 203.0.113.1"),
+        (["--max_mb=0"], "--max_mb 0: give 1 megabyte or more"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["demo", "--ckpt=none.ckpt", *words])
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+
+
+def test_uploads_go_when_the_server_is_ended(tmp_path: Path) -> None:
+    """Ended as a service manager does it; a process of its own, since it is ended by a signal."""
+    torch.manual_seed(0)
+    save_weights(Backbone("test_resnet", pretrained=False).net, tmp_path / "weights.safetensors")
+    words = ["demo", "--backbone=test_resnet", f"--weights={tmp_path / 'weights.safetensors'}"]
+    (tmp_path / "tmp").mkdir()
+    environment = os.environ | {"TMPDIR": str(tmp_path / "tmp"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "strm_lightning", *words]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert "The page is at http://127.0.0.1:" in server.stdout.readline()
+        assert list((tmp_path / "tmp").glob("strm-demo-*"))
+        server.terminate()
+        server.wait(30)
+    assert not list((tmp_path / "tmp").glob("strm-demo-*"))

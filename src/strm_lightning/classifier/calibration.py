@@ -29,18 +29,30 @@ class Calibration:
     min_logit: float = float("-inf")
 
 
+def check_options(temperature: Fitted, threshold: Fitted | None) -> None:
+    """Refuse numbers that make no probability.
+
+    Raises:
+        ValueError: a temperature that is not positive, or a threshold outside 0 .. 1.
+    """
+    if temperature != "fit" and not (isinstance(temperature, (int, float)) and 0 < temperature < float("inf")):
+        raise ValueError(f"temperature {temperature!r}: give a positive number, or 'fit'")
+    if threshold not in (None, "fit") and not (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
+        raise ValueError(f"threshold {threshold!r}: give a probability from 0 to 1, 'fit', or None")
+
+
 def calibrate(support: SupportSet, temperature: Fitted, threshold: Fitted | None) -> Calibration:
     """The calibration of a support set, as given or fitted.
 
     Raises:
         ValueError: a threshold cannot be fitted to so few clips.
     """
-    shots = [len(clips) for clips in support.clips.values()]
-    enough = len(shots) >= 2 and min(shots) >= 2
+    several = sum(len(clips) > 1 for clips in support.clips.values())
+    enough = several >= 2
     if threshold == "fit" and not enough:
         raise ValueError(
-            "threshold 'fit' leaves out clips and classes, so it needs 2 classes or more of 2 clips or more; there are "
-            f"{len(shots)} of {min(shots, default=0)} or more: give a number"
+            "threshold 'fit' leaves out clips and classes, so it needs 2 classes or more that have 2 clips or more; of "
+            f"{len(support.clips)} classes {several} {'has' if several == 1 else 'have'}: give a number"
         )
     left_out = support.leave_one_out() if enough and "fit" in (temperature, threshold) else None
     if temperature == "fit":

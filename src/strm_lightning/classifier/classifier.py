@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from strm_lightning.classifier import loading, storage
-from strm_lightning.classifier.calibration import Calibration, Fitted, calibrate
+from strm_lightning.classifier.calibration import Calibration, Fitted, calibrate, check_options
 from strm_lightning.classifier.clips import (
     Preprocessing,
     Video,
@@ -40,13 +40,18 @@ class FewShotClassifier(ScikitLearnHabits):
     Args:
         matcher: what encodes and compares clips.
         preprocessing: how a video becomes a clip.
-        temperature: divides the logits before the softmax; ``fit`` finds it by leaving support clips out, where every
-            class has two or more, and else takes the matcher's own.
+        temperature: divides the logits before the softmax; ``fit`` finds it by leaving support clips out in turn, where
+            two classes or more have two or more, and else takes the matcher's own.
         threshold: probability below which a video is ``unknown``; None for never; ``fit`` finds a threshold on the
-            logit instead, by leaving out clips together with their class, where every class has two or more.
+            logit instead, by leaving clips out with their class and without, where two classes or more have two or
+            more.
         batch_size: clips encoded at once.
         jobs: videos read at once, each by a thread of its own.
         source: where the weights came from, as arguments of `from_checkpoint` or `from_backbone`; `save` notes it.
+
+    Raises:
+        ValueError: a temperature that is not positive, a threshold outside 0 .. 1, or a count below 1; `set_params`
+            raises it too.
     """
 
     def __init__(
@@ -65,6 +70,13 @@ class FewShotClassifier(ScikitLearnHabits):
         self.batch_size, self.jobs, self.source = batch_size, jobs, source
         self.support = SupportSet(matcher)
         self._calibration: tuple[Any, Calibration] | None = None
+        self._check_params()
+
+    def _check_params(self) -> None:
+        check_options(self.temperature, self.threshold)
+        for name, count in (("batch_size", self.batch_size), ("jobs", self.jobs)):
+            if count < 1:
+                raise ValueError(f"{name} is {count}: give 1 or more")
 
     @classmethod
     def from_checkpoint(
@@ -91,19 +103,20 @@ class FewShotClassifier(ScikitLearnHabits):
             FileNotFoundError: there is no such file.
             ValueError: it is no checkpoint of `STRMModule`.
         """
+        place = loading.pick(device)
         matcher, trained = loading.read_checkpoint(path)
         asked = {"image_size": image_size, "short_side": short_side, "frame_policy": frame_policy}
         given = {name: value for name, value in asked.items() if value is not None}
         how = Preprocessing(**{**trained, **given})
-        return cls(matcher.to(loading.pick(device)), how, source={"path": str(path), **given}, **options)
+        source = {"path": str(Path(path).absolute()), **given}  # found again from any other folder
+        return cls(matcher.to(place), how, source=source, **options)
 
     @classmethod
     def from_backbone(
         cls,
-        backbone: str = "tf_efficientnet_lite0",
+        backbone: str = loading.DEFAULT_BACKBONE,
         *,
         weights: str | Path | None = None,
-        pretrained: bool = True,
         patch_grid: int = 4,
         num_frames: int = 8,
         image_size: int = 224,
@@ -114,8 +127,8 @@ class FewShotClassifier(ScikitLearnHabits):
 
         Args:
             backbone: a timm model name.
-            weights: a local file, or ``pip:efficientnet_lite0`` for what the extra ``weights`` installs.
-            pretrained: load timm's weights where ``weights`` is None.
+            weights: a local file; None for the pretrained ones: of ``tf_efficientnet_lite0`` those that the extra
+                ``weights`` installs, of others timm's, which are downloaded.
             patch_grid: rows and columns of the grid of patches.
             num_frames: frames of a clip.
             image_size: side of a clip in pixels.
@@ -123,9 +136,9 @@ class FewShotClassifier(ScikitLearnHabits):
             **options: of the classifier.
         """
         spec = str(weights) if weights is not None else None
-        matcher = loading.bare(backbone, weights=spec, pretrained=pretrained, patch_grid=patch_grid)
+        matcher = loading.bare(backbone, weights=spec, patch_grid=patch_grid)
         how = Preprocessing(num_frames=num_frames, image_size=image_size)
-        made = {"backbone": backbone, "weights": spec, "pretrained": pretrained, "patch_grid": patch_grid}
+        made = {"backbone": backbone, "weights": spec, "patch_grid": patch_grid}
         source = {**made, "num_frames": num_frames, "image_size": image_size}
         return cls(matcher.to(loading.pick(device)), how, source=source, **options)
 

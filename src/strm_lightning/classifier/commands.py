@@ -1,14 +1,18 @@
 """The commands ``strm classify`` and ``strm demo``."""
 
 import os
+import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
 from tqdm import tqdm
 
+from strm_lightning.classifier import loading
 from strm_lightning.classifier.classifier import FewShotClassifier
 from strm_lightning.classifier.predictions import merge_windows
 from strm_lightning.classifier.reports import REPORTS, Found
@@ -20,10 +24,10 @@ def classify(
     *videos: str,
     support: str | None = None,
     ckpt: str | None = None,
-    backbone: str = "tf_efficientnet_lite0",
-    weights: str | None = "pip:efficientnet_lite0",
+    backbone: str | None = None,
+    weights: str | None = None,
     threshold: float | Literal["fit"] | None = None,
-    temperature: float | Literal["fit"] = "fit",
+    temperature: float | Literal["fit"] | None = None,
     window: float | None = None,
     stride: float | None = None,
     json: bool = False,
@@ -37,12 +41,16 @@ def classify(
 
     Args:
         videos: video files, or folders of them.
-        support: folder of examples, with a folder of clips for each class; or a file that ``--save_support`` wrote.
-        ckpt: checkpoint of a trained model; without, a bare backbone compares patches frame by frame.
-        backbone: timm model, where there is no ``ckpt``.
-        weights: its weights: a file, ``pip:efficientnet_lite0`` from the extra ``weights``, or null for timm's own.
-        threshold: probability below which a video is ``unknown``; ``fit`` finds a better measure on the examples.
-        temperature: divides the logits; ``fit`` finds it on the examples where every class has two clips or more.
+        support: folder of examples, with a folder of clips for each class; or a file that ``--save_support`` wrote,
+            which names its model.
+        ckpt: checkpoint of a trained model; without, a bare backbone compares patches frame by frame, or the model that
+            a file of examples names.
+        backbone: timm model, where there is no ``ckpt``; null for EfficientNet-Lite0.
+        weights: a file of its weights; null for the pretrained ones (of EfficientNet-Lite0 from the extra ``weights``).
+        threshold: probability below which a video is ``unknown``; ``fit`` finds a better measure on the examples; null
+            for never, or as a file of examples has it.
+        temperature: divides the logits; ``fit`` finds it on the examples, where two classes or more have two clips or
+            more; null for ``fit``, or as a file of examples has it.
         window: length in seconds of a sliding window, for long videos; null takes each video as one clip.
         stride: seconds from window to window; null for half a window.
         json: print one JSON object a line, with all probabilities, instead of the table.
@@ -52,15 +60,17 @@ def classify(
         jobs: videos read at once.
         device: such as ``cuda:0``; null for the GPU where there is one.
     """
-    if json and csv:
-        raise ValueError("give --json or --csv, not both")
-    if support is None:
-        raise ValueError("give --support: a folder with a folder of example clips for each class")
     files = find_videos(videos)
-    if not files and save_support is None:
-        raise ValueError("no video to classify: name files, or folders of them")
-    classifier = open_classifier(support, ckpt=ckpt, backbone=backbone, weights=weights, device=device, jobs=jobs)
-    classifier.set_params(threshold=threshold, temperature=temperature)
+    _check(files, support, window, stride, save_support, both=json and csv)
+    if explain is not None:
+        from strm_lightning.classifier import picture
+
+        picture.check_name(explain)
+    options = {"threshold": threshold, "temperature": temperature}
+    given = {name: value for name, value in options.items() if value is not None}
+    classifier = open_classifier(
+        str(support), ckpt=ckpt, backbone=backbone, weights=weights, device=device, jobs=jobs, **given
+    )
     if save_support is not None:
         classifier.save(save_support)
     report = REPORTS["json" if json else "csv" if csv else "table"](files)
@@ -72,11 +82,34 @@ def classify(
         bad += isinstance(found, VideoError)
         report.add(video, found)
     if explain is not None and files:
-        from strm_lightning.classifier.picture import draw
-
-        draw(classifier.explain(files[0]), explain)
+        picture.draw(classifier.explain(files[0]), explain)
     if bad:
         raise SystemExit(1)
+
+
+def _check(
+    files: Sequence[str],
+    support: str | None,
+    window: float | None,
+    stride: float | None,
+    save_support: str | None,
+    *,
+    both: bool,
+) -> None:
+    """Refuse what cannot come to an end before anything is encoded."""
+    if both:
+        raise ValueError("give --json or --csv, not both")
+    if support is None:
+        raise ValueError("give --support: a folder with a folder of example clips for each class")
+    if not files and save_support is None:
+        raise ValueError("no video to classify: name files, or folders of them")
+    if window is None and stride is not None:
+        raise ValueError(f"--stride {stride:g} goes with --window, the length of a window in seconds")
+    for name, seconds in (("window", window), ("stride", stride)):
+        if seconds is not None and not seconds > 0:
+            raise ValueError(f"--{name} {seconds:g}: give a positive number of seconds")
+    if save_support is not None and Path(save_support).is_dir():
+        raise ValueError(f"--save_support {save_support}: is a folder; name a file, such as actions.safetensors")
 
 
 def _findings(
@@ -133,29 +166,46 @@ def open_classifier(
     support: str,
     *,
     ckpt: str | None = None,
-    backbone: str = "tf_efficientnet_lite0",
-    weights: str | None = "pip:efficientnet_lite0",
+    backbone: str | None = None,
+    weights: str | None = None,
     device: str | None = None,
-    jobs: int = 1,
+    **options: Any,
 ) -> FewShotClassifier:
     """A classifier with examples from a folder or from a file; `classify` explains the arguments."""
-    classifier = _without_examples(ckpt, backbone, weights, device).set_params(jobs=jobs)
-    if Path(support).is_file():
-        return classifier.load(support)
-    return classifier.fit(find_examples(support), progress=sys.stderr.isatty())
+    stored = Path(support).is_file()
+    if stored and ckpt is backbone is weights is None:
+        return FewShotClassifier.load(support, device=device).set_params(**options)
+    classifier = _without_examples(ckpt, backbone, weights, device, **options)
+    if stored:
+        return classifier.load(support).set_params(**options)
+    with _plain_warnings():
+        return classifier.fit(find_examples(support), progress=sys.stderr.isatty())
 
 
-def _without_examples(ckpt: str | None, backbone: str, weights: str | None, device: str | None) -> FewShotClassifier:
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Tell warnings in a line of words, without the line of code that they come from."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: tqdm.write(f"warning: {message}", file=sys.stderr)
+        yield
+
+
+def _without_examples(
+    ckpt: str | None, backbone: str | None, weights: str | None, device: str | None, **options: Any
+) -> FewShotClassifier:
     if ckpt is not None:
-        return FewShotClassifier.from_checkpoint(ckpt, device=device)
-    return FewShotClassifier.from_backbone(backbone, weights=weights, device=device)
+        if backbone is not None or weights is not None:
+            raise ValueError("--ckpt brings a backbone and its weights: give it, or --backbone and --weights")
+        return FewShotClassifier.from_checkpoint(ckpt, device=device, **options)
+    name = backbone or loading.DEFAULT_BACKBONE
+    return FewShotClassifier.from_backbone(name, weights=weights, device=device, **options)
 
 
 def demo(
     *,
     ckpt: str | None = None,
-    backbone: str = "tf_efficientnet_lite0",
-    weights: str | None = "pip:efficientnet_lite0",
+    backbone: str | None = None,
+    weights: str | None = None,
     host: str = "127.0.0.1",
     port: int | None = None,
     max_mb: int = 100,
@@ -165,8 +215,8 @@ def demo(
 
     Args:
         ckpt: checkpoint of a trained model; without, a bare backbone compares patches frame by frame.
-        backbone: timm model, where there is no ``ckpt``.
-        weights: its weights: a file, ``pip:efficientnet_lite0`` from the extra ``weights``, or null for timm's own.
+        backbone: timm model, where there is no ``ckpt``; null for EfficientNet-Lite0.
+        weights: a file of its weights; null for the pretrained ones (of EfficientNet-Lite0 from the extra ``weights``).
         host: address to listen on; 0.0.0.0 lets other computers in, and whoever reaches it may use it.
         port: number of the port; null takes the first free one from 7860.
         max_mb: size in megabytes of the largest file that may be uploaded.
@@ -176,7 +226,11 @@ def demo(
         from strm_lightning.classifier import web
     except ModuleNotFoundError as error:
         raise ImportError(f'the page needs {error.name}; run: pip install "strm-lightning[web]"') from error
+    if max_mb < 1:
+        raise ValueError(f"--max_mb {max_mb}: give 1 megabyte or more")
+    web.check_address(host, port)
     plain = _without_examples(ckpt, backbone, weights, device)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploads go then too, as with Ctrl-C
     with TemporaryDirectory(prefix="strm-demo-") as folder:
         # gradio keeps uploads here; all of it goes when the server stops.
         os.environ["GRADIO_TEMP_DIR"] = folder

@@ -77,9 +77,15 @@ class ClassEvidence:
                 np.add.at(total, (place[:, None], place[None]), share)
         return total
 
-    def best_match(self) -> tuple[tuple[int, ...], int, tuple[int, ...], float]:
-        """The strongest single match: frames of the query, clip, frames of the clip, attention."""
+    def best_match(self) -> tuple[tuple[int, ...], int, tuple[int, ...], float] | None:
+        """The strongest single match: frames of the query, clip, frames of the clip, attention.
+
+        None where all frames of the query match as strongly, as with a bare backbone.
+        """
         size = max(self.sizes, key=lambda s: s.attention.max())
+        strongest = size.attention.max((1, 2))
+        if np.ptp(strongest) < 1e-3 * strongest.max():
+            return None
         t, clip, j = np.unravel_index(size.attention.argmax(), size.attention.shape)
         frames = [tuple(size.tuples[i].tolist()) for i in (t, j)]
         return frames[0], int(clip), frames[1], float(size.attention[t, clip, j])

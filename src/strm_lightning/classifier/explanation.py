@@ -48,13 +48,17 @@ class Explanation:
     def __str__(self) -> str:
         evidence = self.evidence[self.best_class]
         best = evidence.best_clip
-        query, clip, frames, weight = evidence.best_match()
-        return (
-            f"{self.prediction.video}: {self.prediction}\n"
-            f"most like {evidence.clips[best]} (class {self.best_class}; {evidence.clip_scores[best]:.2f})\n"
-            f"strongest match: frames {_words(query)} with frames {_words(frames)} of {evidence.clips[clip]} "
-            f"(attention {weight:.2f})"
-        )
+        lines = [
+            f"{self.prediction.video}: {self.prediction}",
+            f"most like {evidence.clips[best]} (class {self.best_class}; {evidence.clip_scores[best]:.2f})",
+        ]
+        if match := evidence.best_match():
+            query, clip, frames, weight = match
+            lines.append(
+                f"strongest match: {_words(query)} with {_words(frames)} of {evidence.clips[clip]} "
+                f"(attention {weight:.2f})"
+            )
+        return "\n".join(lines)
 
 
 @torch.inference_mode()
@@ -88,4 +92,4 @@ def explain(
 
 
 def _words(frames: tuple[int, ...]) -> str:
-    return ", ".join(str(frame + 1) for frame in frames)
+    return "frame" + "s" * (len(frames) > 1) + " " + ", ".join(str(frame + 1) for frame in frames)

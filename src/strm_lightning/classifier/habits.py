@@ -21,13 +21,17 @@ class ScikitLearnHabits:
         """Set arguments of the constructor.
 
         Raises:
-            ValueError: there is no such argument.
+            ValueError: there is no such argument, or it cannot have that value.
         """
         for name, value in params.items():
             if name not in self._names():
                 raise ValueError(f"no parameter {name!r}; there are {', '.join(self._names())}")
             setattr(self, name, value)
+        self._check_params()
         return self
+
+    def _check_params(self) -> None:
+        """Refuse parameters that make no sense."""
 
     def __sklearn_tags__(self) -> Any:
         from sklearn.utils import ClassifierTags, Tags, TargetTags

@@ -9,8 +9,10 @@ import torch
 from strm_lightning.classifier.matchers import HeadMatcher, PatchMatcher
 from strm_lightning.models.backbone import Backbone
 from strm_lightning.models.head import STRMHead
+from strm_lightning.models.lite0 import EFFICIENTNET_LITE0
 from strm_lightning.models.strm import STRM
 
+DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 _PREPROCESSING = ("num_frames", "image_size", "short_side", "frame_policy")
 _PREFIX = "model."
 
@@ -41,11 +43,28 @@ def read_checkpoint(path: str | Path) -> tuple[HeadMatcher, dict[str, Any]]:
     return HeadMatcher(model, options.get("qc_weight", 0.1)), {**how, "num_frames": model.head.num_frames}
 
 
-def bare(backbone: str, *, weights: str | None, pretrained: bool, patch_grid: int) -> PatchMatcher:
-    """A backbone without a head."""
-    return PatchMatcher(Backbone(backbone, pretrained=pretrained, weights=weights), patch_grid)
+def bare(backbone: str, *, weights: str | None, patch_grid: int) -> PatchMatcher:
+    """A backbone without a head.
+
+    Raises:
+        ValueError: no such backbone, or its weights cannot be had.
+        FileNotFoundError: there is no such file of weights.
+    """
+    if weights is None and backbone == DEFAULT_BACKBONE:
+        weights = EFFICIENTNET_LITE0  # the same as timm's, and no hub is asked
+    return PatchMatcher(Backbone(backbone, weights=weights), patch_grid)
 
 
 def pick(device: str | None) -> torch.device:
-    """The device of that name; of None, the GPU where there is one."""
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """The device of that name; of None, the GPU where there is one.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(1, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"device {device!r}: cannot be used here ({reason})") from error

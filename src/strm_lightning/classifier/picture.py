@@ -1,5 +1,6 @@
 """The picture of an explanation: query and example side by side, what matched, where it looked, who said what."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ _TRM, _QC = "#2563a8", "#8fb8de"
 _HEAT = LinearSegmentedColormap.from_list(
     "heat", [(0.76, 0.25, 0.05, 0.0), (0.98, 0.45, 0.1, 0.55), (1, 0.85, 0.2, 0.85)]
 )
+_FORMATS = (".png", ".pdf", ".svg")
 _CLASSES = 6  # bars at most
 _STYLE: dict[str, Any] = {"font.size": 8, "font.family": "DejaVu Sans", "text.color": _INK, "axes.edgecolor": _QUIET}
 
@@ -30,6 +32,7 @@ def draw(explanation: Explanation, path: str | Path | None = None) -> Figure:
     class. A line between two frames is as strong as the attention between them; the strongest pair of tuples is framed.
     On the right: the probability of each class, and TRM's and QC's share in its distance behind the best.
     """
+    path = None if path is None else check_name(path)
     evidence = explanation.evidence[explanation.best_class]
     clip = evidence.best_clip
     query = [_image(frame) for frame in explanation.frames]
@@ -67,11 +70,13 @@ def draw(explanation: Explanation, path: str | Path | None = None) -> Figure:
         _side(tops[0], "query")
         _side(lows[0], "best\nexample")
         _links(figure, tops, lows, evidence.frame_weights(clip))
-        _strongest(explanation, clip, tops, lows)
+        framed = _frame_strongest(explanation, clip, tops, lows)
         _bars(figure, explanation, right + 0.85 / (count + 3.4), bottom, top)
         _words(figure, explanation, left)
+        how = "lines: attention between frames" + "; framed: the strongest match" * framed
+        figure.text(left, 0.03, how, fontsize=7, color=_QUIET)
         if path is not None:
-            _save(figure, Path(path))
+            _save(figure, path)
     return figure
 
 
@@ -124,15 +129,17 @@ def _links(figure: Figure, tops: list[Axes], lows: list[Axes], weights: Float[np
         figure.add_artist(line)
 
 
-def _strongest(explanation: Explanation, clip: int, tops: list[Axes], lows: list[Axes]) -> None:
-    evidence = explanation.evidence[explanation.best_class]
-    query, best, frames, weight = evidence.best_match()
-    if best != clip or sum((size.attention > 0.999 * weight).sum() for size in evidence.sizes) > 1:
-        return  # in another clip, or no stronger than others (a bare backbone weighs all frames alike)
+def _frame_strongest(explanation: Explanation, clip: int, tops: list[Axes], lows: list[Axes]) -> bool:
+    """Frame the strongest pair of tuples, if there is one and it is with this clip."""
+    match = explanation.evidence[explanation.best_class].best_match()
+    if match is None or match[1] != clip:
+        return False
+    query, _, frames, _ = match
     for axes in (*(tops[i] for i in query), *(lows[j] for j in frames)):
         axes.add_patch(
             Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, edgecolor=_STRONG, linewidth=2, clip_on=False)
         )
+    return True
 
 
 def _bars(figure: Figure, explanation: Explanation, left: float, bottom: float, top: float) -> None:
@@ -159,7 +166,8 @@ def _bars(figure: Figure, explanation: Explanation, left: float, bottom: float, 
     lower.tick_params(axis="x", labelsize=6, length=2, color=_QUIET)
     lower.locator_params(axis="x", nbins=4)
     lower.set_title("logit behind the best", fontsize=8, loc="left", pad=3)
-    lower.legend(fontsize=6, frameon=False, loc="lower right", handlelength=1, borderaxespad=0)
+    # In the row of the best class, whose bars have no length.
+    lower.legend(fontsize=6, frameon=False, handlelength=1, borderaxespad=0, loc="upper right", ncols=2)
     _label_bars(lower, labels)
 
 
@@ -181,10 +189,21 @@ def _words(figure: Figure, explanation: Explanation, left: float) -> None:
     )
     names = f"{Path(prediction.video).name}, most like {Path(evidence.clips[clip]).name} of {explanation.best_class!r}"
     figure.text(left, 0.9, names, fontsize=8, color=_QUIET, va="center")
-    figure.text(left, 0.03, "lines: attention between frames; framed: the strongest match", fontsize=7, color=_QUIET)
+
+
+def check_name(path: str | Path) -> Path:
+    """The path of a picture.
+
+    Raises:
+        ValueError: its ending is of no format that can be drawn.
+    """
+    if Path(path).suffix.lower() not in _FORMATS:
+        raise ValueError(f"picture {path}: give a name that ends in .png, .pdf or .svg")
+    return Path(path)
 
 
 def _save(figure: Figure, path: Path) -> None:
-    if path.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"picture {path}: give a name that ends in .png, .pdf or .svg")
-    figure.savefig(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    figure.savefig(part, format=path.suffix.lower()[1:])
+    part.replace(path)

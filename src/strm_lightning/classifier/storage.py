@@ -1,6 +1,7 @@
 """Encoded examples as one .safetensors file: features, labels, preprocessing and the fingerprint of the weights."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -30,7 +31,7 @@ def save(
     *,
     thumbnails: bool,
 ) -> None:
-    """Write a support set."""
+    """Write a support set, whole or not at all."""
     clips = [(label, clip) for label in support.labels for clip in support.clips[label]]
     about = {
         "format": _FORMAT,
@@ -44,7 +45,10 @@ def save(
     tensors = {name: torch.stack([clip.features[name] for _, clip in clips]).cpu() for name in names}
     if clips and thumbnails:
         tensors[_THUMBNAILS] = torch.stack([clip.thumbnail for _, clip in clips])
-    save_file(tensors, path, {name: json.dumps(value) for name, value in about.items()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    save_file(tensors, part, {name: json.dumps(value) for name, value in about.items()})
+    part.replace(path)
 
 
 @dataclass(frozen=True)

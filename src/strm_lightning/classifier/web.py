@@ -1,6 +1,8 @@
 """The web page of ``strm demo``: drop clips of each class, drop a video, see its label and why."""
 
 import os
+import socket
+import sys
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
@@ -20,7 +22,7 @@ import gradio as gr
 
 MAX_CLASSES = 8
 _SHOWN = 3
-_KEEP_SECONDS = 600
+_LOOK_AND_KEEP = (60, 600)  # seconds: look for old uploads that often, and keep none longer
 _PATHS: dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]] = {  # t in -1 .. 1 to right, down
     "slide left": lambda t: (-t, 0 * t),
     "slide right": lambda t: (t, 0 * t),
@@ -72,7 +74,7 @@ def build(make: Callable[[], FewShotClassifier], examples: Path) -> gr.Blocks:
         blank = [None] * (MAX_CLASSES - len(names))
         return [str(files[names[-1]][-1]), *names, *blank, *([str(f) for f in files[n][:-1]] for n in names), *blank]
 
-    with gr.Blocks(title="strm demo", analytics_enabled=False, delete_cache=(60, _KEEP_SECONDS)) as page:
+    with gr.Blocks(title="strm demo", analytics_enabled=False, delete_cache=_LOOK_AND_KEEP) as page:
         gr.Markdown(_INTRODUCTION)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
@@ -95,6 +97,20 @@ def build(make: Callable[[], FewShotClassifier], examples: Path) -> gr.Blocks:
     return page
 
 
+def check_address(host: str, port: int | None) -> None:
+    """Refuse an address that cannot be listened on, before a model is loaded for it.
+
+    Raises:
+        ValueError: the port is taken, or the address is not this computer's.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, port or 0), family=family).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"the page cannot listen on {host}, port {port or 'any'}: {reason}") from error
+
+
 def serve(page: gr.Blocks, *, host: str, port: int | None, max_mb: int, block: bool = True) -> str:
     """Start the server; returns its address where it is not to ``block``."""
     fonts = ["system-ui", "sans-serif"]  # gradio's own themes fetch fonts from the net
@@ -108,9 +124,13 @@ def serve(page: gr.Blocks, *, host: str, port: int | None, max_mb: int, block: b
         footer_links=[],
         theme=theme,
         css=_CSS,
-        prevent_thread_lock=not block,
-        quiet=not block,
+        prevent_thread_lock=True,
+        quiet=True,
     )
+    if block:
+        sys.stdout.write(f"The page is at {address} (Ctrl-C ends it).\n")
+        sys.stdout.flush()
+        page.block_thread()
     return str(address)
 
 
