@@ -115,7 +115,7 @@ def test_other_videos_are_told_by_their_number_and_by_what_is_missing() -> None:
 
 def test_a_model_is_not_compared_with_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a = str(write(tmp_path, 0.4))
-    for arguments in ([a], [a, a]):
+    for arguments in ([a], [a, a], [a, str(tmp_path)]):
         with pytest.raises(SystemExit):
             main(["compare", *arguments])
     assert "two or more results.json" in capsys.readouterr().err

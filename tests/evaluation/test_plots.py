@@ -100,6 +100,26 @@ def test_nothing_to_draw_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "no results.json of a test, no metrics.csv of a fit" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", [b"a,b\n1,2\n", b"\x00\xff\x81", b"train/loss\n1\n", b"step,val/loss\n1,high\n"])
+def test_metrics_of_something_else_are_refused(
+    tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "metrics.csv").write_bytes(content)
+    with pytest.raises(SystemExit):
+        main(["plot", str(tmp_path)])
+    message = capsys.readouterr().err
+    assert "metrics.csv" in message
+    assert message.count("\n") == 1
+
+
+def test_pictures_that_cannot_be_written_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, 0.5)
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        main(["plot", str(tmp_path), "--out", str(tmp_path / "file" / "pictures")])
+    assert capsys.readouterr().err.startswith(f"error: pictures cannot be written to {tmp_path}")
+
+
 def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"strm-lightning\[plots\]"):

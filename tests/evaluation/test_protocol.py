@@ -47,10 +47,18 @@ def run_test(folder: Path, model: L.LightningModule, episodes: L.LightningDataMo
     return load_results(folder)
 
 
-@pytest.mark.parametrize("options", [{}, {"variant": "official", "tuple_sizes": (2, 3), "center_clip": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bank_limit_gb": 1e-9},  # a mapped file
+        {"variant": "official", "tuple_sizes": (2, 3), "center_clip": True},
+        {"freeze_backbone": True, "bank_dir": "banks"},
+    ],
+)
 def test_the_bank_gives_the_numbers_of_encoding_each_episode_anew(
-    actions: Path, tmp_path: Path, options: dict[str, Any]
+    actions: Path, tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     found, seen = {}, {}
     for way in ("bank", "episodes"):
         witness = Logits()

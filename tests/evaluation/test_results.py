@@ -75,5 +75,5 @@ def test_files_that_are_none_of_ours_are_refused(tmp_path: Path) -> None:
         load_results(tmp_path)
     with pytest.raises(ValueError, match=r"list\.json is not a results"):
         load_results(tmp_path / "list.json")
-    with pytest.raises(ValueError, match="it has no card, ci95"):
+    with pytest.raises(ValueError, match="it has no card, checkpoint, ci95"):
         load_results(tmp_path / "other.json")

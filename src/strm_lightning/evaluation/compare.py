@@ -3,12 +3,13 @@
 import json as json_format
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from strm_lightning.evaluation.report import load_results, results_of
+from strm_lightning.evaluation.report import RESULTS, load_results, results_of
 from strm_lightning.evaluation.results import half_interval
 from strm_lightning.evaluation.tables import latex_table, markdown_table, plain_table
 
@@ -51,7 +52,7 @@ def compare(
     if len(results) < 2:
         raise ValueError("give two or more results.json to compare")
     documents = {name: load_results(name) for name in results}
-    if len(documents) < len(results):
+    if len({(path / RESULTS if path.is_dir() else path).resolve() for path in map(Path, results)}) < len(results):
         raise ValueError("one file is given twice; a model cannot be compared with itself")
     found = compare_documents(documents, allow=allow)
     if json:

@@ -1,8 +1,9 @@
 """``strm plot``: confusion, accuracy of each class, accuracy over shots and learning curves as PNG files."""
 
 import csv
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,18 +30,22 @@ def plot(*runs: str, out: str | None = None) -> None:
     """
     if not runs:
         raise ValueError("give a run's folder, or its results.json or metrics.csv")
-    for path in draw(runs, out):
-        print(path)
+    drawn = draw(runs, out)
+    if not drawn:
+        raise ValueError(f"nothing to draw in {' '.join(runs)}: no {RESULTS}, and no loss or accuracy in {METRICS}")
+    print(*drawn, sep="\n")
 
 
 def draw(runs: Sequence[str | Path], out: str | Path | None = None) -> list[Path]:
     """Draw runs as `plot` does.
 
     Returns:
-        The files that were written.
+        The files that were written; none where a fit has logged neither loss nor accuracy.
 
     Raises:
-        FileNotFoundError: nothing there can be drawn.
+        FileNotFoundError: there is no such file.
+        ValueError: a file is none of ours.
+        OSError: the pictures cannot be written.
         ImportError: matplotlib is not installed.
     """
     if not find_spec("matplotlib"):
@@ -48,8 +53,6 @@ def draw(runs: Sequence[str | Path], out: str | Path | None = None) -> list[Path
     paths = [path for run in runs for path in _sources(Path(run))]
     results = {_name(p, paths): load_results(p) for p in paths if p.suffix == ".json"}
     metrics = {_name(p, paths): p for p in paths if p.suffix == ".csv"}
-    folder = Path(out) if out else paths[0].parent
-    folder.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Figure] = {}
     for name, document in results.items():
         figures["confusion" if len(results) == 1 else f"confusion-{_slug(name)}"] = confusion_figure(document)
@@ -59,9 +62,7 @@ def draw(runs: Sequence[str | Path], out: str | Path | None = None) -> list[Path
         figures["shots"] = shots_figure(sweeps)
     if curves := {name: rows for name, path in metrics.items() if (rows := _read_metrics(path))}:
         figures["learning-curve"] = learning_figure(curves)
-    for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=150)
-    return [folder / f"{name}.png" for name in figures]
+    return _save(figures, Path(out) if out else paths[0].parent)
 
 
 def log_pictures(loggers: Iterable[Any], folder: Path) -> None:
@@ -76,12 +77,28 @@ def log_pictures(loggers: Iterable[Any], folder: Path) -> None:
 def _read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:
     """(step, value) of each column of a CSVLogger's file that `learning_figure` draws."""
     columns: dict[str, list[tuple[float, float]]] = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            for name, value in row.items():
-                if value and name.startswith(("train/", "val/")) and not name.endswith("_epoch"):
-                    columns.setdefault(name.removesuffix("_step"), []).append((float(row["step"]), float(value)))
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if value and name.startswith(("train/", "val/")) and not name.endswith("_epoch"):
+                        columns.setdefault(name.removesuffix("_step"), []).append((float(row["step"]), float(value)))
+    except (ValueError, KeyError, AttributeError, csv.Error):
+        raise ValueError(f"{path} is not a metrics.csv of `strm fit`") from None
     return columns
+
+
+def _save(figures: "Mapping[str, Figure]", folder: Path) -> list[Path]:
+    """Write each picture whole or not at all."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            part = folder / f"{name}.{os.getpid()}.png"
+            figure.savefig(part, dpi=150)
+            part.replace(folder / f"{name}.png")
+    except OSError as error:
+        raise OSError(f"pictures cannot be written to {folder}: {error.strerror}") from error
+    return [folder / f"{name}.png" for name in figures]
 
 
 def _sources(run: Path) -> list[Path]:

@@ -101,7 +101,8 @@ def load_results(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no results at {path}; `strm test` writes them")
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"accuracy", "ci95", "card", "per_class", "per_episode"} - document.keys()
+        missing = {"accuracy", "ci95", "sweep", "card", "per_class", "per_episode", "confusion"} - document.keys()
+        missing |= {"protocol", "data", "checkpoint"} - document.get("card", {}).keys()
     except (ValueError, AttributeError):
         raise ValueError(f"{path} is not a results.json of `strm test`") from None
     if missing:
