@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ pytestmark = [
 ]
 
 
-def released_file(path: Path, **options: bool) -> Path:
+def released_file(path: Path, **options: Any) -> Path:
     torch.manual_seed(0)
     shapes = {name: tensor.shape for name, tensor in released_state(**options).items()}
     state = {n: torch.ones(s) if n.endswith("running_var") else torch.randn(s) * 0.03 for n, s in shapes.items()}
@@ -56,10 +57,18 @@ def test_query_class_by_option_and_trx(tmp_path: Path, capsys: pytest.CaptureFix
     main(["convert", str(released_file(tmp_path / "a.pt")), str(ours), "--query_class=fresh", "--seed=3"])
     assert "drawn at random" in capsys.readouterr().out
     assert STRMModule.load_from_checkpoint(ours, weights_only=True).model.head.qc is not None
+    ours = tmp_path / "a new folder" / "ours.ckpt"
     main(["convert", str(released_file(tmp_path / "b.pt", trx=True)), str(ours)])
     said = capsys.readouterr().out
     assert "TRX" in said
     assert "Omega {2}, d = 6, L = 8\n" in said
+    assert [path.name for path in ours.parent.iterdir()] == ["ours.ckpt"]  # nothing half written beside it
+
+
+def test_what_to_do_next_fits_the_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for frames, option in ((8, "ours.ckpt --data.root"), (5, "ours.ckpt --data.num_frames=5 --data.root")):
+        main(["convert", str(released_file(tmp_path / "a.pt", frames=frames)), str(tmp_path / "ours.ckpt")])
+        assert option in capsys.readouterr().out
 
 
 def test_a_wrong_file_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,3 +77,6 @@ def test_a_wrong_file_is_told_in_one_line(tmp_path: Path, capsys: pytest.Capture
     assert stop.value.code == 2
     assert capsys.readouterr().err.strip().endswith("absent.pt: no such file")
     assert not (tmp_path / "out.ckpt").exists()
+    with pytest.raises(SystemExit):
+        main(["convert", str(released_file(tmp_path / "a.pt")), str(tmp_path)])
+    assert "is a folder: name the file to write" in capsys.readouterr().err

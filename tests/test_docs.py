@@ -11,7 +11,6 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
-@pytest.mark.slow
 def test_docs_build_without_warnings(tmp_path: Path) -> None:
     pytest.importorskip("furo", reason="the extra `docs` is not installed")
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-d", str(tmp_path / "trees")]

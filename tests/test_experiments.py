@@ -3,8 +3,10 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from strm_lightning.cli import main
 
@@ -35,11 +37,12 @@ def test_the_command_in_the_header_runs(
     found = commands(config)
     assert found, f"{config.name}: its header names no command"
     assert all(str(config.relative_to(EXPERIMENTS.parent)) in command for command in found)
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     data = ["--data.root", str(actions), "--data.split", json.dumps(SPLIT)]
     backbone = f"--model.backbone={OTHER_BACKBONES.get(config.name, 'test_resnet')}"
-    for command in found:
+    for number, command in enumerate(found):
+        (tmp_path / str(number)).mkdir()
+        monkeypatch.chdir(tmp_path / str(number))
         absolute = [str(EXPERIMENTS.parent / word) if word.endswith(".yaml") else word for word in command]
         monkeypatch.setattr("sys.argv", ["strm", *absolute, *TINY.split(), *data, backbone])
         main()
@@ -47,13 +50,38 @@ def test_the_command_in_the_header_runs(
     assert ("A training step will take about" in said) == ("MemoryEstimate" in config.read_text())
 
 
-def test_shared_values_stand_once() -> None:
-    """A configuration that goes behind another one repeats none of its values."""
-    import yaml
+def merged(files: list[Path]) -> dict[str, dict[str, Any]]:
+    """What LightningCLI makes of several configurations: later values win."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in files:
+        for part, values in yaml.safe_load(path.read_text()).items():
+            found[part] = {**found.get(part, {}), **values} if isinstance(values, dict) else values
+    return found
 
-    base = yaml.safe_load((EXPERIMENTS / "kinetics.yaml").read_text())
-    for name in ("ssv2", "hmdb51", "ucf101", "one_shot", "trx", "vit", "convnext", "official/release"):
-        other = yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text())
-        for part, values in other.items():
-            same = [key for key, value in values.items() if base[part].get(key) == value]
-            assert not same, f"{name}.yaml repeats {part}.{same} of kinetics.yaml"
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: str(p.relative_to(EXPERIMENTS)))
+def test_shared_values_stand_once(config: Path) -> None:
+    """A configuration repeats no value of those that its command puts before it."""
+    if config.parent.name == "ablation":
+        pytest.skip("a variant says all switches, whatever recipe it is put behind")
+    for command in commands(config):
+        files = [EXPERIMENTS.parent / word for word in command if word.endswith(".yaml")]
+        before = merged(files[: files.index(config)])
+        for part, values in yaml.safe_load(config.read_text()).items():
+            if part in before and isinstance(values, dict):
+                same = [key for key, value in values.items() if before[part].get(key, ...) == value]
+                assert not same, f"{config.name} repeats {part}.{', '.join(same)}"
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: str(p.relative_to(EXPERIMENTS)))
+def test_a_published_step_is_sixteen_episodes_on_any_hardware(config: Path) -> None:
+    """Devices share a step out; an epoch ends with a whole one, since Lightning would take half a step for one."""
+    for command in commands(config):
+        files = [EXPERIMENTS.parent / word for word in command if word.endswith(".yaml")]
+        if files[0].name != "kinetics.yaml":
+            continue
+        found = merged(files)
+        trainer, data = found["trainer"], found["data"]
+        devices = trainer["devices"] * trainer.get("num_nodes", 1)
+        assert devices * trainer["accumulate_grad_batches"] * data["batch_size"] == 16
+        assert data["train_episodes"] % 16 == 0

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.nn import functional as F
 
@@ -130,8 +130,11 @@ def test_bfloat16_trains(actions: Path, tmp_path: Path) -> None:
 def test_a_frozen_backbone_stays_and_its_bank_is_what_it_sees(actions: Path, tmp_path: Path) -> None:
     model, episodes = module(freeze_backbone=True), data(actions, flip=False, short_side=32)
     before = weights(model)
-    run = trainer(tmp_path, max_epochs=1, enable_checkpointing=False)
+    banks: dict[str, Any] = {}
+    keep = LambdaCallback(on_train_end=lambda run, module: banks.update(module._maps))
+    run = trainer(tmp_path, max_epochs=1, enable_checkpointing=False, callbacks=[keep])
     run.fit(model, datamodule=episodes)
+    assert not model._maps  # freed before a test takes memory of its own
     after = weights(model)
     assert all(torch.equal(after[n], before[n]) for n in before if "backbone" in n)
     assert not all(torch.equal(after[n], before[n]) for n in before if "head" in n)
@@ -139,9 +142,8 @@ def test_a_frozen_backbone_stays_and_its_bank_is_what_it_sees(actions: Path, tmp
     pixels = data(actions, evaluation="episodes", flip=False, short_side=32)
     pixels.setup("validate")
     episode = pixels.val_dataloader().dataset[0, 3]
-    bank = model._maps["val"]
     maps = model.model.pool(episode.query)
-    torch.testing.assert_close(bank.get(episode.query_ids).grid, maps.grid, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(banks["val"].get(episode.query_ids).grid, maps.grid, rtol=1e-4, atol=1e-4)
 
 
 def test_losses_are_the_papers_and_the_releases() -> None:
@@ -204,28 +206,33 @@ if __name__ == "__main__":
     model = module(lr=0.0)
     run.validate(model, datamodule=data(root), verbose=False)
     results = model.results
+    run.test(model, datamodule=data(root, test_episodes=10, test_shots=[1, 3]), verbose=False)
     run.fit(model, datamodule=data(root))
     (out / f"{devices}-{run.global_rank}.json").write_text(json.dumps(
-        {"seen": witness.seen, "accuracy": results.accuracy, "predicted": results.predicted.tolist()}))
+        {"seen": witness.seen, "accuracy": results.accuracy, "predicted": results.predicted.tolist(),
+         "report": {k: v for k, v in model.report.items() if k != "timing"}}))
 """
 
 
-def test_two_processes_find_what_one_finds(actions: Path, tmp_path: Path) -> None:
-    """7 validation episodes do not divide by 2; training shares the 6 episodes out."""
+def test_several_processes_find_what_one_finds(actions: Path, tmp_path: Path) -> None:
+    """Neither 7 nor 10 episodes divide by 2 and 3; training shares out as many as do."""
     script = tmp_path / "run.py"
     script.write_text(DDP)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["src", "."]), "OMP_NUM_THREADS": "1"}
-    for devices in ("1", "2"):
+    for devices in ("1", "2", "3"):
         command = [sys.executable, "-W", "ignore", str(script), str(actions), str(tmp_path), devices]
         done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
-    one, first, second = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("1-0", "2-0", "2-1"))
-    assert one["predicted"] == first["predicted"] == second["predicted"]
-    assert one["accuracy"] == first["accuracy"] == second["accuracy"]
-    assert [*first["seen"], *second["seen"]] != []
-    together = {tuple(rows) for rows in first["seen"]} | {tuple(rows) for rows in second["seen"]}
-    assert together == {tuple(rows) for rows in one["seen"]}
-    assert not {tuple(rows) for rows in first["seen"]} & {tuple(rows) for rows in second["seen"]}
+    ranks = {n: [json.loads((tmp_path / f"{n}-{rank}.json").read_text()) for rank in range(n)] for n in (1, 2, 3)}
+    one = ranks[1][0]
+    assert one["report"]["episodes"] == 10
+    for found in (found for several in ranks.values() for found in several):
+        assert all(found[name] == one[name] for name in ("accuracy", "predicted", "report"))
+    seen = {n: [{tuple(rows) for rows in found["seen"]} for found in several] for n, several in ranks.items()}
+    assert len(seen[1][0]) == 4
+    assert set.union(*seen[2]) == seen[1][0]
+    assert set.union(*seen[3]) < seen[1][0]
+    assert all(sum(map(len, several)) == len(set.union(*several)) for several in seen.values())
 
 
 def test_training_may_have_more_ways_than_a_test(actions: Path) -> None:

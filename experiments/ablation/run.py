@@ -1,173 +1,334 @@
-"""Ablate the heads over class splits and seeds, from stored maps of a frozen backbone, on the same test episodes.
+"""Ablate the heads of a recipe over class splits and seeds, on the same test episodes: as `strm fit` does, only faster.
 
-    python experiments/ablation/run.py ROOT --out FILE.json [--splits 3] [--seeds 1] [--steps 400] …
+    python experiments/ablation/run.py experiments/egogestar.yaml runs/ablation --root FOLDER
 
-ROOT is a folder ``class/video.mp4``, or ``moving-shapes`` (whose own split is used). Every part is switched on by
-itself and together; every variant is tested on the same episodes, so that differences are paired. As a control each
-test is also done with the frames of the queries reversed.
+Each variant is a file in this folder, put behind the recipe. What `strm fit` would find for the same files, split and
+seed is what is found here (a test holds the two against each other); but the frozen backbone's maps of the whole data
+set are computed once for all splits, seeds and variants, and several runs train side by side. Every variant is tested
+on the same episodes, so that differences are paired; as a control also with the queries played backwards.
+
+Each run is a file in the output folder: a call that was cut off goes on where it was, and one that finds all runs done
+only prints the tables.
 """
 
-import argparse
 import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
+import lightning as L
 import numpy as np
 import torch
-from torch.nn import functional as F
+import yaml
+from jsonargparse import auto_cli
+from lightning.pytorch.callbacks import ModelCheckpoint
 from tqdm import tqdm
 
-from strm_lightning.data.datamodule import MOVING_SHAPES, EpisodeDataModule
-from strm_lightning.data.episodes import EpisodeSampler
-from strm_lightning.episode import Episode, MatchLogits, PooledMaps
+from strm_lightning import EpisodeDataModule, STRMModule
+from strm_lightning.data.splits import Stage
+from strm_lightning.episode import Episode, PooledMaps, TupleFeatures
 from strm_lightning.evaluation.bank import FeatureBank
-from strm_lightning.models import Backbone, STRMHead
-from strm_lightning.models.pooling import pool_maps
+from strm_lightning.evaluation.fingerprint import bank_fingerprint
+from strm_lightning.evaluation.results import half_interval
+from strm_lightning.evaluation.tables import markdown_table
+from strm_lightning.models.pooling import pool_maps, scale
 
-OFF = {"patch_enrichment": False, "frame_enrichment": False, "query_class": False}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "TRX": OFF,
-    "+ PLE": OFF | {"patch_enrichment": True},
-    "+ FLE": OFF | {"frame_enrichment": True},
-    "+ QC": OFF | {"query_class": True},
-    "STRM": {},
-    "TRX + center": OFF | {"center_clip": True},
-    "STRM + center": {"center_clip": True},
-    "STRM + layout": {"patch_pooling": "layout"},
-    "STRM + both": {"center_clip": True, "patch_pooling": "layout"},
-    "TRX + both": OFF | {"center_clip": True, "patch_pooling": "layout"},
+FOLDER = Path(__file__).parent
+VARIANTS = {
+    "trx": "TRX",
+    "ple": "TRX + PLE",
+    "fle": "TRX + FLE",
+    "qc": "TRX + QC",
+    "ple_fle": "TRX + PLE + FLE",
+    "all": "STRM: all three",
+    "trx_center": "TRX, center_clip",
+    "trx_center_layout": "TRX, center_clip, layout",
+    "center": "STRM, center_clip",
+    "layout": "STRM, layout",
+    "center_layout": "STRM, center_clip, layout",
+    "center_layout_scale": "STRM, center_clip, layout, scale_clip",
 }
+# What to call the step from one variant to the next, for the table of differences.
+STEPS = {
+    "PLE alone": ("trx", "ple"),
+    "FLE alone": ("trx", "fle"),
+    "QC alone": ("trx", "qc"),
+    "FLE behind PLE": ("ple", "ple_fle"),
+    "QC behind PLE and FLE": ("ple_fle", "all"),
+    "STRM against TRX": ("trx", "all"),
+    "center_clip on TRX": ("trx", "trx_center"),
+    "center_clip on STRM": ("all", "center"),
+    "layout on STRM": ("all", "layout"),
+    "layout behind center_clip": ("center", "center_layout"),
+    "scale_clip behind both": ("center_layout", "center_layout_scale"),
+    "STRM against TRX, center_clip": ("trx_center", "center"),
+    "STRM against TRX, both options": ("trx_center_layout", "center_layout"),
+}
+Use = Literal["training", "testing"]  # random frames and crop, or the central ones
 
 
-def encode(data: EpisodeDataModule, backbone: Backbone, center: bool) -> FeatureBank[PooledMaps]:
-    """Pooled maps of every video, in half precision: a bank of the whole data set."""
-    rows = [int(r) for videos in data.videos.values() for members in videos.members for r in members]
-    bank: FeatureBank[PooledMaps] = FeatureBank(rows)
-    for batch in tqdm(data.video_loader(next(iter(data.videos)), rows), f"Encoding, center_clip={center}"):
-        bank.fill([batch], lambda clips: pool_maps(backbone(clips), 4, center_clip=center).to(torch.float16))
+@dataclass(frozen=True)
+class Plan:
+    """What all runs share.
+
+    Attributes:
+        recipe: ``data``, ``model`` and ``trainer`` options of the recipe, as the YAML file has them.
+        out: folder of the runs and of the stored maps.
+    """
+
+    recipe: dict[str, dict[str, Any]]
+    out: Path
+
+    def data(self, split: int) -> EpisodeDataModule:
+        """The data module of a class split, set up."""
+        data = EpisodeDataModule(**self.recipe["data"] | {"split_seed": split})
+        data.prepare_data()
+        data.setup("fit")
+        data.setup("test")
+        return data
+
+    def model(self, variant: str) -> dict[str, Any]:
+        """Options of `STRMModule`: the recipe's, and behind them those of the variant's file."""
+        behind = yaml.safe_load((FOLDER / f"{variant}.yaml").read_text())["model"]
+        return self.recipe["model"] | behind | {"num_frames": self.recipe["data"].get("num_frames", 8)}
+
+    def maps(self, use: Use, center: bool) -> Path:
+        """Where the pooled maps of all videos lie."""
+        return self.out / "maps" / f"{use}{'-centered' if center else ''}"
+
+
+class _Scaled(FeatureBank[PooledMaps]):
+    """Maps as `scale_clip` has them."""
+
+    def get(self, rows: Any, views: Any = None) -> PooledMaps:
+        return scale(super().get(rows, views))
+
+
+class Stored(STRMModule):
+    """STRMModule, but for where the maps of a frozen backbone come from: they are there already."""
+
+    banks: dict[Use, FeatureBank[PooledMaps]]
+
+    def _encode_maps(self, stage: Stage, *, views: int = 0) -> FeatureBank[PooledMaps]:
+        if stage == "train":
+            return self.banks["training"]
+        rows = _rows(self._datamodule, stage)
+        part: FeatureBank[PooledMaps] = FeatureBank(rows.tolist())
+        part.put(torch.stack([rows, torch.zeros_like(rows)], 1), self.banks["testing"].get(rows))
+        return part
+
+
+def _rows(data: EpisodeDataModule, stage: Stage) -> torch.Tensor:
+    return torch.from_numpy(np.sort(np.concatenate(data.videos[stage].members)))
+
+
+def encode(plan: Plan) -> None:
+    """Store the pooled maps of every video, with and without `center_clip`, unless they are there."""
+    data, options = plan.data(0), plan.model("trx")
+    rows = sorted({int(row) for videos in data.videos.values() for members in videos.members for row in members})
+    backbone = Stored(**options).model.backbone.eval()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    grid = options.get("patch_grid", 4)
+    for use, views in (("training", options.get("frozen_views", 1)), ("testing", 0)):
+        about = {"patch_grid": grid, "videos": data.videos["test"].store.videos}
+        mark = bank_fingerprint(data, "test", rows, backbone, about, views=views, precision="32-true")
+        folders = {center: plan.maps(use, center) for center in (False, True)}
+        if all(FeatureBank.load(folder, mark) for folder in folders.values()):
+            continue
+        banks: dict[bool, FeatureBank[PooledMaps]] = {c: FeatureBank(rows, views=max(views, 1)) for c in folders}
+        backbone.to(device)
+        with torch.no_grad():
+            for keys, clips in tqdm(data.video_loader("test", rows, views=views), f"Encoding for {use}", unit="batch"):
+                maps = backbone(clips.to(device))
+                for center, bank in banks.items():
+                    bank.put(keys, pool_maps(maps, grid, center_clip=center))
+        backbone.to("cpu")
+        for center, bank in banks.items():
+            bank.save(folders[center], mark)
+
+
+def run(plan: Plan, variant: str, split: int, seed: int) -> dict[str, list[float]]:
+    """Train a variant as `strm fit` does; accuracy of every test episode, by number of shots and direction of play."""
+    data, options = plan.data(split), plan.model(variant)
+    L.seed_everything(seed, verbose=False)
+    module = Stored(**options)
+    kind = _Scaled if options.get("scale_clip") else FeatureBank
+    module.banks = {use: _load(plan, kind, use, options["center_clip"]) for use in ("training", "testing")}
+    own = {name: value for name, value in plan.recipe["trainer"].items() if name not in ("logger", "callbacks")}
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    with TemporaryDirectory() as folder:
+        best = ModelCheckpoint(folder, monitor="val/accuracy" if "val" in data.videos else None, mode="max")
+        trainer = L.Trainer(**own, **quiet, callbacks=[best], default_root_dir=folder)
+        trainer.fit(module, datamodule=data)
+        module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
+    return test(module.eval(), data)
+
+
+def _load(plan: Plan, kind: Any, use: Use, center: bool) -> FeatureBank[PooledMaps]:
+    folder = plan.maps(use, center)
+    bank = kind.load(folder, json.loads((folder / "bank.json").read_text())["fingerprint"])
+    assert bank is not None
     return bank
 
 
-def logits(
-    head: STRMHead, bank: FeatureBank[PooledMaps], episodes: list[Episode], reverse: bool = False
-) -> MatchLogits:
-    """Logits of a batch of episodes; with the queries played backwards as a control."""
-    episode = Episode.stack(episodes)
-    support, query = (bank.get(rows).to(torch.float32) for rows in (episode.support_ids, episode.query_ids))
-    if reverse:
-        query = PooledMaps(grid=query.grid.flip(-3), mean=query.mean.flip(-2))
-    return head.match(head.enrich_pooled(support), head.enrich_pooled(query))
-
-
-def train(head: STRMHead, bank: FeatureBank[PooledMaps], sampler: EpisodeSampler, steps: int, lr: float) -> None:
-    """AdamW and one cycle, an episode a step."""
-    optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
-    for step in range(steps):
-        episode, _ = sampler.draw(0, step)
-        found = logits(head, bank, [episode])
-        loss = F.cross_entropy(found.trm[0], episode.query_labels)
-        if found.qc is not None:
-            loss = loss + 0.1 * F.cross_entropy(found.qc[0], episode.query_labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-
-
 @torch.inference_mode()
-def test(
-    head: STRMHead, bank: FeatureBank[PooledMaps], sampler: EpisodeSampler, episodes: int, reverse: bool
-) -> list[float]:
-    """Accuracy of each test episode."""
-    found: list[float] = []
-    for start in range(0, episodes, 10):
-        drawn = [sampler.draw(0, index)[0] for index in range(start, start + 10)]
-        labels = torch.stack([episode.query_labels for episode in drawn])
-        found += (logits(head, bank, drawn, reverse).combined().argmax(-1) == labels).float().mean(-1).tolist()
+def test(module: Stored, data: EpisodeDataModule) -> dict[str, list[float]]:
+    """Match all test episodes from tuples that are computed once for each video, forwards and backwards."""
+    head, rows = module.model.head, _rows(data, "test")
+    banks: dict[str, FeatureBank[TupleFeatures]] = {way: FeatureBank(rows.tolist()) for way in ("", " reversed")}
+    for part in rows.split(64):
+        maps = module.banks["testing"].get(part)
+        keys = torch.stack([part, torch.zeros_like(part)], 1)
+        banks[""].put(keys, head.tuples(head.enrich_pooled(maps)))
+        backwards = PooledMaps(grid=maps.grid.flip(-3), mean=maps.mean.flip(-2))
+        banks[" reversed"].put(keys, head.tuples(head.enrich_pooled(backwards)))
+    found: dict[str, list[float]] = {}
+    for setting, (_, shot) in enumerate(data.test_settings):
+        sampler = data.sampler("test", setting)
+        for numbers in torch.arange(data.episodes["test"]).split(data.eval_batch_size):
+            episodes = Episode.stack([sampler.draw(0, int(number))[0] for number in numbers])
+            support = banks[""].get(episodes.support_ids)
+            for way, bank in banks.items():
+                logits = head.match_tuples(support, bank.get(episodes.query_ids)).combined(module.qc_weight)
+                right = (logits.argmax(-1) == episodes.query_labels).double().mean(-1)
+                found.setdefault(f"{shot}-shot{way}", []).extend(right.tolist())
     return found
 
 
-def run(options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
-    """Accuracies of every test episode, by variant and kind of test, over splits and seeds."""
-    backbone = Backbone("tf_efficientnet_lite0", weights="pip:efficientnet_lite0").eval()
-    variants = {name: VARIANTS[name] for name in options.variants or VARIANTS}
-    banks: dict[bool, FeatureBank[PooledMaps]] = {}
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in variants}
-    for split in range(options.splits):
-        shares: Any = (
-            "random" if options.root in MOVING_SHAPES else dict(zip(("train", "test"), options.shares, strict=True))
-        )
-        data = EpisodeDataModule(
-            options.root, shares, split_seed=split, image_size=options.size, num_workers=2, flip=False
-        )
-        data.prepare_data()
-        data.setup()
-        samplers = {
-            shot: EpisodeSampler(data.videos["test"].members, 5, shot, 1, "test", split) for shot in options.shots
-        }
-        for seed in range(options.seeds):
-            episodes = EpisodeSampler(data.videos["train"].members, 5, options.train_shot, 2, "train", seed)
-            for name, switches in variants.items():
-                center = switches.get("center_clip", False)
-                if center not in banks:
-                    banks[center] = encode(data, backbone, center)
-                torch.manual_seed(seed)
-                head = STRMHead(
-                    backbone.dim, proj_dim=options.dim, match_dim=options.dim, qc_dim=options.dim, **switches
-                )
-                train(head, banks[center], episodes, options.steps, options.lr)
-                head.eval()
-                for shot, sampler in samplers.items():
-                    for reverse in (False, True):
-                        rates = test(head, banks[center], sampler, options.episodes, reverse)
-                        key = f"{shot}-shot" + (" reversed" if reverse else "")
-                        found[name].setdefault(key, []).extend(rates)
-                last = {key: f"{np.mean(rates[-options.episodes :]):.1%}" for key, rates in found[name].items()}
-                print(f"split {split} seed {seed} {name:<14} {last}", flush=True)
-    return found
+def _work(plan: Plan, variant: str, split: int, seed: int, path: Path) -> str:
+    """One run, into a file that is whole or not there."""
+    found = run(plan, variant, split, seed)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps({"model": plan.model(variant), "accuracy": found}))
+    part.rename(path)
+    rates = ", ".join(f"{kind} {np.mean(values):.1%}" for kind, values in found.items())
+    return f"{VARIANTS[variant]:<38}split {split} seed {seed}: {rates}"
 
 
-def table(found: dict[str, dict[str, list[float]]]) -> str:
-    """Markdown: accuracy, and the paired difference to the first variant, each with its 95 % interval over episodes."""
-    kinds = list(next(iter(found.values())))
-    first = next(iter(found.values()))
-    lines = ["| variant | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
-    for name, rates in found.items():
-        cells = []
-        for kind in kinds:
-            mine, difference = np.array(rates[kind]), np.array(rates[kind]) - np.array(first[kind])
-            half = 1.96 / len(mine) ** 0.5
-            cell = f"{mine.mean():.1%} ± {half * mine.std():.1%}"
-            cells.append(
-                cell if rates is first else f"{cell} ({difference.mean():+.1%} ± {half * difference.std():.1%})"
-            )
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def _alone() -> None:
+    """A process of its own: one thread, since the heads are small, and no more words than needed."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")  # Lightning's, about workers and what is not logged
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file for the accuracy of every episode")
-    parser.add_argument("--shares", type=float, nargs=2, default=(0.5, 0.5), help="shares of classes to train and test")
-    parser.add_argument("--splits", type=int, default=3, help="class splits; moving shapes have one")
-    parser.add_argument("--seeds", type=int, default=1, help="first weights and training episodes of each split")
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--episodes", type=int, default=500, help="test episodes of each split and seed")
-    parser.add_argument("--shots", type=int, nargs="+", default=[1, 5])
-    parser.add_argument("--train-shot", type=int, default=1)
-    parser.add_argument("--dim", type=int, default=256, help="channels of the heads")
-    parser.add_argument("--size", type=int, default=224, help="pixels")
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--variants", nargs="*", choices=list(VARIANTS))
-    options = parser.parse_args()
-    found = run(options)
-    part = options.out.with_suffix(".part")
-    part.write_text(json.dumps(found))
-    part.rename(options.out)
-    print(table(found))
+def ablate(
+    recipe: Path,
+    out: Path,
+    *,
+    root: str | None = None,
+    splits: int = 3,
+    seeds: int = 3,
+    shots: Sequence[int] = (1, 5),
+    episodes: int = 1000,
+    variants: Sequence[str] = (),
+    jobs: int = 2,
+    override: dict[str, dict[str, Any]] | None = None,
+) -> str:
+    """Run what is not done yet, and return the tables.
+
+    Args:
+        recipe: a configuration with a frozen backbone, such as experiments/quickstart.yaml.
+        out: folder of the runs, a file each, and of the stored maps.
+        root: folder of the videos, where it is not the recipe's.
+        splits: class splits, by ``data.split_seed`` from 0.
+        seeds: first weights of each split and variant, by ``seed_everything`` from 0.
+        shots: support clips of a class in the tests.
+        episodes: test episodes of each split and number of shots, the same for all variants and seeds.
+        variants: files of this folder, without their ending; all where none is named.
+        jobs: runs side by side.
+        override: other options of the recipe, such as {"trainer": {"max_epochs": 1}}.
+
+    Raises:
+        ValueError: the backbone learns or has no weights, a variant is unknown, or ``out`` holds runs of other options.
+    """
+    names = list(variants) or list(VARIANTS)
+    if unknown := set(names) - set(VARIANTS):
+        raise ValueError(f"no variant {', '.join(sorted(unknown))}; there are {', '.join(VARIANTS)}")
+    options = yaml.safe_load(recipe.read_text())
+    options = {part: options[part] | (override or {}).get(part, {}) for part in ("data", "model", "trainer")}
+    options["data"] |= {"test_shots": list(shots), "test_episodes": episodes} | ({"root": root} if root else {})
+    options["data"]["shot"] = options["data"].get("shot", shots[0])
+    if not options["model"].get("freeze_backbone"):
+        raise ValueError(f"{recipe}: an ablation from stored maps needs model.freeze_backbone: true")
+    if not options["model"].get("pretrained", True) and not options["model"].get("weights"):
+        raise ValueError(f"{recipe}: a frozen backbone without weights is another one in each run; set model.weights")
+    plan = Plan(options, out)
+    _remember(plan)
+    encode(plan)
+    runs = product(range(seeds), range(splits), names)  # all variants of one seed first: what is there compares
+    missing = [(v, s, n, path) for n, s, v in runs if not _done(path := _file(out, v, s, n), plan.model(v))]
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _alone) as pool:
+        work = [pool.submit(_work, plan, *which) for which in missing] if jobs > 1 else []
+        for done in (run.result() for run in as_completed(work)) if work else (_work(plan, *w) for w in missing):
+            tqdm.write(done)
+    return tables({v: [_read(_file(out, v, s, n)) for s in range(splits) for n in range(seeds)] for v in names})
+
+
+def _remember(plan: Plan) -> None:
+    """Keep the options beside the runs, and refuse to mix runs of two."""
+    path = plan.out / "options.json"
+    plan.out.mkdir(parents=True, exist_ok=True)
+    if path.exists() and (other := json.loads(path.read_text())) != plan.recipe:
+        differ = [f"{p}.{k}" for p, o in plan.recipe.items() for k in {*o, *other[p]} if o.get(k) != other[p].get(k)]
+        raise ValueError(f"{plan.out} holds runs of other options ({', '.join(sorted(differ))}): name another folder")
+    path.write_text(json.dumps(plan.recipe, indent=1))
+
+
+def _file(out: Path, variant: str, split: int, seed: int) -> Path:
+    return out / f"{variant}-split{split}-seed{seed}.json"
+
+
+def _done(path: Path, model: dict[str, Any]) -> bool:
+    return path.exists() and json.loads(path.read_text())["model"] == model
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    return {kind: np.array(values) for kind, values in json.loads(path.read_text())["accuracy"].items()}
+
+
+Runs = dict[str, list[dict[str, np.ndarray]]]
+
+
+def tables(found: Runs) -> str:
+    """Markdown: the accuracy of each variant, and the paired difference of each step."""
+    kinds = list(next(iter(found.values()))[0])
+    played = [kind for kind in kinds if "reversed" not in kind]
+    rates = [[VARIANTS[v], *(_cell(_of(runs, kind)) for kind in kinds)] for v, runs in found.items()]
+    steps = [
+        [step, *(_cell(_differences(found[a], found[b], kind), signed=True) for kind in played)]
+        for step, (a, b) in STEPS.items()
+        if a in found and b in found
+    ]
+    return "\n\n".join([markdown_table(["variant", *kinds], rates), markdown_table(["step", *played], steps)])
+
+
+def _of(runs: Iterable[dict[str, np.ndarray]], kind: str) -> list[np.ndarray]:
+    return [rates[kind] for rates in runs]
+
+
+def _differences(first: Iterable[Any], second: Iterable[Any], kind: str) -> list[np.ndarray]:
+    return [b - a for a, b in zip(_of(first, kind), _of(second, kind), strict=True)]
+
+
+def _cell(runs: list[np.ndarray], *, signed: bool = False) -> str:
+    """Mean and its 95 % interval over all episodes, and the lowest and highest of the runs' means."""
+    every, means = np.concatenate(runs), [float(values.mean()) for values in runs]
+    form = "{:+.1f}" if signed else "{:.1f}"
+    mean, low, high = (form.format(100 * value) for value in (every.mean(), min(means), max(means)))
+    return f"{mean} ± {100 * half_interval(every):.1f} ({low} … {high})"
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        print(auto_cli(ablate, as_positional=True))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

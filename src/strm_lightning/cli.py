@@ -9,15 +9,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-# Commands beside Lightning's fit, validate and test: a function each, whose signature makes the options.
-COMMANDS: dict[str, str] = {
-    "prepare": "data.prepare:prepare",
-    "doctor": "data.doctor:doctor",
-    "classify": "classifier.commands:classify",
-    "demo": "classifier.commands:demo",
-    "convert": "convert:convert",
-    "compare": "evaluation.compare:compare",
-    "plot": "evaluation.plots:plot",
+# Lightning's own commands, and what they do here.
+TRAINING: dict[str, str] = {
+    "fit": "train on episodes, validate after each epoch, then test the best checkpoint",
+    "validate": "accuracy on the validation episodes",
+    "test": "accuracy on the test episodes, with its interval, and all that makes it comparable",
+}
+# Commands beside them: a function each, whose signature makes the options.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "prepare": ("data.prepare:prepare", "decode every video once, into a frame cache that training reads from"),
+    "doctor": ("data.doctor:doctor", "hold a data folder against a split, and say whether training can start"),
+    "classify": ("classifier.commands:classify", "recognise one's own actions in videos, from a few clips of each"),
+    "demo": ("classifier.commands:demo", "the same as a web page on this machine"),
+    "convert": ("convert:convert", "turn a checkpoint of the released STRM or TRX code into one of ours"),
+    "compare": ("evaluation.compare:compare", "difference of two test results on the same episodes, with its interval"),
+    "plot": ("evaluation.plots:plot", "draw the pictures of runs"),
 }
 
 
@@ -29,7 +35,10 @@ def main(args: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # `strm … | head`: the reader has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
-    except (ValueError, OSError, TypeError, ImportError) as error:
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Exception as error:
         if os.environ.get("STRM_TRACEBACK") or not _is_ours(error):
             raise
         print(f"error: {error}", file=sys.stderr)
@@ -38,32 +47,53 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _run(args: Sequence[str] | None) -> None:
     arguments = list(sys.argv[1:] if args is None else args)
-    if arguments[:1] == ["--version"]:
+    name = arguments[0] if arguments else "--help"
+    if name == "--version":
         from strm_lightning import __version__
 
         print(f"strm-lightning {__version__}")
-    elif arguments and arguments[0] in COMMANDS:
-        _call(command(arguments[0]), arguments[1:], f"strm {arguments[0]}")
-    else:
+    elif name in ("-h", "--help"):
+        print(_overview())
+    elif name in COMMANDS:
+        _call(command(name), arguments[1:], f"strm {name}")
+    elif name in TRAINING:
         from strm_lightning.training import run
 
-        run(None if args is None else arguments)  # LightningCLI warns where it is handed what it finds itself
+        run(None if args is None else arguments, TRAINING)  # LightningCLI warns if handed what it finds itself
+    else:
+        from strm_lightning.parsing import near_names
+
+        near = near_names(name, [*TRAINING, *COMMANDS])
+        hint = f"did you mean {', '.join(near)}? " if near else ""
+        raise ValueError(f"there is no command {name!r}; {hint}all commands: strm --help")
+
+
+def _overview() -> str:
+    from strm_lightning import __doc__ as about
+
+    commands = TRAINING | {name: text for name, (_, text) in COMMANDS.items()}
+    lines = [f"  {name:<10}{text}" for name, text in commands.items()]
+    first = (about or "").splitlines()[0]
+    how = "Options of a command: strm COMMAND --help.  Version: strm --version.  `lightning` is the same command."
+    return "\n".join(["usage: strm COMMAND [--OPTION=VALUE ...]", "", first, "", *lines, "", how])
 
 
 def _call(function: Callable[..., Any], arguments: list[str], program: str) -> None:
     """Call a function with a command line; ``--flag`` alone is true, and ``*args`` are what stands without a name."""
     from docstring_parser import parse
-    from jsonargparse import ArgumentParser, auto_cli
+    from jsonargparse import auto_cli
+
+    from strm_lightning.parsing import Parser
 
     parameters = inspect.signature(function).parameters.values()
     flags = {f"--{p.name}" for p in parameters if p.annotation is bool}
     arguments = [_spelled(word, flags) for word in arguments]
     rest = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]
     if not rest:
-        _tell(auto_cli(function, args=arguments, prog=program, as_positional=True))
+        _tell(auto_cli(function, args=arguments, prog=program, as_positional=True, parser_class=Parser))
         return
     about = parse(function.__doc__ or "")
-    parser = ArgumentParser(prog=program, description=about.short_description)
+    parser = Parser(prog=program, description=about.short_description)
     parser.add_argument(rest[0], nargs="*", help={p.arg_name: p.description for p in about.params}[rest[0]])
     parser.add_function_arguments(function)
     found = vars(parser.parse_args(arguments))
@@ -87,11 +117,15 @@ def _spelled(word: str, flags: set[str]) -> str:
 
 def command(name: str) -> Callable[..., Any]:
     """The function behind a command."""
-    module, function = COMMANDS[name].split(":")
+    module, function = COMMANDS[name][0].split(":")
     return getattr(importlib.import_module(f"strm_lightning.{module}"), function)
 
 
-def _is_ours(error: BaseException) -> bool:
-    """Whether one of our own lines raised it, worded for people; anything else is a bug and keeps its trace."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return Path(last.filename).is_relative_to(Path(__file__).parent)
+def _is_ours(error: Exception) -> bool:
+    """Whether we, or Lightning of its options, worded it for people; anything else is a bug and keeps its trace."""
+    last = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    if last.is_relative_to(Path(__file__).parent):
+        return isinstance(error, (ValueError, OSError, TypeError, ImportError))
+    return type(error).__name__ == "MisconfigurationException" or (
+        isinstance(error, ValueError) and "lightning" in last.parts
+    )

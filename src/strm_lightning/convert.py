@@ -7,7 +7,7 @@ import lightning as L
 import torch
 
 from strm_lightning.data.datamodule import EpisodeDataModule
-from strm_lightning.models.official import OfficialCheckpoint, load_official, read_official
+from strm_lightning.models.official import OfficialCheckpoint, read_official
 from strm_lightning.module import STRMModule
 
 # How the release reads a clip; on what a checkpoint was trained, the file does not say.
@@ -25,11 +25,16 @@ def convert(checkpoint: Path, out: Path, *, query_class: Literal["off", "fresh"]
         out: where to write ours, such as ``strm.ckpt``.
         query_class: the release never saved QC's projection: ``off`` tests without QC, ``fresh`` draws a projection.
         seed: of the fresh projection.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it is damaged, unsafe or no such checkpoint, or ``out`` is a folder.
     """
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder: name the file to write, such as {out / 'strm.ckpt'}")
     found = read_official(checkpoint, query_class=query_class)
-    model = load_official(checkpoint, query_class=query_class, seed=seed)
     module = STRMModule(pretrained=False, **found.options)
-    module.model.load_state_dict(model.state_dict())
+    module.model.load_state_dict(found.build(seed=seed).state_dict())
     content = {
         "epoch": 0,
         "global_step": 0,
@@ -39,24 +44,29 @@ def convert(checkpoint: Path, out: Path, *, query_class: Literal["off", "fresh"]
         EpisodeDataModule.CHECKPOINT_HYPER_PARAMS_KEY: _INPUT | {"num_frames": module.model.head.num_frames},
     }
     module.on_save_checkpoint(content)
-    torch.save(content, out)
-    print(_report(found, checkpoint, out))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f"{out.name}.part")
+    torch.save(content, part)
+    part.replace(out)
+    print(_report(found, out))
 
 
-def _report(found: OfficialCheckpoint, checkpoint: Path, out: Path) -> str:
+def _report(found: OfficialCheckpoint, out: Path) -> str:
     options = found.options
     kind, heads = (
         ("TRX", "") if found.is_trx else ("STRM", f", {options['patch_grid']} x {options['patch_grid']} patches")
     )
     configs = "--config experiments/kinetics.yaml --config experiments/official/release.yaml"
+    frames = f" --data.num_frames={options['num_frames']}" if options["num_frames"] != 8 else ""
     sizes = ", ".join(map(str, options["tuple_sizes"]))
     rows = {
-        kind: f"{checkpoint}: {len(found.state)} tensors",
+        kind: f"{found.path}: {len(found.state)} tensors",
         "backbone": f"{options['backbone']}, pixels 0 .. 1 without normalisation",
         "head": f"Omega {{{sizes}}}, d = {options['match_dim']}, L = {options['num_frames']}{heads}",
         "absent": "; ".join(found.absent) or "nothing",
         "ignored": "; ".join(found.ignored) or "nothing",
         "written": str(out),
-        "next": f"strm test {configs} --ckpt_path {out} --data.root FOLDER  (see experiments/ for other data)",
+        "next": f"strm test {configs} --ckpt_path {out}{frames} --data.root FOLDER --data.lists LISTS "
+        "(see experiments/ for other data)",
     }
     return "\n".join(f"  {name:<10}{text}" for name, text in rows.items())

@@ -17,10 +17,12 @@ from strm_lightning.data.datamodule import EpisodeDataModule
 from strm_lightning.data.splits import Stage
 from strm_lightning.episode import Episode, MatchLogits, PooledMaps, TupleFeatures
 from strm_lightning.evaluation.bank import FeatureBank
-from strm_lightning.evaluation.card import SOURCE_KEYS, describe_checkpoint, model_options
+from strm_lightning.evaluation.card import SOURCE_KEYS, describe_checkpoint
 from strm_lightning.evaluation.encoding import Keep, coming_rows, datamodule_of, encode_videos, share_buffers
+from strm_lightning.evaluation.fingerprint import feature_options
+from strm_lightning.evaluation.matching import match_from_bank
 from strm_lightning.evaluation.plots import log_pictures
-from strm_lightning.evaluation.report import run_folder, save_results, test_report
+from strm_lightning.evaluation.report import device_name, run_folder, save_results, test_report
 from strm_lightning.evaluation.results import EpisodeRecord, EpisodeResults
 from strm_lightning.models.strm import STRM
 
@@ -76,7 +78,8 @@ class STRMModule(L.LightningModule):
         **model_options: Any,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        # Where banks lie is this run's affair: a checkpoint's options win over those of a command line.
+        self.save_hyperparameters(ignore=["bank_dir", "bank_limit_gb"])
         self.hparams["milestones"] = list(milestones)
         _check_choice(optimizer=(optimizer, _OPTIMIZERS), schedule=(schedule, ("constant", "milestones", *_ANNEALED)))
         _check_choice(loss_reduction=(loss_reduction, ("mean", "sum")))
@@ -96,6 +99,9 @@ class STRMModule(L.LightningModule):
     # Training -----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)  # other loaders of episodes will do for training
+        if isinstance(data, EpisodeDataModule):
+            self.model.backbone.check_size(data.transform.image_size)
         if stage == "fit" and self.freeze_backbone:
             self._datamodule.train_views = self.frozen_views
         if self.freeze_backbone or self.model.backbone.batch_norm == "frozen":
@@ -105,6 +111,9 @@ class STRMModule(L.LightningModule):
         self._source = None
         if self.freeze_backbone:
             self._maps["train"] = self._encode_maps("train", views=self.frozen_views)
+
+    def on_fit_end(self) -> None:
+        self._maps = {}  # of these videos, and large
 
     def train(self, mode: bool = True) -> "STRMModule":
         super().train(mode)
@@ -185,6 +194,7 @@ class STRMModule(L.LightningModule):
         share_buffers(self.model)
         if data.evaluation == "bank":
             self._tuples = self._encode_tuples(stage)
+            self._tuples.move(self.device)
         self._encoded_s, self._matching_since = perf_counter() - start, perf_counter()
 
     def _evaluate(self, episode: Episode, stage: Stage, setting: int) -> None:
@@ -207,8 +217,10 @@ class STRMModule(L.LightningModule):
             self.log_dict(rates, sync_dist=True)
         if stage == "test":
             timing = {"encoding_s": self._encoded_s, "matching_s": perf_counter() - self._matching_since}
+            where = {"device": device_name(self.device), "processes": self.trainer.world_size}
             source = describe_checkpoint(self._source, self.trainer.ckpt_path)
-            self.report = test_report(self._datamodule, self.model, self.hparams, found, source, timing)
+            options = {**self.hparams, "precision": str(self.trainer.precision)}
+            self.report = test_report(self._datamodule, self.model, options, found, source, timing | where)
             if self.trainer.is_global_zero:
                 save_results(run_folder(self.trainer), self.report)
 
@@ -217,11 +229,9 @@ class STRMModule(L.LightningModule):
     def _logits(self, episode: Episode) -> MatchLogits:
         if episode.support is not None and episode.query is not None:
             return self.model(episode.support, episode.query)
-        head, ids = self.model.head, episode.to("cpu")
         if self._tuples is not None:
-            support, query = (self._tuples.get(rows).to(self.device) for rows in (ids.support_ids, ids.query_ids))
-            return head.match_tuples(support, query)
-        maps = self._maps["train"]
+            return match_from_bank(self.model.head, self._tuples, episode, self.device)
+        head, maps, ids = self.model.head, self._maps["train"], episode.to("cpu")
         support_maps = maps.get(ids.support_ids, ids.support_views).to(self.device)
         query_maps = maps.get(ids.query_ids, ids.query_views).to(self.device)
         return head.match(head.enrich_pooled(support_maps), head.enrich_pooled(query_maps))
@@ -234,11 +244,13 @@ class STRMModule(L.LightningModule):
             return self._fill(stage, lambda clips: head.tuples(self.model.encode(clips)), keep=keep)
         maps = self._maps.get(stage)
         if maps is None or not set(coming_rows(self.trainer, stage)) <= set(maps.rows.tolist()):
-            maps = self._maps[stage] = self._encode_maps(stage)
+            maps = self._encode_maps(stage)
+        if fitting:
+            self._maps[stage] = maps
         bank: FeatureBank[TupleFeatures] = FeatureBank(maps.rows.tolist(), limit_gb=self.bank_limit_gb)
-        for rows in maps.rows.split(64):
-            features = head.enrich_pooled(maps.get(rows).to(self.device))
-            bank.put(torch.stack([rows, torch.zeros_like(rows)], 1), head.tuples(features))
+        batches = ((torch.stack([rows, torch.zeros_like(rows)], 1), maps.get(rows)) for rows in maps.rows.split(64))
+        with self.trainer.precision_plugin.forward_context():
+            bank.fill(batches, lambda found: head.tuples(head.enrich_pooled(found)), device=self.device)
         return bank
 
     def _encode_maps(self, stage: Stage, *, views: int = 0) -> FeatureBank[PooledMaps]:
@@ -251,9 +263,7 @@ class STRMModule(L.LightningModule):
     def _keep(self, network: nn.Module) -> Keep | None:
         if self.bank_dir is None:
             return None
-        options = model_options(self.hparams)
-        if network is self.model.backbone:  # the heads' other options come after the maps
-            options = {name: options[name] for name in ("backbone", "patch_grid", "center_clip")}
+        options = feature_options(self.hparams, pooled=network is self.model.backbone)
         return Keep(Path(self.bank_dir).expanduser(), network, options)
 
     @property
@@ -276,7 +286,6 @@ class STRMModule(L.LightningModule):
             checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "pretrained": False, "weights": None}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._maps = {}  # of other weights
         self._source = {name: value for name, value in checkpoint.items() if name in SOURCE_KEYS}
         mine, other = self.state_dict(), checkpoint["state_dict"]
         shapes = [k for k in mine.keys() & other.keys() if mine[k].shape != other[k].shape]

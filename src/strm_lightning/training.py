@@ -1,21 +1,33 @@
 """``fit``, ``validate`` and ``test``: Lightning's own command line over our module and data module."""
 
+import logging
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # as Lightning's own init_parser does
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from strm_lightning.checkpoints import LastCheckpoint, WholeFiles, check_checkpoint
 from strm_lightning.data.datamodule import EpisodeDataModule
 from strm_lightning.evaluation.plots import METRICS, draw
 from strm_lightning.evaluation.report import RESULTS, run_folder
 from strm_lightning.evaluation.tables import plain_table
 from strm_lightning.module import STRMModule
+from strm_lightning.parsing import Parser
 
 _CSV = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}
+
+
+_WORDS = ("best", "last", "hpc", "registry")  # that Lightning takes for a checkpoint's path
+
+
+class _Parser(Parser, LightningArgumentParser):
+    """Lightning's parser, with errors of one line."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -34,10 +46,22 @@ class SaveConfig(SaveConfigCallback):
 class STRMCLI(LightningCLI):
     """LightningCLI with our links, our checkpoints and a test behind a fit."""
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = _Parser(**kwargs)
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help="a YAML file of options; later ones win")
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        path = self.config[self.config["subcommand"]]["ckpt_path"]
+        if path and "://" not in str(path) and not str(path).startswith(_WORDS):
+            check_checkpoint(Path(path))
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--test_after_fit", type=bool, default=True, help="test the best checkpoint after a fit")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LearningRateMonitor, "lr_monitor")
+        parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/accuracy",
@@ -55,7 +79,9 @@ class STRMCLI(LightningCLI):
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
 
     def before_fit(self) -> None:
-        """Without validation classes there is no best checkpoint, only the last."""
+        """Without validation classes there is no best checkpoint, only the last; each is written whole."""
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = WholeFiles()
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         if "val" not in self.datamodule.videos:
@@ -81,18 +107,32 @@ class STRMCLI(LightningCLI):
             print(_summary(self.model.report, folder, pictures))
 
 
-def run(arguments: list[str] | None = None) -> STRMCLI:
-    """Parse and run one of Lightning's subcommands; the process's own arguments where none are given."""
+def run(arguments: list[str] | None, commands: dict[str, str]) -> STRMCLI:
+    """Parse and run one of Lightning's subcommands.
+
+    Args:
+        arguments: the command line; None for the process's own.
+        commands: what each subcommand does, for its help.
+    """
     warnings.filterwarnings("ignore", module="lightning.pytorch.utilities._pytree")  # about a name in torch, not ours
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+    usage = "strm {} [--config FILE ...] [--OPTION=VALUE ...]"
     return STRMCLI(
         STRMModule,
         EpisodeDataModule,
         save_config_callback=SaveConfig,
         seed_everything_default=0,
         trainer_defaults={"logger": _CSV},
-        parser_kwargs={"prog": "strm"},
+        parser_kwargs={"prog": "strm"}
+        | {name: {"description": text, "usage": usage.format(name)} for name, text in commands.items()},
+        auto_configure_optimizers=False,  # optimiser and schedule are options of the module, kept in its checkpoints
         args=arguments,
     )
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of Lightning's says something of this run; tips and devices that are not there do not."""
+    return not str(record.msg).startswith(("💡", "TPU available: False", "GPU available: False"))
 
 
 def _summary(report: dict[str, Any], folder: Path, pictures: list[Path]) -> str:
@@ -102,10 +142,11 @@ def _summary(report: dict[str, Any], folder: Path, pictures: list[Path]) -> str:
     training = checkpoint["training"] or {}
     same_split = all(training.get(name) == card["data"][name] for name in ("root", "split", "split_seed"))
     unseen = " never seen in training" if same_split else ""
+    source = _relative(checkpoint["path"]) if checkpoint["path"] else "none: the weights that the model starts with"
     rows = {
         "accuracy": f"{report['accuracy']:.1%} ± {report['ci95']:.1%}  (95 % interval; chance is {1 / way:.0%})",
         "episodes": f"{report['episodes']}, {way}-way {report['shot']}-shot, {card['data']['classes']} actions{unseen}",
-        "checkpoint": (_relative(checkpoint["path"]) if checkpoint["path"] else "none") + warning,
+        "checkpoint": source + warning,
         "results": _relative(folder / RESULTS),
     }
     if (folder / METRICS).is_file():

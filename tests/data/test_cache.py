@@ -1,8 +1,10 @@
 """The frame cache: the source's pixels bit for bit, what it refuses, and what a kill leaves behind."""
 
+import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,7 +55,7 @@ def test_raw_caches_equal_their_source_bit_for_bit(source: Path, policy: str, tm
     assert cache.videos == videos.videos
     np.testing.assert_array_equal(cache.frame_counts, videos.frame_counts)
     transform = ClipTransform(40, short_side=48)
-    cache.require(policy, 8)
+    cache.require(policy, 8, 48)
     for row in range(4):
         for seed in (None, *range(10)):
             available = int(videos.frame_counts[row])
@@ -103,10 +105,12 @@ def test_a_cache_serves_a_split_like_its_source(source: Path, tmp_path: Path) ->
 def test_frames_that_were_not_kept_are_refused_early_and_late(source: Path, tmp_path: Path) -> None:
     prepare(str(source), str(tmp_path / "cache"), short_side=48, policies=["release"], num_frames=4)
     store = open_store(tmp_path / "cache")
-    store.require("release", 4)
+    store.require("release", 4, 48)
     for policy, num_frames in (("segments", 4), ("release", 8)):
         with pytest.raises(ValueError, match=f"keeps the frames of release with 4 frames a clip; {policy}"):
-            store.require(policy, num_frames)
+            store.require(policy, num_frames, 48)
+    with pytest.raises(ValueError, match=r"has frames of short side 48, and 49 is wanted: lower data\.image_size"):
+        store.require("release", 4, 49)
     with pytest.raises(VideoError, match=r"wide\.clip: frame 8 was not kept"):
         store.read(store.videos.index("a/wide"), [0, 8])
 
@@ -153,7 +157,9 @@ def test_places_and_options_that_do_not_fit_are_refused(source: Path, frames: Pa
     out = str(tmp_path / "cache")
     prepare(str(source), out, short_side=48)
     refused = [
-        (str(source), out, {"short_side": 32}, "made with other options"),
+        (str(source), out, {"short_side": 32}, "was made with short_side=48, not 32: choose"),
+        (str(source), out, {"short_side": 48, "jobs": 0}, "jobs is 0"),
+        (str(source), "/proc/none", {}, "/proc/none cannot be written"),
         (out, str(tmp_path / "b"), {}, "is a frame cache already"),
         (str(source), str(source / "cache"), {}, "inside its source"),
         (str(source), str(tmp_path / "b"), {"format": "keep"}, "holds video files"),
@@ -178,6 +184,37 @@ def test_a_disk_too_small_is_told_before_the_start(
     monkeypatch.setattr("shutil.disk_usage", lambda path: os.statvfs_result((0,) * 10) and _Usage(100, 99, 1))
     with pytest.raises(ValueError, match="too much"):
         prepare(str(source), str(tmp_path / "b"), short_side=48)
+
+
+def test_a_disk_that_fills_up_is_told_in_a_line_and_goes_on(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, finished = ClipWriter.finish, []
+
+    def finish(self: ClipWriter, *, source_frames: int) -> int:
+        if len(finished) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finished.append(self)
+        return real(self, source_frames=source_frames)
+
+    monkeypatch.setattr(ClipWriter, "finish", finish)
+    with pytest.raises(ValueError, match=r"cache cannot be written \(No space left on device\)"):
+        prepare(str(source), str(tmp_path / "cache"), short_side=48, jobs=1)
+    monkeypatch.undo()
+    report = prepare(str(source), str(tmp_path / "cache"), short_side=48)
+    assert (report.present, report.written) == (2, 2)
+
+
+def test_what_a_split_lacks_and_where_clips_are_from_is_said(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "trainlist01.txt").write_text("a/wide\na/gone\n")
+    out = str(tmp_path / "cache")
+    prepare(str(source), out, short_side=48, split=str(tmp_path))
+    assert "1 of 2 videos of split" in capsys.readouterr().err
+    shutil.copytree(source, tmp_path / "moved")
+    assert prepare(str(tmp_path / "moved"), out, short_side=48).present == 1
+    assert f"holds clips from {source}; those of the same names are kept" in capsys.readouterr().err
 
 
 class _Usage(tuple):

@@ -51,7 +51,7 @@ def test_every_fault_is_named(root: Path, tmp_path: Path) -> None:
     }
     assert report.short == {"sit/short": 5}
     assert report.problems == ["train: 'clap' has 2 of the 3 clips that 2-way 1-shot with 2 queries a class needs"]
-    assert report.warnings == ["flip is on, and push_left name directions: flip=False"]
+    assert report.warnings == ["flip is on, and push_left name directions: set --data.flip=false"]
     assert report.status == 1
     page = str(report)
     for said in (
@@ -111,6 +111,27 @@ def test_videos_in_two_stages_are_leaks(tmp_path: Path) -> None:
         shutil.copy(tmp_path / "more" / name / "clip1.mp4", tmp_path / "more" / name / "clip2.mp4")
     write_video(tmp_path / "more" / "jump" / "clip1.mp4", 3)
     assert doctor(str(tmp_path / "more"), {"train": ["run", "jump"], "test": ["walk"]}, **SMALL).leaks == []
+
+
+def test_a_cache_that_training_would_refuse_is_a_problem(root: Path, tmp_path: Path) -> None:
+    write_video(root / "sit" / "long.mp4", 60)
+    prepare(str(root), str(tmp_path / "cache"), short_side=64, policies=["release"], num_frames=4)
+    fits = {**SMALL, "num_frames": 4, "frame_policy": "release", "image_size": 56, "flip": False}
+    assert doctor(str(tmp_path / "cache"), SPLIT, **fits).problems == []
+    for options, problem in (
+        ({"frame_policy": "segments"}, "segments with 4 needs more"),
+        ({"image_size": 224}, "of short side 64, and 256 is wanted"),
+    ):
+        report = doctor(str(tmp_path / "cache"), SPLIT, **fits | options)
+        assert report.status == 1
+        assert problem in report.problems[0]
+
+
+def test_flat_videos_are_not_called_misnamed(tmp_path: Path) -> None:
+    for number in ("17", "18"):
+        write_video(tmp_path / "videos" / f"{number}.webm", 3, codec="libvpx")
+    (tmp_path / "trainlist01.txt").write_text("a/17\na/18\n")
+    assert doctor(str(tmp_path / "videos"), str(tmp_path), way=1, shot=1, query_per_class=1).renamed == {}
 
 
 def test_the_overlap_of_two_splits_is_counted(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_videos_are_found_under_the_names_people_give_them() -> None:
 
 def test_folders_of_another_name_are_searched_only_where_no_class_claims_them() -> None:
     finder = VideoFinder(["195025", "17", "test18/200", "walk/300"], ["Pushing", "walk", "climb"])
-    assert finder.find("Pushing", "195025") == ("195025", "other folder")
+    assert finder.find("Pushing", "195025") == ("195025", "exact")
     assert finder.find("Pushing", "200") == ("test18/200", "other folder")
     assert finder.find("climb", "300") is None
     assert finder.find("walk", "195025") is None

@@ -124,7 +124,7 @@ def test_videos_of_one_name_keep_their_endings(root: Path) -> None:
 def test_frames_are_counted_once_and_again_when_a_file_changes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counted = []
     real = files.count_frames
-    monkeypatch.setattr(files, "count_frames", lambda path: counted.append(path.name) or real(path))
+    monkeypatch.setattr(files, "count_frames", lambda path: counted.append(Path(path).name) or real(path))
     open_store(root)
     assert len(counted) == 18
     open_store(root)

@@ -33,6 +33,7 @@ def document(results: EpisodeResults, *, chosen_on: str = "val", sweep: Any = ()
         "timing": {},
         "card": {
             "protocol": {"way": 3, "shot": 1, "seed": 0, "num_frames": 8, "video_list": "sha256:1", **protocol},
+            "data": {"videos": 50, "classes": len(CLASSES), "missing": [], "unreadable": []},
             "checkpoint": {"chosen_on": chosen_on},
         },
         "confusion": {"classes": list(CLASSES), "counts": results.confusion(len(CLASSES)).tolist()},
@@ -43,6 +44,11 @@ def document(results: EpisodeResults, *, chosen_on: str = "val", sweep: Any = ()
             "predicted": results.predicted.tolist(),
         },
     }
+
+
+def sweep_row(results: EpisodeResults, *, way: int = 3, shot: int = 1) -> dict[str, Any]:
+    """A row of a document's sweep."""
+    return {"way": way, "shot": shot, **results.summary(), "per_episode": results.per_episode.tolist()}
 
 
 def write(folder: Path, skill: float, **options: Any) -> Path:

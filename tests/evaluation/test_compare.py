@@ -9,7 +9,7 @@ import pytest
 from strm_lightning.cli import main
 from strm_lightning.evaluation.compare import compare_documents, paired_difference
 from strm_lightning.evaluation.tables import latex_table, markdown_table
-from tests.evaluation.documents import CLASSES, document, random_results, write
+from tests.evaluation.documents import CLASSES, document, random_results, sweep_row, write
 
 
 def test_a_paired_difference_is_that_of_the_means_with_a_narrower_interval() -> None:
@@ -78,6 +78,39 @@ def test_the_command_prints_tables_and_json(tmp_path: Path, capsys: pytest.Captu
     assert "| wave_both hands | " in capsys.readouterr().out
     main(["compare", a, b, "--latex"])
     assert r"wave\_both hands & +" in capsys.readouterr().out
+
+
+def test_every_way_and_shot_of_a_sweep_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    skills = {"a": 0.3, "b": 0.5}
+    answers = {
+        name: {shot: random_results(skill + 0.1 * shot, seed=shot) for shot in (1, 2)} for name, skill in skills.items()
+    }
+    for name, found in answers.items():
+        rows = [sweep_row(results, shot=shot) for shot, results in found.items()]
+        if name == "b":
+            rows.append(sweep_row(random_results(0.2), shot=5))  # of which the baseline knows nothing
+        write(tmp_path / name, skills[name], sweep=rows)
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    main(["compare", a, b, "--json"])
+    sweep = json.loads(capsys.readouterr().out)["results"][b]["sweep"]
+    for shot in (1, 2):
+        difference = answers["b"][shot].accuracy - answers["a"][shot].accuracy
+        assert sweep[f"3-way {shot}-shot"]["paired"]["difference"] == pytest.approx(difference)
+    assert "paired" not in sweep["3-way 5-shot"]
+    main(["compare", a, b, "--markdown"])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| 3-way 2-shot"))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1:3] == [f"{found[2].accuracy:.1%} ± {found[2].ci95:.1%}" for found in answers.values()]
+    assert cells[3].startswith("+")
+
+
+def test_other_videos_are_told_by_their_number_and_by_what_is_missing() -> None:
+    whole, part = document(random_results(0.4)), document(random_results(0.6), video_list="sha256:0123456789abcdef")
+    part["card"]["data"] |= {"videos": 46, "missing": ["clap/1", "clap/2"], "unreadable": ["bend/3", "bend/4"]}
+    with pytest.raises(ValueError, match="video_list") as caught:
+        compare_documents({"a": whole, "b": part})
+    assert "sha256:1 (50 videos of 5 classes)" in str(caught.value)
+    assert "sha256:01234567 (46 videos of 5 classes without clap/1, clap/2, bend/3 and 1 more)" in str(caught.value)
 
 
 def test_a_model_is_not_compared_with_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,6 +62,37 @@ def test_shots_and_learning_curves_show_their_points(tmp_path: Path) -> None:
     assert [19.0, 40.0] in accuracy.lines[2].get_xydata().tolist()
 
 
+LONG = ("pretending to put something onto something else without letting go of it", *CLASSES[1:])
+
+
+@pytest.mark.parametrize("name", ["confusion", "per-class", "shots", "learning-curve"])
+def test_long_names_stay_within_the_picture_and_leave_room_for_it(tmp_path: Path, name: str) -> None:
+    runs = {f"a run of a model with many options, number {n}": random_results(0.1 * n) for n in range(3)}
+    documents = {run: document(results, sweep=SWEEP) for run, results in runs.items()}
+    for found in documents.values():
+        found["confusion"]["classes"] = list(LONG)
+        found["per_class"] = dict(zip(LONG, found["per_class"].values(), strict=True))
+    (tmp_path / "metrics.csv").write_text(METRICS)
+    curves = plots._read_metrics(tmp_path / "metrics.csv")
+    figure = {
+        "confusion": lambda: confusion_figure(next(iter(documents.values()))),
+        "per-class": lambda: class_figure(documents),
+        "shots": lambda: shots_figure(documents),
+        "learning-curve": lambda: learning_figure(dict.fromkeys(runs, curves)),
+    }[name]()
+    figure.draw_without_rendering()
+    drawn, page = figure.get_tightbbox(), figure.bbox_inches
+    assert min(drawn.x0, drawn.y0) >= -0.01
+    assert drawn.x1 <= page.x1 + 0.01
+    assert drawn.y1 <= page.y1 + 0.01
+    for axes in figure.axes[:2]:
+        width, height = axes.get_window_extent().size / figure.dpi
+        assert width > 2.2 or name == "confusion"  # whose second axes are the bar of colours
+        assert height > 1.2
+    for legend in figure.legends:
+        assert not any(legend.get_window_extent().overlaps(axes.get_window_extent()) for axes in figure.axes)
+
+
 def test_nothing_to_draw_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([], [str(tmp_path)], [str(tmp_path / "results.json")]):
         with pytest.raises(SystemExit):

@@ -1,6 +1,8 @@
 """A test under a stock Trainer: bank against episodes, sweeps, what is written down."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from strm_lightning import EpisodeDataModule
+from strm_lightning.cli import main
 from strm_lightning.evaluation.report import load_results
-from tests.test_module import data, module, trainer
+from tests.test_module import SPLIT, data, module, trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
@@ -67,7 +71,9 @@ def test_results_say_what_was_tested(actions: Path, tmp_path: Path) -> None:
     assert found["per_episode"]["seed"][3] == "5/test/0/3"
     assert len(found["per_episode"]["accuracy"]) == found["episodes"] == 9
     assert set(found["per_class"]) <= {"fall", "leap", "sink"} == set(found["confusion"]["classes"])
-    assert found["timing"].keys() == {"encoding_s", "matching_s"}
+    assert min(found["timing"]["encoding_s"], found["timing"]["matching_s"]) > 0
+    assert found["timing"]["device"].startswith("cpu, ")
+    assert found["timing"]["processes"] == 1
     protocol = found["card"]["protocol"]
     expected = {"stage": "test", "way": 2, "shot": 1, "query_per_class": 1, "episodes": 9, "seed": 5, "num_frames": 4}
     assert expected.items() <= protocol.items()
@@ -77,20 +83,38 @@ def test_results_say_what_was_tested(actions: Path, tmp_path: Path) -> None:
     assert found["card"]["data"]["videos"] == 18
     assert found["card"]["model"]["normalisation"] == {"mean": [0, 0, 0], "std": [1, 1, 1]}
     assert found["card"]["model"]["variant"] == "paper"
+    assert found["card"]["model"]["precision"] == "32-true"
     assert found["card"]["checkpoint"]["chosen_on"] == "none"
     assert {"torch", "strm-lightning", "python"} <= found["card"]["versions"].keys()
     assert [path.name for path in tmp_path.glob("*")] == ["results.json"]
 
 
+@pytest.mark.filterwarnings("ignore::strm_lightning.data.store.DataWarning")
+def test_videos_that_are_gone_are_named_on_the_card(actions: Path, tmp_path: Path) -> None:
+    shutil.copytree(actions, root := tmp_path / "clips")
+    (root / "fall" / "1.mp4").write_bytes(b"")
+    split = {"test": ["fall", "sink", "leap"]}
+    episodes = EpisodeDataModule(
+        str(root), split, way=2, shot=1, query_per_class=2, num_frames=4, image_size=32, test_episodes=3, num_workers=0
+    )
+    episodes.setup("test")
+    episodes.videos["test"] = replace(episodes.videos["test"], missing=("sink/9",))  # as list files would name it
+    found = run_test(tmp_path, module(), episodes)["card"]["data"]
+    assert found["missing"] == ["sink/9"]
+    assert found["unreadable"] == ["fall/1"]
+    assert found["videos"] == 17
+
+
 def test_a_sweep_gives_the_numbers_of_single_tests(actions: Path, tmp_path: Path) -> None:
     model = module()
     found = run_test(tmp_path / "sweep", model, data(actions, shot=2, test_shots=[1, 2, 3], test_ways=[2, 3]))
-    rows = {(row["way"], row["shot"]): row["accuracy"] for row in found["sweep"]}
+    rows = {(row["way"], row["shot"]): row for row in found["sweep"]}
     assert list(rows) == [(2, 1), (2, 2), (2, 3), (3, 1), (3, 2), (3, 3)]
-    assert rows[2, 2] == found["accuracy"]
+    assert rows[2, 2]["accuracy"] == found["accuracy"]
     for way, shot in ((3, 1), (2, 3), (2, 2)):
         alone = run_test(tmp_path / f"{way}-{shot}", model, data(actions, way=way, shot=shot))
-        assert alone["accuracy"] == rows[way, shot]
+        assert alone["accuracy"] == rows[way, shot]["accuracy"]
+        assert alone["per_episode"]["accuracy"] == rows[way, shot]["per_episode"]
         assert alone["sweep"] == []
 
 
@@ -117,3 +141,35 @@ def test_the_card_says_which_split_chose_the_checkpoint(actions: Path, tmp_path:
         assert card["path"] == str(tmp_path / f"{name}.ckpt")
         assert card["training"]["flip"] is False
     assert chosen == {"best": split, "last": "none"}
+
+
+@pytest.mark.filterwarnings("ignore:.*dirpath has changed.*")
+def test_the_command_line_tests_a_checkpoint_from_a_kept_bank(
+    actions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    options = (
+        f"--data.root={actions} --data.way=2 --data.shot=1 --data.query_per_class=2 --data.num_frames=4 "
+        "--data.image_size=32 --data.train_episodes=2 --data.val_episodes=3 --data.test_episodes=6 "
+        "--data.num_workers=0 --model.backbone=test_resnet --model.pretrained=false --model.match_dim=8 "
+        "--trainer.max_epochs=1 --trainer.accelerator=cpu"
+    )
+    words = [*options.split(), "--data.split", json.dumps(SPLIT)]
+
+    def strm(*arguments: str) -> str:
+        monkeypatch.setattr("sys.argv", ["strm", *arguments, *words])
+        main()
+        return capsys.readouterr().out
+
+    strm("fit", "--test_after_fit=false")
+    test = ("test", "--ckpt_path=runs/version_0/checkpoints/best.ckpt", "--model.bank_dir=banks")
+    first, second = (strm(*test, f"--data.test_shots={shots}") for shots in ("[1]", "[1,2,3]"))
+    one, other = (load_results(tmp_path / "runs" / f"version_{n}") for n in (1, 2))
+    assert one["accuracy"] == other["accuracy"]
+    assert one["card"]["checkpoint"]["chosen_on"] == "val"
+    assert "2-way 3-shot" in second
+    assert "2-way 3-shot" not in first
+    assert len(list((tmp_path / "banks").iterdir())) == 1
+    kept = next((tmp_path / "banks").iterdir()) / "bank.json"
+    assert kept.stat().st_mtime_ns < (tmp_path / "runs/version_1/results.json").stat().st_mtime_ns

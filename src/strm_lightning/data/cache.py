@@ -4,6 +4,7 @@ A folder of ``<class>/<video>.clip`` files and ``strm-cache.json``, which says w
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from strm_lightning.data.clipfile import SUFFIX, ClipFile
 from strm_lightning.data.frames import FramePolicy, reachable_frames
 from strm_lightning.data.images import EncodedStore
 from strm_lightning.data.index import write_atomically
-from strm_lightning.data.listing import Layout, Listing, VideoStore
+from strm_lightning.data.listing import Layout, Listing, PathStore, VideoStore
 
 CacheFormat = Literal["raw", "jpeg", "keep"]
 MANIFEST = "strm-cache.json"
@@ -58,38 +59,41 @@ class CacheListing(Listing):
 
     def count(self, names: Sequence[str], *, progress: bool) -> dict[str, int | str]:
         """Frames that the source of each video has, or what is wrong with its file."""
-        counts: dict[str, int | str] = {}
-        for name in names:
-            frames, size = self.manifest["videos"][name]
-            found = self.places[name].stat().st_size if self.places[name].is_file() else None
-            counts[name] = frames if found == size else f"{self.places[name]} has {found} bytes, not {size}"
-        return counts
+        return {name: self._count(name) for name in names}
+
+    def _count(self, name: str) -> int | str:
+        place, (frames, size) = self.places[name], self.manifest["videos"][name]
+        try:
+            found = os.stat(place).st_size  # noqa: PTH116 (of 200,000 places: a Path of each would take longer)
+        except OSError as error:
+            return f"{place} cannot be read ({error.strerror})"
+        return int(frames) if found == size else f"{place} has {found} bytes, not {size}"
 
     def open(self, frame_counts: Mapping[str, int], unreadable: Mapping[str, str]) -> VideoStore:
         """Read from the cache."""
         kind = RawCacheStore if self.manifest["options"]["format"] == "raw" else ImageCacheStore
-        return kind(self.root, options_of(self.manifest), frame_counts, unreadable)
+        return kind(self, frame_counts, unreadable)
 
 
-class _CacheStore(VideoStore):
-    def __init__(
-        self, root: Path, options: CacheOptions, frame_counts: Mapping[str, int], unreadable: Mapping[str, str]
-    ) -> None:
-        super().__init__(frame_counts, unreadable)
-        self.options, self._root = options, str(root)
+class _CacheStore(PathStore):
+    def __init__(self, listing: CacheListing, frame_counts: Mapping[str, int], unreadable: Mapping[str, str]) -> None:
+        super().__init__(listing.places, frame_counts, unreadable)
+        self.options, self._root = options_of(listing.manifest), listing.root
 
-    def path_of(self, row: SupportsIndex) -> Path:
-        """The clip file."""
-        return Path(f"{self._root}/{self.videos[row]}{SUFFIX}")
-
-    def require(self, policies: FramePolicy | Sequence[FramePolicy], num_frames: int) -> None:
-        """Raise a ValueError if these policies could choose a frame that was not kept."""
+    def require(self, policy: FramePolicy, num_frames: int, short_side: int) -> None:
+        """Raise a ValueError if the policy could choose a frame that was not kept, or frames would be blown up."""
+        made = self.options
+        if made.format != "keep" and made.short_side < short_side:
+            raise ValueError(
+                f"the cache {self._root} has frames of short side {made.short_side}, and {short_side} is wanted: "
+                "lower data.image_size and data.short_side, or prepare it anew with a larger --short-side"
+            )
         for frames in set(self.frame_counts.tolist()):
-            kept = reachable_frames(self.options.policies, frames, self.options.num_frames)
-            if not set(reachable_frames(policies, frames, num_frames)) <= set(kept):
+            kept = reachable_frames(made.policies, frames, made.num_frames)
+            if not set(reachable_frames(policy, frames, num_frames)) <= set(kept):
                 raise ValueError(
-                    f"the cache {self._root} keeps the frames of {' and '.join(self.options.policies)} with "
-                    f"{self.options.num_frames} frames a clip; {policies} with {num_frames} needs more: prepare anew"
+                    f"the cache {self._root} keeps the frames of {' and '.join(made.policies)} with {made.num_frames} "
+                    f"frames a clip; {policy} with {num_frames} needs more: prepare it anew with these"
                 )
 
 
@@ -98,7 +102,7 @@ class RawCacheStore(_CacheStore):
 
     def read(self, row: SupportsIndex, frames: Sequence[int]) -> UInt8[Tensor, "n H W 3"]:
         """Copy these frames out of the file."""
-        clip = ClipFile(self.path_of(row))
+        clip = ClipFile(self._paths[row])
         with clip:
             entries = clip.find(frames)
             out = np.empty((len(entries), 3, clip.height, clip.width), dtype=np.uint8)
@@ -112,7 +116,7 @@ class ImageCacheStore(_CacheStore, EncodedStore):
 
     def encoded(self, row: SupportsIndex, frames: Sequence[int]) -> Iterable[tuple[str, bytes]]:
         """The images as they lie in the file, held against their checksums."""
-        with ClipFile(self.path_of(row)) as clip:
+        with ClipFile(self._paths[row]) as clip:
             for number, entry in zip(frames, clip.find(frames), strict=True):
                 yield f"{clip.path}: frame {number}", clip.read(entry)
 
@@ -172,7 +176,7 @@ def list_cache(root: Path) -> CacheListing:
     manifest = read_manifest(root)
     if not manifest["complete"]:
         raise ValueError(f"the frame cache {root} is not finished; the same `strm prepare` again will finish it")
-    places = {name: root / f"{name}{SUFFIX}" for name in sorted(manifest["videos"])}
+    places = {name: f"{root}/{name}{SUFFIX}" for name in sorted(manifest["videos"])}
     return CacheListing(root, places, manifest=manifest)
 
 

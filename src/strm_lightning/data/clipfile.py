@@ -26,7 +26,7 @@ class ClipFile:
         VideoError: no clip file, of another version, cut off, or damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = path
         try:
             self._file = os.open(path, os.O_RDONLY)

@@ -18,10 +18,12 @@ from strm_lightning.data.episodes import (
     VideoDataset,
 )
 from strm_lightning.data.frames import FramePolicy
-from strm_lightning.data.layouts import Layout
+from strm_lightning.data.listing import LayoutOption
 from strm_lightning.data.splits import Stage
 from strm_lightning.data.store import VideoSet, load_video_sets
 from strm_lightning.data.transforms import ClipTransform
+
+WorkerStart = Literal["fork", "spawn", "forkserver"]
 
 MOVING_SHAPES: dict[str, dict[str, Any]] = {
     "moving-shapes": {"clutter": 0.2, "clips_per_class": 16},
@@ -60,6 +62,7 @@ class EpisodeDataModule(L.LightningDataModule):
         batch_size: episodes of a training step on one device.
         eval_batch_size: episodes matched at once in validation and test.
         num_workers: processes that read clips.
+        worker_start: how they start, ``fork``, ``spawn`` or ``forkserver``; None for the platform's own way.
         seed: chooses the episodes.
         split_seed: chooses the classes of a random split, apart from ``seed`` so that seeds share their test classes.
         select_on: classes of validation, by which the checkpoint is chosen: ``val``, or ``test`` as in the released
@@ -79,7 +82,7 @@ class EpisodeDataModule(L.LightningDataModule):
         split: str | dict[str, list[str]] | dict[str, float] = "random",
         *,
         lists: str | None = None,
-        layout: Layout | Literal["auto"] = "auto",
+        layout: LayoutOption = "auto",
         way: int = 5,
         train_way: int | None = None,
         shot: int = 5,
@@ -98,6 +101,7 @@ class EpisodeDataModule(L.LightningDataModule):
         batch_size: int = 1,
         eval_batch_size: int = 16,
         num_workers: int = 2,
+        worker_start: WorkerStart | None = None,
         seed: int = 0,
         split_seed: int = 0,
         select_on: Literal["val", "test"] = "val",
@@ -116,7 +120,8 @@ class EpisodeDataModule(L.LightningDataModule):
         self.num_frames, self.frame_policy = num_frames, frame_policy
         self.short_clips, self.unreadable = short_clips, unreadable
         self.transform = ClipTransform(image_size, short_side or 0, flip)
-        self.num_workers, self.seed, self.split_seed = num_workers, seed, split_seed
+        self.num_workers, self.worker_start = num_workers, worker_start
+        self.seed, self.split_seed = seed, split_seed
         self.select_on, self.evaluation = select_on, evaluation
         self.hparams["test_shots"], self.hparams["test_ways"] = list(test_shots), list(test_ways)
         others = [(n, k) for n in test_ways or (way,) for k in test_shots or (shot,)]
@@ -140,9 +145,12 @@ class EpisodeDataModule(L.LightningDataModule):
             moving_shapes(**MOVING_SHAPES[self.root])
 
     def setup(self, stage: str | None = None) -> None:
-        """Find the videos and hold them against way, shot and queries."""
+        """Find the videos and hold them against way, shot, queries and the frames that clips need."""
         if not self.videos:
-            self.videos = self._load()
+            videos = self._load()
+            store = next(iter(videos.values())).store  # the same for all stages
+            store.require(self.frame_policy, self.num_frames, self.transform.short_side)
+            self.videos = videos
             if self.select_on == "test" and "test" in self.videos:
                 self.videos["val"] = replace(self.videos["test"], stage="val")
         wanted: dict[str | None, tuple[Stage, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
@@ -234,9 +242,7 @@ class EpisodeDataModule(L.LightningDataModule):
         """Clips for a feature bank, ``((row, view), clip)``: the test choice of frames and crop, or random views."""
         items = [(row, view) for row in rows for view in range(max(views, 1))]
         dataset = VideoDataset(self.reader(stage), items, seed=self.seed if views else None)
-        return DataLoader(
-            dataset, batch_size=max(1, 64 // self.num_frames), num_workers=self.num_workers, pin_memory=self._pin
-        )
+        return DataLoader(dataset, batch_size=max(1, 64 // self.num_frames), **self._workers(self.num_workers))
 
     def _evaluation_loader(self, stage: Stage, setting: int = 0) -> EpisodeLoader:
         reader = self.reader(stage) if self.evaluation == "episodes" else None
@@ -257,8 +263,9 @@ class EpisodeDataModule(L.LightningDataModule):
         views = self.train_views if stage == "train" else 1
         dataset = EpisodeDataset(self.sampler(stage, setting), reader, views=views)
         workers = self.num_workers if reader else 0  # rows alone take microseconds
-        return EpisodeLoader(dataset, keys, num_workers=workers, persistent_workers=workers > 0, pin_memory=self._pin)
+        return EpisodeLoader(dataset, keys, persistent_workers=workers > 0, **self._workers(workers))
 
-    @property
-    def _pin(self) -> bool:
-        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+    def _workers(self, number: int) -> dict[str, Any]:
+        start = self.worker_start if number else None
+        pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return {"num_workers": number, "multiprocessing_context": start, "pin_memory": pin}

@@ -9,12 +9,15 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
+from strm_lightning.data.frames import FramePolicy
+from strm_lightning.data.index import write_atomically
 from strm_lightning.data.layouts import list_videos
-from strm_lightning.data.listing import Layout, count_of
+from strm_lightning.data.listing import Layout, LayoutOption, count_of
 from strm_lightning.data.lists import read_lists
 from strm_lightning.data.match import SplitMatch, match_split
 from strm_lightning.data.names import youtube_id
 from strm_lightning.data.splits import STAGES, Split, SplitOption, Stage, resolve_split
+from strm_lightning.data.transforms import ClipTransform
 from strm_lightning.data.verify import verify
 
 _DIRECTIONS = re.compile(r"\b(left|right|clockwise|counter-?clockwise|leftwards?|rightwards?|cw|ccw)\b", re.IGNORECASE)
@@ -103,7 +106,7 @@ class DoctorReport:
         lines += _few("shorter than a clip", [f"{name} ({frames} frames)" for name, frames in self.short.items()])
         for how, number in sorted(Counter(how for _, how in self.renamed.values()).items()):
             some = [f"{listed} is {name}" for listed, (name, by) in self.renamed.items() if by == how]
-            lines += _few(f"found by {how}", some, number)
+            lines += _few(f"found by {how}", some, number, most=1)
         lines += _few("in two stages", self.leaks)
         lines += [f"not in the split: {count_of(range(self.unused), 'video')}"] if self.unused else []
         lines += ["", *(f"warning: {text}" for text in self.warnings), *(f"PROBLEM: {text}" for text in self.problems)]
@@ -116,11 +119,14 @@ def doctor(
     *,
     lists: str | None = None,
     other_lists: str | None = None,
-    layout: Layout | Literal["auto"] = "auto",
+    layout: LayoutOption = "auto",
     way: int = 5,
     shot: int = 5,
     query_per_class: int = 5,
     num_frames: int = 8,
+    image_size: int = 224,
+    short_side: int | None = None,
+    frame_policy: FramePolicy = "segments",
     short_clips: Literal["repeat", "drop"] = "repeat",
     flip: bool = True,
     seed: int = 0,
@@ -139,6 +145,9 @@ def doctor(
         shot: support clips of a class, K.
         query_per_class: query clips of a class.
         num_frames: frames of a clip, L.
+        image_size: height and width of a clip in pixels; a cache of smaller frames is refused.
+        short_side: length of a frame's short side before the crop, in pixels; None for ``image_size`` x 256 / 224.
+        frame_policy: which frames; a cache that left some of them out is refused.
         short_clips: whether videos of fewer frames ``repeat`` some or are to ``drop``.
         flip: whether training clips are mirrored.
         seed: of a random split.
@@ -149,6 +158,8 @@ def doctor(
         FileNotFoundError: no such root or lists.
         ValueError: nothing at the root that could be held against the split.
     """
+    if min(way, shot, num_frames) < 1 or query_per_class < 0:
+        raise ValueError(f"way, shot and num_frames are 1 or more, not {way}, {shot} and {num_frames}")
     listing = list_videos(root, layout)
     resolved = resolve_split(split, lists=lists, class_names=listing.class_names, seed=seed)
     match = match_split(listing, resolved)
@@ -162,6 +173,14 @@ def doctor(
     usable = set(frames) - (set(short) if short_clips == "drop" else set())
     classes = list(_classes(resolved, match, usable))
     leaks = _leaks(match)
+    problems = list(_problems(classes, way, shot, query_per_class))
+    if frames:
+        try:
+            listing.open(frames, unreadable).require(
+                frame_policy, num_frames, ClipTransform(image_size, short_side or 0).short_side
+            )
+        except ValueError as error:
+            problems.append(str(error))
     counted = sorted(frames.values()) or [0]
     report = DoctorReport(
         root=str(listing.root),
@@ -175,11 +194,11 @@ def doctor(
         frames=(counted[0], int(median(counted)), counted[-1], sum(counted)),
         leaks=leaks,
         unused=len(listing.places) - len(match.names),
-        problems=list(_problems(classes, way, shot, query_per_class)),
+        problems=problems,
         warnings=list(_warnings(resolved, leaks, flip, None if other_lists is None else Path(other_lists))),
     )
     if json_file is not None:
-        Path(json_file).write_text(report.as_json(), encoding="utf-8")
+        write_atomically(Path(json_file).expanduser(), report.as_json().encode("utf-8", "surrogateescape"))
     return report
 
 
@@ -225,7 +244,8 @@ def _warnings(split: Split, leaks: list[str], flip: bool, other_lists: Path | No
         yield f"{count_of(leaks, 'video')} in two stages: the scores will be too good"
     directed = [name for stage in STAGES for name in split.classes[stage] if _DIRECTIONS.search(name.replace("_", " "))]
     if flip and directed:
-        yield f"flip is on, and {', '.join(directed[:3])}{' …' if directed[3:] else ''} name directions: flip=False"
+        some = f"{', '.join(directed[:3])}{' …' if directed[3:] else ''}"
+        yield f"flip is on, and {some} name directions: set --data.flip=false"
     if split.name.startswith("ssv2"):
         yield _SSV2_NOTE
     if other_lists is not None:
@@ -246,7 +266,7 @@ def _overlap(split: Split, other: Mapping[Stage, tuple[tuple[str, str], ...]], n
             yield f"{common} {said}"
 
 
-def _losses(classes: list[ClassReport], most: int = 20) -> list[str]:
+def _losses(classes: list[ClassReport], most: int = 10) -> list[str]:
     """The classes that have lost videos, the worst first; all are in the JSON."""
     lossy = [c for c in classes if c.usable < (c.found if c.listed is None else c.listed) or not c.found]
     lossy.sort(key=lambda c: c.usable / (c.listed or c.found or 1))

@@ -3,6 +3,7 @@
 Workers, ranks, restarts and machines give the same episodes because nothing but those four numbers is asked.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -235,5 +236,8 @@ def _as_is(episodes: Any) -> Any:
 
 def shared_empty(shape: tuple[int, ...]) -> UInt8[Tensor, "..."]:
     """An empty uint8 tensor, in shared memory inside a worker, so that it reaches the main process without a copy."""
-    tensor = torch.empty(shape, dtype=torch.uint8)
-    return tensor if get_worker_info() is None else tensor.share_memory_()
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    # As torch's own collate does it; `share_memory_` would copy what is not there yet, at twice the cost of an episode.
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)

@@ -10,8 +10,9 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from strm_lightning.data.index import count_all
-from strm_lightning.data.listing import Layout, Listing, VideoStore
-from strm_lightning.data.videos import VIDEO_SUFFIXES, count_frames, read_frames
+from strm_lightning.data.listing import Layout, Listing, PathStore
+from strm_lightning.data.names import is_video, without_suffix
+from strm_lightning.data.videos import count_frames, read_frames
 
 
 class FileListing(Listing):
@@ -40,27 +41,17 @@ class FlatListing(FileListing):
         return "flat"
 
 
-class FileStore(VideoStore):
+class FileStore(PathStore):
     """Video files, decoded anew at every read."""
-
-    def __init__(
-        self, places: Mapping[str, Path], frame_counts: Mapping[str, int], unreadable: Mapping[str, str]
-    ) -> None:
-        super().__init__(frame_counts, unreadable)
-        self._paths = [str(places[name]) for name in self.videos]
-
-    def path_of(self, row: SupportsIndex) -> Path:
-        """The video file."""
-        return Path(self._paths[row])
 
     def read(self, row: SupportsIndex, frames: Sequence[int]) -> UInt8[Tensor, "n H W 3"]:
         """Decode up to the last of these frames."""
         return read_frames(self._paths[row], frames)
 
 
-def list_files(root: Path) -> dict[str, Path]:
+def list_files(root: Path) -> dict[str, str]:
     """Video files in class folders, by ``class/video``; with their endings where one name has several."""
-    files: dict[str, Path] = {}
+    files: dict[str, str] = {}
     for folder in entries(root):
         if folder.is_dir():
             files |= _videos_in(folder) or {
@@ -69,7 +60,7 @@ def list_files(root: Path) -> dict[str, Path]:
     return dict(sorted(files.items()))
 
 
-def list_flat(root: Path) -> dict[str, Path]:
+def list_flat(root: Path) -> dict[str, str]:
     """Video files in one folder, by name."""
     return {name.rpartition("/")[2]: path for name, path in _videos_in(root).items()}
 
@@ -80,8 +71,7 @@ def entries(folder: str | Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
         return sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
 
 
-def _videos_in(folder: Path | os.DirEntry[str]) -> dict[str, Path]:
-    paths = [Path(entry.path) for entry in entries(folder)]
-    paths = [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES]
-    stems = Counter(path.stem for path in paths)
-    return {f"{folder.name}/{path.name if stems[path.stem] > 1 else path.stem}": path for path in paths}
+def _videos_in(folder: Path | os.DirEntry[str]) -> dict[str, str]:
+    videos = [(without_suffix(entry.name), entry) for entry in entries(folder) if is_video(entry.name)]
+    number = Counter(stem for stem, _ in videos)
+    return {f"{folder.name}/{entry.name if number[stem] > 1 else stem}": entry.path for stem, entry in videos}

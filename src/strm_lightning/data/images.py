@@ -14,7 +14,7 @@ from torch import Tensor
 
 from strm_lightning.data.files import entries
 from strm_lightning.data.index import count_all
-from strm_lightning.data.listing import Layout, Listing, VideoStore
+from strm_lightning.data.listing import Layout, Listing, PathStore, VideoStore
 from strm_lightning.data.names import without_suffix
 from strm_lightning.data.videos import VideoError
 
@@ -63,22 +63,12 @@ class EncodedStore(VideoStore):
         return torch.from_numpy(np.stack([images[number] for number in wanted]))
 
 
-class FrameFolderStore(EncodedStore):
+class FrameFolderStore(PathStore, EncodedStore):
     """Folders of frames; frame 0 is the first by number, whatever its number is."""
-
-    def __init__(
-        self, places: Mapping[str, Path], frame_counts: Mapping[str, int], unreadable: Mapping[str, str]
-    ) -> None:
-        super().__init__(frame_counts, unreadable)
-        self._paths = [str(places[name]) for name in self.videos]
-
-    def path_of(self, row: SupportsIndex) -> Path:
-        """The folder of a video's frames."""
-        return Path(self._paths[row])
 
     def encoded(self, row: SupportsIndex, frames: Sequence[int]) -> Iterable[tuple[str, bytes]]:
         """The bytes of these image files."""
-        folder = self.path_of(row)
+        folder = self._paths[row]
         try:
             images = _images_in(folder)
             if len(images) != self.frame_counts[row]:
@@ -89,10 +79,10 @@ class FrameFolderStore(EncodedStore):
             raise VideoError(f"{folder}: cannot be read ({error.strerror})") from error
 
 
-def list_frame_folders(root: Path) -> dict[str, Path]:
+def list_frame_folders(root: Path) -> dict[str, str]:
     """Folders inside class folders, by ``class/video``."""
     return {
-        f"{folder.name}/{without_suffix(inner.name)}": Path(inner.path)
+        f"{folder.name}/{without_suffix(inner.name)}": inner.path
         for folder in entries(root)
         if folder.is_dir()
         for inner in entries(folder)
@@ -100,7 +90,7 @@ def list_frame_folders(root: Path) -> dict[str, Path]:
     }
 
 
-def count_images(folder: Path) -> int:
+def count_images(folder: str) -> int:
     """Count the frames in a folder.
 
     Raises:
@@ -144,7 +134,7 @@ def encode_jpeg(image: UInt8[np.ndarray, "H W 3"], quality: int) -> bytes:
 
 def is_image(name: str) -> bool:
     """Whether a file of this name is a frame."""
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+    return name[name.rfind(".") :].lower() in IMAGE_SUFFIXES  # asked for millions of names: no Path
 
 
 def frame_order(name: str) -> tuple[Any, ...]:
@@ -153,7 +143,6 @@ def frame_order(name: str) -> tuple[Any, ...]:
     return (int(numbers[-1]) if numbers else -1, name)
 
 
-def _images_in(folder: Path) -> list[str]:
-    return sorted(
-        (entry.path for entry in entries(folder) if is_image(entry.name)), key=lambda p: frame_order(Path(p).name)
-    )
+def _images_in(folder: str) -> list[str]:
+    images = [entry for entry in entries(folder) if is_image(entry.name)]
+    return [entry.path for entry in sorted(images, key=lambda entry: frame_order(entry.name))]

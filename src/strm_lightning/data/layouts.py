@@ -1,16 +1,13 @@
 """How videos lie on disk: named by the user, or found by looking."""
 
 from pathlib import Path
-from typing import Literal
 
 from strm_lightning.data.cache import is_cache, list_cache
 from strm_lightning.data.files import FileListing, FlatListing, entries, list_files, list_flat
 from strm_lightning.data.images import FrameFolderListing, is_image, list_frame_folders
-from strm_lightning.data.listing import Layout, Listing
-from strm_lightning.data.videos import VIDEO_SUFFIXES
+from strm_lightning.data.listing import Layout, LayoutOption, Listing
+from strm_lightning.data.names import is_video
 from strm_lightning.data.zips import list_zip
-
-__all__ = ["EXPECTED", "Layout", "list_videos"]
 
 EXPECTED = {
     "videos": "<class>/<video>.mp4 (or avi, webm, mkv, mov)",
@@ -21,7 +18,7 @@ EXPECTED = {
 }
 
 
-def list_videos(root: str | Path, layout: Layout | Literal["auto"] = "auto") -> Listing:
+def list_videos(root: str | Path, layout: LayoutOption = "auto") -> Listing:
     """List the videos under a root by name, opening none.
 
     Raises:
@@ -67,17 +64,13 @@ def _look(root: Path) -> Layout | None:
     for folder in (entry for entry in inside if entry.is_dir()):
         for inner in entries(folder):
             names = [entry.name for entry in entries(inner)] if inner.is_dir() else [inner.name]
-            if any(map(_is_video, names)):
+            if any(map(is_video, names)):
                 return "videos"
             if inner.is_dir() and any(map(is_image, names)):
                 return "frames"
-    if any(_is_video(entry.name) for entry in inside):
+    if any(is_video(entry.name) for entry in inside):
         return "flat"
     return "zip" if _only_zip(root) else None
-
-
-def _is_video(name: str) -> bool:
-    return Path(name).suffix.lower() in VIDEO_SUFFIXES
 
 
 def _only_zip(root: Path) -> Path | None:

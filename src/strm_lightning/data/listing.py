@@ -14,6 +14,7 @@ from torch import Tensor
 from strm_lightning.data.frames import FramePolicy
 
 Layout = Literal["videos", "frames", "zip", "cache", "flat"]
+LayoutOption = Literal["auto", "videos", "frames", "zip", "cache", "flat"]
 
 
 class VideoStore(ABC):
@@ -50,13 +51,33 @@ class VideoStore(ABC):
             VideoError: the video has changed, vanished or suffered since the store was opened.
         """
 
-    def require(self, policies: FramePolicy | Sequence[FramePolicy], num_frames: int) -> None:
-        """Check that whatever these policies choose is here; only caches leave frames out.
+    def require(self, policy: FramePolicy, num_frames: int, short_side: int) -> None:
+        """Check that whatever this policy chooses is here, and large enough; only caches leave out or make smaller.
 
         Raises:
             ValueError: it is not.
         """
-        del policies, num_frames
+        del policy, num_frames, short_side
+
+
+class PathStore(VideoStore):
+    """Videos that are a file or a folder each.
+
+    Args:
+        places: path of each video, by name.
+        frame_counts: as of `VideoStore`.
+        unreadable: as of `VideoStore`.
+    """
+
+    def __init__(
+        self, places: Mapping[str, str], frame_counts: Mapping[str, int], unreadable: Mapping[str, str]
+    ) -> None:
+        super().__init__(frame_counts, unreadable)
+        self._paths = [places[name] for name in self.videos]
+
+    def path_of(self, row: SupportsIndex) -> Path:
+        """The file or folder of a video."""
+        return Path(self._paths[row])
 
 
 @dataclass(frozen=True)
@@ -65,11 +86,11 @@ class Listing(ABC):
 
     Attributes:
         root: the folder or file.
-        places: where each video is, by name (``class/video``), ascending.
+        places: path of each video, by name (``class/video``), ascending; text, as there may be 200,000.
     """
 
     root: Path
-    places: Mapping[str, Path]
+    places: Mapping[str, str]
 
     @property
     @abstractmethod
@@ -110,3 +131,9 @@ def count_of(items: Iterable[object], noun: str) -> str:
     """``3 videos``."""
     number = sum(1 for _ in items)
     return f"{number} {noun if number == 1 else noun + ('es' if noun.endswith('s') else 's')}"
+
+
+def some_of(claim: str, items: Iterable[str], most: int = 3) -> str:
+    """``claim: a, b, c …``."""
+    items = sorted(items)
+    return f"{claim}: {', '.join(items[:most])}{' …' if len(items) > most else ''}"

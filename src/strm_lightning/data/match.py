@@ -1,8 +1,9 @@
 """A split held against what is on disk."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from strm_lightning.data.listing import Listing
+from strm_lightning.data.listing import Listing, some_of
 from strm_lightning.data.names import Match, VideoFinder
 from strm_lightning.data.splits import STAGES, Split, Stage, class_finder
 
@@ -22,6 +23,12 @@ class SplitMatch:
     missing: dict[Stage, list[str]] = field(default_factory=dict)
     renamed: dict[str, Match] = field(default_factory=dict)
     total: int = 0
+
+    def lacking(self, split: Split, root: str | Path) -> str:
+        """How many of the split's entries are not on disk, and some of them, in words."""
+        names = [name for stage in self.missing.values() for name in stage]
+        what = "classes" if split.videos is None else "videos"
+        return some_of(f"{len(names)} of {self.total} {what} of split {split.name!r} are not under {root}", names)
 
     @property
     def names(self) -> list[str]:

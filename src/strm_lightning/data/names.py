@@ -37,6 +37,11 @@ def without_suffix(name: str) -> str:
     return stem if stem and dot + suffix.lower() in VIDEO_SUFFIXES else name
 
 
+def is_video(name: str) -> bool:
+    """Whether a file of this name is a video."""
+    return without_suffix(name) != name
+
+
 class VideoFinder:
     """Finds what a list calls ``class/video`` among the videos on disk.
 
@@ -77,5 +82,7 @@ class VideoFinder:
         for key, how in ways:
             found = self._by_key.get((folder if own else "*", key), ())
             if len(found) == 1:
-                return Match(found[0], how if own else "other folder")
+                if own:
+                    return Match(found[0], how)
+                return Match(found[0], "exact" if found[0] == video else "other folder")  # flat folders have no classes
         return None

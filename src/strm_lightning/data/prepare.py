@@ -7,10 +7,9 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Literal
 
 import torch
 from filelock import FileLock, Timeout
@@ -29,7 +28,7 @@ from strm_lightning.data.convert import Converter
 from strm_lightning.data.files import FileListing
 from strm_lightning.data.frames import FramePolicy
 from strm_lightning.data.layouts import list_videos
-from strm_lightning.data.listing import Layout, Listing, count_of
+from strm_lightning.data.listing import LayoutOption, Listing, count_of
 from strm_lightning.data.match import match_split
 from strm_lightning.data.splits import SplitOption, resolve_split
 from strm_lightning.data.videos import VideoError
@@ -74,11 +73,11 @@ def prepare(
     *,
     split: SplitOption | None = None,
     lists: str | None = None,
-    layout: Layout | Literal["auto"] = "auto",
+    layout: LayoutOption = "auto",
     format: CacheFormat = "raw",  # noqa: A002
     short_side: int = 256,
     quality: int = 90,
-    policies: list[FramePolicy] | None = None,
+    policies: FramePolicy | list[FramePolicy] = "segments",
     num_frames: int = 8,
     jobs: int | None = None,
     seed: int = 0,
@@ -97,8 +96,8 @@ def prepare(
             files unchanged and as large as they are.
         short_side: short side of the frames in pixels (raw, jpeg); 256 goes with clips of 224 pixels.
         quality: of JPEG, 1 to 100.
-        policies: frame policies to keep the frames of; ``release`` needs at most 48 of a video with 8 frames a clip,
-            ``segments`` needs all. Default: ``[segments]``.
+        policies: frame policy, or several, to keep the frames of; ``release`` needs at most 48 of a video with 8 frames
+            a clip, ``segments`` needs all.
         num_frames: frames of a clip, L.
         jobs: videos at work at once; by default one for each core.
         seed: of a random split.
@@ -109,19 +108,25 @@ def prepare(
     """
     start = time.monotonic()
     listing = list_videos(root, layout)
-    options = CacheOptions(format, short_side, quality, tuple(policies or ["segments"]), num_frames)
+    chosen = (policies,) if isinstance(policies, str) else tuple(policies)
+    options = CacheOptions(format, short_side, quality, chosen, num_frames)
     target = Path(out).expanduser()
     _check(listing, target, options)
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs is {jobs}: give a positive number, or none for one a core")
     names = list(listing.places)
     if split is not None:
         resolved = resolve_split(split, lists=lists, class_names=listing.class_names, seed=seed)
-        names = match_split(listing, resolved).names
-    if not names:
-        raise ValueError(f"none of the videos of split {split!r} is under {root}; there are {listing.summary}")
+        match = match_split(listing, resolved)
+        names = match.names
+        if not names:
+            raise ValueError(f"none of the videos of split {split!r} is under {root}; there are {listing.summary}")
+        if match.missing:
+            _say(match.lacking(resolved, root))
     convert = Converter(listing, names, options, target)
     with _alone(target), _one_thread_each():
         sizes = _present(target, names)
-        before = read_manifest(target)["videos"] if is_cache(target) else {}
+        before = _kept(target, listing.root)
         write_manifest(target, options, source=listing.root, videos=before, complete=False)
         missing = [name for name in names if name not in sizes]
         _announce(convert, missing, target)
@@ -149,21 +154,27 @@ def _check(listing: Listing, target: Path, options: CacheOptions) -> None:
     if options.short_side < 1 or not 1 <= options.quality <= 100 or options.num_frames < 1:
         raise ValueError(f"short_side and num_frames are 1 or more and quality is 1 to 100, not {options}")
     if is_cache(target):
-        made = options_of(read_manifest(target))
-        if made != options:
-            raise ValueError(f"{target} was made with other options ({made}): choose another folder or delete it")
+        made, wanted = asdict(options_of(read_manifest(target))), asdict(options)
+        if others := [f"{name}={made[name]}, not {wanted[name]}" for name in made if made[name] != wanted[name]]:
+            raise ValueError(f"{target} was made with {'; '.join(others)}: choose another folder or delete it")
     elif target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} is there already and is no frame cache: choose another folder")
 
 
 @contextmanager
 def _alone(target: Path) -> Iterator[None]:
-    target.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(target / ".lock", timeout=0):
-            yield
+        target.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(target / ".lock")
+        lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(f"another `strm prepare` is at work on {target}") from None
+    except OSError as error:
+        raise ValueError(f"{target} cannot be written ({error.strerror})") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -205,7 +216,21 @@ def _announce(convert: Converter, missing: Sequence[str], target: Path) -> None:
     )
     if room > free:
         raise ValueError(f"{message}: too much; format jpeg, policy release or a split need less")
-    tqdm.write(message, file=sys.stderr)
+    _say(message)
+
+
+def _kept(target: Path, source: Path) -> dict[str, tuple[int, int]]:
+    """Frames of the source and bytes of each clip in a cache that is there already."""
+    if not is_cache(target):
+        return {}
+    manifest = read_manifest(target)
+    if manifest["videos"] and manifest["source"] != str(source):
+        _say(f"{target} holds clips from {manifest['source']}; those of the same names are kept, not made anew")
+    return {name: (frames, size) for name, (frames, size) in manifest["videos"].items()}
+
+
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
 
 
 def _work(convert: Converter, names: Sequence[str], jobs: int) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
@@ -214,12 +239,18 @@ def _work(convert: Converter, names: Sequence[str], jobs: int) -> tuple[dict[str
     with ThreadPoolExecutor(jobs) as pool:  # decoding, resizing and encoding release the interpreter's lock
         futures = {pool.submit(convert, name): name for name in names}
         try:
-            for future in tqdm(as_completed(futures), "Preparing", len(futures), unit="videos", disable=not names):
+            for future in tqdm(
+                as_completed(futures), "Preparing", len(futures), unit="videos", disable=None if names else True
+            ):
                 name = futures[future]
                 try:
                     done[name] = future.result()
                 except VideoError as error:
                     failed[name] = str(error).removeprefix(f"{convert.listing.places[name]}: ")
+                except OSError as error:
+                    raise ValueError(
+                        f"{convert.target} cannot be written ({error.strerror}); with room the same command goes on"
+                    ) from error
         finally:
             pool.shutdown(cancel_futures=True)
     return done, failed

@@ -68,6 +68,8 @@ def resolve_split(split: SplitOption, *, lists: str | None, class_names: Sequenc
     """
     if lists is not None and (isinstance(split, dict) or split not in NAMED):
         raise ValueError(f"lists go with a split by name ({', '.join(NAMED)}); {split!r} is none")
+    if not class_names and (isinstance(split, dict) or split == "random"):
+        raise ValueError(f"no class folders to split by {split!r}: name a folder of list files, which tell the classes")
     if isinstance(split, dict):
         _check_stages(split)
         names = {stage: value for stage, value in split.items() if isinstance(value, list)}

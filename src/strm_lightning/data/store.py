@@ -1,7 +1,7 @@
 """From a root and a split to the videos of each stage and class."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Int
 
 from strm_lightning.data.layouts import list_videos
-from strm_lightning.data.listing import Layout, Listing, VideoStore, count_of
+from strm_lightning.data.listing import LayoutOption, Listing, VideoStore, count_of, some_of
 from strm_lightning.data.match import match_split
 from strm_lightning.data.splits import SplitOption, Stage, resolve_split
 from strm_lightning.data.videos import VideoError
 
-__all__ = ["DataWarning", "Layout", "VideoSet", "VideoStore", "load_video_sets", "open_store"]
+__all__ = ["DataWarning", "VideoSet", "VideoStore", "load_video_sets", "open_store"]
 
 Unreadable = Literal["skip", "refuse"]
 ShortClips = Literal["repeat", "drop"]
@@ -59,7 +59,7 @@ class VideoSet:
 
 def open_store(
     root: str | Path,
-    layout: Layout | Literal["auto"] = "auto",
+    layout: LayoutOption = "auto",
     *,
     unreadable: Unreadable = "skip",
     progress: bool = True,
@@ -86,7 +86,7 @@ def load_video_sets(
     split: SplitOption,
     *,
     lists: str | None = None,
-    layout: Layout | Literal["auto"] = "auto",
+    layout: LayoutOption = "auto",
     num_frames: int = 8,
     short_clips: ShortClips = "repeat",
     unreadable: Unreadable = "skip",
@@ -119,13 +119,11 @@ def load_video_sets(
     if not match.names:
         raise ValueError(f"none of the videos of split {resolved.name!r} is under {root}; there are {listing.summary}")
     if match.missing:
-        missing = [name for names in match.missing.values() for name in names]
-        what = "classes" if resolved.videos is None else "videos"
-        _warn(f"{len(missing)} of {match.total} {what} of split {resolved.name!r} are not under {root}", missing)
+        _warn(match.lacking(resolved, root))
     store = _open(listing, match.names, unreadable, progress)
     short = {name for name, n in zip(store.videos, store.frame_counts.tolist(), strict=True) if n < num_frames}
     if short and short_clips == "drop":
-        _warn(f"dropped {count_of(short, 'video')} of fewer than {num_frames} frames", short)
+        _warn(some_of(f"dropped {count_of(short, 'video')} of fewer than {num_frames} frames", short))
     dropped = short if short_clips == "drop" else set()
     row_of = {name: row for row, name in enumerate(store.videos) if name not in dropped}
     return {
@@ -140,11 +138,11 @@ def _open(listing: Listing, names: Sequence[str], unreadable: Unreadable, progre
     good = {name: count for name, count in counts.items() if isinstance(count, int)}
     reasons = [f"{name} ({reason})" for name, reason in bad.items()]
     if bad and unreadable == "refuse":
-        raise VideoError(_listed(f"{listing.root}: {count_of(bad, 'video')} cannot be read", reasons))
+        raise VideoError(some_of(f"{listing.root}: {count_of(bad, 'video')} cannot be read", reasons))
     if not good:
-        raise VideoError(_listed(f"{listing.root}: none of {count_of(bad, 'video')} can be read", reasons))
+        raise VideoError(some_of(f"{listing.root}: none of {count_of(bad, 'video')} can be read", reasons))
     if bad:
-        _warn(f"left out {count_of(bad, 'video')} under {listing.root} that cannot be read", reasons)
+        _warn(some_of(f"left out {count_of(bad, 'video')} under {listing.root} that cannot be read", reasons))
     return listing.open(good, bad)
 
 
@@ -162,10 +160,5 @@ def _video_set(
     return VideoSet(stage, store, tuple(present), tuple(rows[name] for name in present), tuple(missing))
 
 
-def _warn(claim: str, items: Iterable[str]) -> None:
-    warnings.warn(_listed(claim, items), DataWarning, stacklevel=4)
-
-
-def _listed(claim: str, items: Iterable[str], most: int = 3) -> str:
-    items = sorted(items)
-    return f"{claim}: {', '.join(items[:most])}{' …' if len(items) > most else ''}"
+def _warn(message: str) -> None:
+    warnings.warn(message, DataWarning, stacklevel=4)

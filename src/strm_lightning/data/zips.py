@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -120,7 +120,7 @@ def list_zip(path: Path) -> ZipListing:
             **{key: getattr(table, key) for key in _ARRAYS},
         )
         write_atomically(remembered, buffer.getvalue())
-    return ZipListing(path, dict.fromkeys(table.names, path), table=table)
+    return ZipListing(path, dict.fromkeys(table.names, str(path)), table=table)
 
 
 def _read_directory(path: Path) -> _Table:
@@ -130,13 +130,14 @@ def _read_directory(path: Path) -> _Table:
     except (zipfile.BadZipFile, OSError) as error:
         raise ValueError(f"{path} is not a whole zip ({error}); it may have been cut off") from error
     videos: dict[str, list[zipfile.ZipInfo]] = {}
-    parent_of: dict[str, tuple[str, ...]] = {}
+    parent_of: dict[str, str] = {}
     damaged: dict[str, str] = {}
     for info in infos:
-        parts = PurePosixPath(info.filename).parts
-        if len(parts) < 3 or not is_image(info.filename):
+        folder, _, image = info.filename.rpartition("/")
+        parent, _, class_name = folder.rpartition("/")[0].rpartition("/")
+        if not class_name or not is_image(image):
             continue
-        name, parent = "/".join(parts[-3:-1]), parts[:-3]
+        name = f"{class_name}/{folder.rpartition('/')[2]}"
         videos.setdefault(name, []).append(info)
         reason = "is in two places" if parent_of.setdefault(name, parent) != parent else _refuse(info)
         if reason:
@@ -157,7 +158,7 @@ def _read_directory(path: Path) -> _Table:
 
 def _refuse(info: zipfile.ZipInfo) -> str | None:
     parts = info.filename.replace("\\", "/").split("/")
-    if {"", ".", ".."} & set(parts) or ":" in parts[0]:
+    if not {"", ".", ".."}.isdisjoint(parts) or ":" in parts[0]:
         return "leads out of its folder"
     if info.flag_bits & 1:
         return "is encrypted"

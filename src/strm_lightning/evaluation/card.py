@@ -33,12 +33,13 @@ def protocol_card(
     """The card as plain values.
 
     ``protocol`` decides which clips are matched with which and how they were cut: two results are on the same episodes
-    where it is the same. ``data``, ``model``, ``checkpoint`` and ``versions`` say on what and what was tested.
+    where it is the same. ``data``, ``model``, ``checkpoint`` and ``versions`` say on what and what was tested; videos
+    of the split that are not on disk, and of the whole data set that cannot be read, are named.
 
     Args:
         data: whose episodes they were.
         model: an `STRM`, whose pixel normalisation is told.
-        options: those that the model was built with.
+        options: those that the model was built with, and what else is to be known of it.
         checkpoint: see `describe_checkpoint`.
         episodes: how many were counted.
         stage: which classes they are of.
@@ -67,8 +68,8 @@ def protocol_card(
             "split_seed": data.split_seed,
             "classes": len(videos.class_names),
             "videos": sum(map(len, videos.members)),
-            "missing": len(videos.missing),
-            "unreadable": len(videos.store.unreadable),
+            "missing": list(videos.missing),
+            "unreadable": sorted(videos.store.unreadable),
         },
         "model": {
             **plain({**model_options({}), **options}),

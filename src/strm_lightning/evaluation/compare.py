@@ -58,9 +58,9 @@ def compare(
         print(json_format.dumps(found, indent=1))
         return
     table = latex_table if latex else markdown_table if markdown else plain_table
-    print(table(*_overall(found)))
-    print()
-    print(table(*_per_class(found)))
+    for part in (_overall(found), _sweep(found), _per_class(found)):
+        if part[1]:
+            print(table(*part), end="\n\n")
     if not latex and not markdown:
         print(_verdict(found))
 
@@ -70,7 +70,8 @@ def compare_documents(documents: Mapping[str, Mapping[str, Any]], *, allow: Sequ
 
     Returns:
         ``baseline``, its name, and ``results``: for each name ``accuracy``, ``ci95`` and (but for the baseline)
-        ``paired``, its `Difference`, and ``per_class``, that of each class; as plain values.
+        ``paired``, its `Difference`, and ``per_class``, that of each class; ``sweep`` holds the same for each other way
+        and shot that was tested. As plain values.
 
     Raises:
         ValueError: the protocol cards differ, or the episodes do; says in what.
@@ -92,6 +93,9 @@ def compare_documents(documents: Mapping[str, Mapping[str, Any]], *, allow: Sequ
                 if len((pair := (first.of_class(number), second.of_class(number)))[0])
             },
         }
+        for setting, row in found[name]["sweep"].items():
+            if setting in (base := _rates(documents[baseline])):
+                row["paired"] = asdict(paired_difference(base[setting], _rates(documents[name])[setting]))
     return {"baseline": baseline, "results": found}
 
 
@@ -108,7 +112,17 @@ def paired_difference(first: Float[np.ndarray, " E"], second: Float[np.ndarray, 
 
 
 def _own(document: Mapping[str, Any]) -> dict[str, Any]:
-    return {"accuracy": document["accuracy"], "ci95": document["ci95"]}
+    sweep = {_setting(row): {"accuracy": row["accuracy"], "ci95": row["ci95"]} for row in document["sweep"]}
+    return {"accuracy": document["accuracy"], "ci95": document["ci95"], "sweep": sweep}
+
+
+def _rates(document: Mapping[str, Any]) -> dict[str, Float[np.ndarray, " E"]]:
+    """Accuracy of each episode of each way and shot of a sweep; the cards say that they are the same episodes."""
+    return {_setting(row): np.array(row["per_episode"]) for row in document["sweep"]}
+
+
+def _setting(row: Mapping[str, Any]) -> str:
+    return f"{row['way']}-way {row['shot']}-shot"
 
 
 def _check_cards(
@@ -120,8 +134,22 @@ def _check_cards(
         raise ValueError(f"allow: no entry {', '.join(sorted(unknown))} on the cards; they have {', '.join(mine)}")
     differing = [key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key) and key not in allow]
     if differing:
-        listed = "; ".join(f"{key} {mine.get(key)!r} and {theirs.get(key)!r}" for key in sorted(differing))
+        values = [
+            {**protocol, "video_list": _videos(card["card"])}
+            for protocol, card in zip((mine, theirs), (first, second), strict=True)
+        ]
+        listed = "; ".join(
+            f"{key} {' and '.join(str(value.get(key)) for value in values)}" for key in sorted(differing)
+        )
         raise ValueError(f"{name} and {other} are of different protocols and cannot be compared: {listed}")
+
+
+def _videos(card: Mapping[str, Any]) -> str:
+    """A list of videos in words, for one in which it differs."""
+    data, digest = card["data"], card["protocol"]["video_list"][:15]
+    away = [*data["missing"], *data["unreadable"]]
+    without = f" without {', '.join(away[:3])}{f' and {len(away) - 3} more' if len(away) > 3 else ''}" if away else ""
+    return f"{digest} ({data['videos']} videos of {data['classes']} classes{without})"
 
 
 def _comparable(card: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,6 +163,23 @@ def _overall(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         row = [name, f"{result['accuracy']:.1%} ± {result['ci95']:.1%}"]
         rows.append(row + (_difference_cells(result["paired"]) if "paired" in result else ["", ""]))
     return ["result", "accuracy", "difference, paired", "bootstrap"], rows
+
+
+def _sweep(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    results = found["results"]
+    settings = dict.fromkeys(setting for result in results.values() for setting in result["sweep"])
+    rows = []
+    for setting in settings:
+        of_setting = [result["sweep"].get(setting) for result in results.values()]
+        rates = [f"{row['accuracy']:.1%} ± {row['ci95']:.1%}" if row else "" for row in of_setting]
+        rows.append(
+            [
+                setting,
+                *rates,
+                *(_plus_minus(row["paired"]) if row and "paired" in row else "" for row in of_setting[1:]),
+            ]
+        )
+    return ["episodes", *results, *(f"difference of {name}" for name in [*results][1:])], rows
 
 
 def _per_class(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -154,7 +199,7 @@ def _plus_minus(paired: Mapping[str, Any]) -> str:
 
 
 def _verdict(found: Mapping[str, Any]) -> str:
-    lines = [f"\nDifferences are in percentage points to {found['baseline']}, with 95 % intervals over episodes."]
+    lines = [f"Differences are in percentage points to {found['baseline']}, with 95 % intervals over episodes."]
     for name, result in found["results"].items():
         if paired := result.get("paired"):
             sure = abs(paired["difference"]) > paired["ci95"]

@@ -62,7 +62,7 @@ def encode_videos(
     mark = bank_fingerprint(data, stage, rows, keep.network, keep.options, views=views, precision=precision)
     kept = FeatureBank.load(folder := keep.folder / mark[:24], mark)
     if trainer.strategy.reduce_boolean_decision(kept is not None) and kept is not None:
-        rank_zero_info(f"Bank of {stage} features: {kept.describe()}, kept from an earlier run")
+        _say(stage, f"{kept.describe()}, kept from an earlier run")
         return kept
     bank = _encode(trainer, stage, encode, rows, views, limit_gb)
     if trainer.is_global_zero:
@@ -82,13 +82,16 @@ def _encode(
     # A process without videos encodes one all the same: it must know the shapes to receive the others' features.
     loader = data.video_loader(stage, own or rows[:1], views=views)
     quiet = trainer.progress_bar_callback is None or not trainer.is_global_zero
-    for batch in tqdm(loader, f"Encoding {stage} videos", unit="batch", leave=False, disable=quiet or None):
-        first = bank.group is None
-        bank.fill([batch], encode, device=device)
-        if first and not trainer.sanity_checking and not (stage == "val" and trainer.current_epoch):
-            rank_zero_info(f"Bank of {stage} features: {bank.describe()}")
+    again = trainer.sanity_checking or (stage == "val" and trainer.current_epoch > 0)
+    batches = tqdm(loader, f"Encoding {stage} videos", unit="batch", leave=False, disable=quiet or None)
+    with trainer.precision_plugin.forward_context():
+        bank.fill(batches, encode, device=device, tell=lambda size: None if again else _say(stage, size))
     bank.share(own, device)
     return bank
+
+
+def _say(stage: Stage, size: str) -> None:
+    rank_zero_info(f"Bank of {stage} features: {size}")
 
 
 def coming_rows(trainer: L.Trainer, stage: Stage) -> list[int]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from importlib.metadata import version
+from inspect import signature
 from itertools import chain
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 from strm_lightning import __version__
 from strm_lightning.data.datamodule import EpisodeDataModule
 from strm_lightning.data.splits import Stage
+from strm_lightning.models.head import STRMHead
 
 _PACKAGES = ("torch", "torchvision", "timm", "av")
 
@@ -58,8 +60,24 @@ def bank_fingerprint(
     return sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def feature_options(options: Mapping[str, Any], *, pooled: bool) -> dict[str, Any]:
+    """The options of a model that decide its features beside its weights.
+
+    How weights were come by, and how memory is saved in training, are none of them.
+
+    Args:
+        options: those that the model was built with.
+        pooled: of its pooled maps, before anything of the heads; else of its tuples.
+    """
+    head = {name: p.default for name, p in signature(STRMHead).parameters.items() if p.default is not p.empty}
+    names = ("patch_grid", "center_clip", "scale_clip") if pooled else tuple(head)
+    return {"backbone": options["backbone"], **{name: options.get(name, head[name]) for name in names}}
+
+
 def _hash_of(network: nn.Module) -> str:
     digest = sha256()
+    for name, module in network.named_modules():  # a head of one's own may differ in nothing but its class
+        digest.update(f"{name} {type(module).__module__}.{type(module).__qualname__}".encode())
     for name, tensor in chain(network.named_parameters(), network.named_buffers()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

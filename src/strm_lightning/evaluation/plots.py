@@ -1,6 +1,7 @@
 """``strm plot``: confusion, accuracy of each class, accuracy over shots and learning curves as PNG files."""
 
 import csv
+import re
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -104,4 +105,4 @@ def _name(path: Path, paths: Sequence[Path]) -> str:
 
 
 def _slug(name: str) -> str:
-    return name.replace("/", "-")
+    return re.sub(r"[^\w.]+", "-", name)

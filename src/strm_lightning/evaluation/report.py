@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 from torch import nn
 
 from strm_lightning.data.datamodule import EpisodeDataModule
@@ -23,7 +24,7 @@ def test_report(
     options: Mapping[str, Any],
     found: Mapping[tuple[int, int], EpisodeResults],
     checkpoint: Mapping[str, Any],
-    timing: Mapping[str, float],
+    timing: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What `results.json` holds: accuracy, interval, classes, confusion, episodes, timing and the protocol card.
 
@@ -33,10 +34,13 @@ def test_report(
         options: those that it was built with.
         found: predictions for each (way, shot), the main one first.
         checkpoint: where the weights come from, see `describe_checkpoint`.
-        timing: seconds of each part.
+        timing: seconds of each part, and on what.
     """
     main, class_names = next(iter(found.values())), data.videos["test"].class_names
-    sweep = [{"way": way, "shot": shot, **results.summary()} for (way, shot), results in found.items()]
+    sweep = [
+        {"way": way, "shot": shot, **results.summary(), "per_episode": results.per_episode.tolist()}
+        for (way, shot), results in found.items()
+    ]
     return {
         **main.summary(),
         "way": data.way,
@@ -53,6 +57,13 @@ def test_report(
             "predicted": main.predicted.tolist(),
         },
     }
+
+
+def device_name(device: torch.device) -> str:
+    """What the numbers were made on, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
 
 
 def run_folder(trainer: L.Trainer) -> Path:

@@ -56,7 +56,7 @@ class EpisodeResults:
         return counts
 
     def summary(self) -> dict[str, Any]:
-        """Accuracy, its interval, and the accuracy of each episode, as plain values."""
+        """Accuracy, its interval, and the number of episodes, as plain values."""
         return {"accuracy": self.accuracy, "ci95": self.ci95, "episodes": len(self.index)}
 
     def by_class(self, class_names: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,9 @@
 """Any timm backbone as one module: clips of pixels in, maps ``[..., L, D, h, w]`` out."""
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import timm
@@ -77,8 +79,8 @@ class Backbone(nn.Module):
         mean, std = (config["mean"], config["std"]) if normalize else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-        self.dim = self._probe(config["input_size"][-1])
         self.batch_norm, self.chunk_frames, self.checkpoint_blocks = batch_norm, chunk_frames, checkpoint_blocks
+        self.dim = self._probe(config["input_size"][-2:])
         self._momenta = [norm.momentum for norm in self._batch_norms()]
         self._check_training_options()
         if checkpoint_blocks:
@@ -90,7 +92,11 @@ class Backbone(nn.Module):
 
         Args:
             clips: pixels, ``[..., L, 3, H, W]``: levels 0 .. 255 as uint8, or 0 .. 1 as floating point.
+
+        Raises:
+            ValueError: the clips are of another shape or type.
         """
+        _check_clips(clips)
         frames = self.normalize(clips.flatten(0, -4))
         self._remember_statistics(True)
         maps = self._chunked(frames) if self.chunk_frames and torch.is_grad_enabled() else self._maps(frames)
@@ -106,12 +112,13 @@ class Backbone(nn.Module):
         return self
 
     def normalize(self, frames: Tensor) -> Tensor:
-        """Pixels as the network wants them; bytes become floats here, on the device."""
-        pixels = frames.to(self.mean.dtype).div_(255.0) if frames.dtype == torch.uint8 else frames
-        normal = (pixels - self.mean) / self.std
-        # Convolutions follow their input: a third faster on CPUs, and what tensor cores want. The weights stay as they
-        # are, since safetensors saves no others.
-        return normal.contiguous(memory_format=torch.channels_last)
+        """Pixels as the network wants them; bytes become floats here, on the device, in one copy."""
+        # Convolutions follow their input's layout: a third faster on CPUs, and what tensor cores want. The weights stay
+        # as they are, since safetensors saves no others.
+        pixels = frames.to(self.mean.dtype, copy=True, memory_format=torch.channels_last)
+        if frames.dtype == torch.uint8:
+            pixels.div_(255.0)
+        return pixels.sub_(self.mean).div_(self.std)
 
     def _chunked(self, frames: Tensor) -> Tensor:
         chunks = frames.split(self.chunk_frames or len(frames))
@@ -162,22 +169,49 @@ class Backbone(nn.Module):
         tokens = tokens[:, getattr(self.net, "num_prefix_tokens", 0) :]
         feat_size = getattr(getattr(self.net, "patch_embed", None), "dynamic_feat_size", lambda _: (0, 0))
         rows, columns = feat_size(size)
-        if rows * columns != tokens.shape[1]:  # a family that merges patches on the way: square in, square out
-            rows = columns = round(tokens.shape[1] ** 0.5)
+        if rows * columns != tokens.shape[1]:  # a family that merges patches on the way: the map has the frame's shape
+            rows = max(round((tokens.shape[1] * size[0] / size[1]) ** 0.5), 1)
+            columns = tokens.shape[1] // rows
         if rows * columns != tokens.shape[1]:
             raise ValueError(
                 f"backbone {self.name!r} gives {tokens.shape[1]} tokens that form no grid, so there is no spatial map"
             )
         return rearrange(tokens, "f (h w) d -> f d h w", h=rows, w=columns)
 
+    def check_size(self, size: int) -> None:
+        """Find out whether frames of ``size`` x ``size`` pixels can go through, before anything else is done.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        usual = self.net.pretrained_cfg["input_size"][-2:]
+        if size not in usual:
+            try:
+                self._probe((size, size))
+            except (AssertionError, RuntimeError, ValueError) as error:
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                raise ValueError(
+                    f"backbone {self.name!r} cannot take frames of {size} x {size} pixels, as it can of "
+                    f"{usual[0]} x {usual[1]} ({reason}); set data.image_size"
+                ) from error
+
     @torch.no_grad()
-    def _probe(self, size: int) -> int:
+    def _probe(self, size: Sequence[int]) -> int:
         """Channels of the maps, found by one forward pass: what a family calls num_features is not always that."""
-        training = self.net.training
-        self.net.eval()
-        maps = self._maps(torch.zeros(1, 3, size, size))
-        self.net.train(training)
+        training = self.training
+        try:
+            maps = self.eval()._maps(torch.zeros(1, 3, *size, device=self.mean.device, dtype=self.mean.dtype))
+        finally:
+            self.train(training)
         return int(maps.shape[1])
+
+
+def _check_clips(clips: Tensor) -> None:
+    if clips.ndim < 4 or clips.shape[-3] != 3 or not (clips.dtype == torch.uint8 or clips.is_floating_point()):
+        raise ValueError(
+            f"clips of shape {list(clips.shape)} and type {clips.dtype}: a backbone takes [..., L, 3, H, W] (frames, "
+            "RGB, rows, columns), levels 0 .. 255 as uint8 or 0 .. 1 as floating point"
+        )
 
 
 def _create(name: str, *, pretrained: bool) -> Any:  # timm families share no typed interface
@@ -249,8 +283,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_tensors(path: str | Path) -> Any:
+def load_tensors(path: str | Path, what: str = "weights") -> Any:
     """What a .safetensors or torch file holds, without running any code that it may hold.
+
+    Args:
+        path: the file.
+        what: what it should be, for the errors.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -258,9 +296,13 @@ def load_tensors(path: str | Path) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"weights {path}: no such file")
+        raise FileNotFoundError(f"{what} {path}: {'is a folder' if path.is_dir() else 'no such file'}")
     try:
         return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{what} {path}: cannot be read safely; it holds more than tensors and plain values, or is no such file"
+        ) from error
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"weights {path}: not a file of tensors that can be read safely ({reason})") from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{what} {path}: cannot be read safely; it is damaged or cut off ({reason})") from error

@@ -152,8 +152,8 @@ class STRMHead(nn.Module):
         self, support: TupleFeatures, query: TupleFeatures, shot_mask: Bool[Tensor, "*B N K"] | None = None
     ) -> MatchLogits:
         """`match` from what `tuples` made: ``[..., N, K, T, d]`` against ``[..., Q, T, d]``."""
-        if shot_mask is not None and not torch.compiler.is_compiling() and not shot_mask.any(-1).all():
-            raise ValueError("shot_mask leaves a class without any support clip")
+        if shot_mask is not None:
+            _check_mask(shot_mask, support.keys.shape[-4:-2])
         q_keys, q_values = self._by_size(query.keys), self._by_size(query.values)
         s_keys, s_values = self._by_size(support.keys), self._by_size(support.values)
         trm = [cross_transform(*branch, shot_mask) for branch in zip(q_keys, q_values, s_keys, s_values, strict=True)]
@@ -165,6 +165,16 @@ class STRMHead(nn.Module):
 
     def _by_size(self, tuples: Tensor) -> tuple[Tensor, ...]:
         return tuples.split(self.tuple_counts, dim=-2)
+
+
+def _check_mask(mask: Tensor, way_and_shot: Sequence[int]) -> None:
+    if mask.dtype != torch.bool or mask.shape[-2:] != way_and_shot:
+        raise ValueError(
+            f"shot_mask of shape {list(mask.shape)} and type {mask.dtype}: this support wants booleans "
+            f"[..., {way_and_shot[0]}, {way_and_shot[1]}], one for each clip"
+        )
+    if not torch.compiler.is_compiling() and not mask.any(-1).all():
+        raise ValueError("shot_mask leaves a class without any support clip")
 
 
 def _check_options(variant: str, patch_pooling: str) -> None:

@@ -56,12 +56,14 @@ class OfficialCheckpoint:
     """What a released file holds, in our names.
 
     Attributes:
+        path: the file.
         options: options of `STRM` that its shapes call for.
         state: weights for `STRM.load_state_dict`.
         absent: what the model has and the file has not.
         ignored: what the file has and the model has no use for.
     """
 
+    path: str
     options: dict[str, Any]
     state: dict[str, Tensor]
     absent: tuple[str, ...]
@@ -71,6 +73,26 @@ class OfficialCheckpoint:
     def is_trx(self) -> bool:
         """Whether the file is of TRX: no enrichment."""
         return not (self.options["patch_enrichment"] or self.options["frame_enrichment"])
+
+    def build(self, *, seed: int = 0) -> STRM:
+        """The model in eval mode; ``seed`` draws what the file lacks.
+
+        Raises:
+            ValueError: tensors do not fit each other.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = STRM(pretrained=False, **self.options)
+        own = model.state_dict()
+        given = {**{name: own[name] for name in own if name.startswith("head.qc.")}, **self.state}
+        wrong = sorted(n for n in own.keys() | given.keys() if _shape(own, n) != _shape(given, n))
+        if wrong:
+            raise ValueError(
+                f"checkpoint {self.path}: {len(wrong)} tensors do not fit {self.options['backbone']} and its heads, "
+                f"such as {wrong[0]!r}: {_shape(given, wrong[0])} in the file, {_shape(own, wrong[0])} in the model"
+            )
+        model.load_state_dict(given)
+        return model.eval()
 
 
 def load_official(path: str | Path, *, query_class: Literal["off", "fresh"] = "off", seed: int = 0) -> STRM:
@@ -93,19 +115,7 @@ def load_official(path: str | Path, *, query_class: Literal["off", "fresh"] = "o
     for words in checkpoint.absent:
         _log.warning("%s: absent: %s", path, words)
     _log.info("%s: ignored: %s", path, "; ".join(checkpoint.ignored) or "nothing")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = STRM(pretrained=False, **checkpoint.options)
-    own = model.state_dict()
-    given = {**{name: own[name] for name in own if name.startswith("head.qc.")}, **checkpoint.state}
-    wrong = sorted(n for n in own.keys() | given.keys() if _shape(own, n) != _shape(given, n))
-    if wrong:
-        raise ValueError(
-            f"checkpoint {path}: {len(wrong)} tensors do not fit {checkpoint.options['backbone']} and its heads, such "
-            f"as {wrong[0]!r}: {_shape(given, wrong[0])} in the file, {_shape(own, wrong[0])} in the model"
-        )
-    model.load_state_dict(given)
-    return model.eval()
+    return checkpoint.build(seed=seed)
 
 
 def read_official(path: str | Path, *, query_class: Literal["off", "fresh"] = "off") -> OfficialCheckpoint:
@@ -133,9 +143,8 @@ def read_official(path: str | Path, *, query_class: Literal["off", "fresh"] = "o
     trx = not (options["patch_enrichment"] or options["frame_enrichment"])
     absent = () if held or trx else (_NO_QC[query_class],)
     rest = sorted(content.keys() - {"model_state_dict"}) if "model_state_dict" in content else []
-    return OfficialCheckpoint(
-        options=options, state=state, absent=absent, ignored=(*_ignored(saved.keys()), *map(str, rest))
-    )
+    ignored = (*_ignored(saved.keys()), *map(str, rest))
+    return OfficialCheckpoint(path=str(path), options=options, state=state, absent=absent, ignored=ignored)
 
 
 _NO_QC = {

@@ -11,6 +11,8 @@ from strm_lightning.models.tuples import TupleLinear
 class TupleRelation(nn.Module):
     """Describe every tuple of a clip for the query-class similarity: ``z_t = relu(W_cls^T l_t)``.
 
+    With a bias, which the equation does not name: TRX's projections of tuples and the released code have one.
+
     Args:
         size: frames of a tuple, w.
         num_frames: frames of a clip, L.
@@ -38,9 +40,10 @@ def query_class_similarity(
     The paper leaves the similarity phi open; this is minus the Euclidean distance, as in the released code.
     """
     num_queries, (way, shot, tuples) = query.shape[-3], support.shape[-4:-1]
-    # Distances stay when all points move alike, and near the origin cdist's differences of squares keep their digits.
-    # It is one of autocast's float32 operations for the same reason.
-    q, s = query.flatten(-3, -2), support.flatten(-4, -2)
+    # In float32 at least, and from the middle of the support: all points may move alike, and near the origin cdist's
+    # differences of squares keep their digits.
+    precise = torch.promote_types(query.dtype, torch.float32)
+    q, s = query.flatten(-3, -2).to(precise), support.flatten(-4, -2).to(precise)
     origin = s.mean(-2, keepdim=True).detach()
     distance = torch.cdist(q - origin, s - origin)
     distance = rearrange(distance, "... (q t) (n k j) -> ... q t n k j", q=num_queries, n=way, k=shot, j=tuples)

@@ -4,6 +4,7 @@ from itertools import combinations
 from math import comb
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -49,10 +50,10 @@ class TupleLinear(nn.Linear):
         self.register_buffer("members", tuples.T.contiguous(), persistent=False)
 
     def forward(self, frames: Float[Tensor, "*B L D"]) -> Float[Tensor, "*B T out"]:
-        # [out, w D] -> one projection for each place in the tuple, [w, out, D]
-        places = self.weight.unflatten(1, (self.size, -1)).unbind(1)
-        first, *others = (
-            F.linear(frames, weight, self.bias if place == 0 else None).index_select(-2, self.members[place])
-            for place, weight in enumerate(places)
-        )
+        # [out, w D] -> [out w, D] is a view, so one product makes the projections for all places, and its gradient is
+        # the weight's own, where a product for each place would copy all of it together once more.
+        projected = F.linear(frames, self.weight.view(-1, frames.shape[-1]))
+        first, *others = rearrange(projected, "... l (out w) -> w ... l out", w=self.size)
+        places = zip((first + self.bias, *others), self.members, strict=True)
+        first, *others = (place.index_select(-2, frame) for place, frame in places)
         return sum(others, start=first)

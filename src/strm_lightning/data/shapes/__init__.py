@@ -5,8 +5,8 @@ stand still, seen by an unsteady camera at an uneven pace. Only how they move is
 actions and their split, `scene` for what one clip holds, `dataset` for the files.
 """
 
-from strm_lightning.data.shapes.dataset import cache_folder, moving_shapes
+from strm_lightning.data.shapes.dataset import moving_shapes
 from strm_lightning.data.shapes.motions import ACTIONS, SPLIT
 from strm_lightning.data.shapes.scene import render_clip
 
-__all__ = ["ACTIONS", "SPLIT", "cache_folder", "moving_shapes", "render_clip"]
+__all__ = ["ACTIONS", "SPLIT", "moving_shapes", "render_clip"]

@@ -16,6 +16,7 @@ from filelock import FileLock
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from strm_lightning.data.index import cache_folder
 from strm_lightning.data.shapes.motions import ACTIONS
 from strm_lightning.data.shapes.scene import render_clip
 
@@ -24,13 +25,6 @@ Recipe = tuple[int, int, float, int]  # size, num_frames, clutter, seed
 _VERSION = 2  # part of the folder's name: raise it when the pixels change
 _FPS = 12
 _CLIPS_A_PROCESS = 16  # fewer are drawn sooner than an interpreter starts
-
-
-def cache_folder() -> Path:
-    """Where files made on first use are kept: ``$STRM_CACHE``, else ``strm_lightning`` in the user's cache folder."""
-    if own := os.environ.get("STRM_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "strm_lightning"
 
 
 def moving_shapes(
