@@ -1,9 +1,10 @@
 """Time from a video file to its label, split into decoding, encoding and matching; and how matching grows.
 
-    python experiments/benchmarks/classify.py [--seconds 4] [--rounds 5] [--threads 1] [--ckpt best.ckpt]
+    python experiments/benchmarks/classify.py [--seconds 4] [--rounds 5] [--threads 1] [--bare | --ckpt best.ckpt]
 
 The video is made here (640 x 480, 30 frames a second, H.264); the examples' features are random, since matching takes
-as long whatever they are. Without a checkpoint the heads have random weights at the quickstart's sizes.
+as long whatever they are. ``--bare`` is what ``strm classify`` does without a checkpoint; else, without one, the heads
+have random weights at sizes as in the recipes.
 """
 
 import argparse
@@ -22,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 from strm_lightning.classifier import FewShotClassifier
 from strm_lightning.classifier.clips import Preprocessing, read_clip
 from strm_lightning.classifier.encoder import encode
-from strm_lightning.classifier.matchers import HeadMatcher
+from strm_lightning.classifier.matchers import HeadMatcher, Matcher
 from strm_lightning.classifier.support import EncodedClip, SupportSet
 from strm_lightning.models import STRM
 
@@ -50,7 +51,7 @@ def milliseconds(run: Callable[[], object], rounds: int) -> float:
     return 1000 * median(times)
 
 
-def support_of(matcher: HeadMatcher, like: EncodedClip, classes: int, shots: int) -> SupportSet:
+def support_of(matcher: Matcher, like: EncodedClip, classes: int, shots: int) -> SupportSet:
     support = SupportSet(matcher)
     for c in range(classes):
         features = [{k: torch.randn_like(t) for k, t in like.features.items()} for _ in range(shots)]
@@ -65,11 +66,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--shots", type=int, default=5)
-    parser.add_argument("--ckpt", help="checkpoint of a trained model")
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--ckpt", help="checkpoint of a trained model")
+    model.add_argument("--bare", action="store_true", help="the bare backbone")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    if options.ckpt:
-        classifier = FewShotClassifier.from_checkpoint(options.ckpt, device="cpu")
+    matcher: Matcher
+    if options.ckpt or options.bare:
+        of = FewShotClassifier
+        classifier = of.from_backbone(device="cpu") if options.bare else of.from_checkpoint(options.ckpt, device="cpu")
         matcher, how = classifier.matcher, classifier.preprocessing
     else:
         sizes = {"proj_dim": 256, "match_dim": 256, "qc_dim": 256, "center_clip": True, "patch_pooling": "layout"}

@@ -1,22 +1,86 @@
 """How often the classifier is right on a folder of videos by class, from one example and from five; none is trained on.
 
     python experiments/benchmarks/few_shot.py egogestar [--ckpt best.ckpt] [--way 5] [--episodes 2000]
+    python experiments/benchmarks/few_shot.py egogestar --unknown FOLDER        # clips that are of none of the classes
 
 Every clip is encoded once. An episode draws classes, examples and one query a class, which share no clip; the interval
-is the 95 % one over episodes, as in the papers.
+is the 95 % one over episodes, as in the papers. Then, over the first 100 episodes, how far the probabilities are to be
+trusted (expected calibration error, 10 bins) with the temperature as it is set and as the examples fit it; and with
+``--unknown`` how many clips a threshold that the examples fit rejects: of the classes, and of others.
 """
 
 import argparse
 import random
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from statistics import mean
 
-import numpy as np
 import torch
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 from strm_lightning.classifier import FewShotClassifier
-from strm_lightning.classifier.commands import find_examples
+from strm_lightning.classifier.calibration import calibrate
+from strm_lightning.classifier.commands import find_examples, find_videos
+from strm_lightning.classifier.encoder import encode_each
+from strm_lightning.classifier.matchers import Matcher
+from strm_lightning.classifier.support import EncodedClip, SupportSet
+
+SHOTS, CALIBRATED = (1, 5), 100
+Episode = tuple[dict[str, list[EncodedClip]], list[EncodedClip]]  # examples by class, one query a class
+
+
+def draw(clips: Mapping[str, list[EncodedClip]], way: int, shot: int, index: int) -> Episode:
+    rng = random.Random(f"0/test/0/{index}")
+    drawn = {label: rng.sample(clips[label], shot + 1) for label in rng.sample(sorted(clips), way)}
+    return {label: members[:-1] for label, members in drawn.items()}, [members[-1] for members in drawn.values()]
+
+
+def stack(clips: list[EncodedClip]) -> dict[str, Tensor]:
+    return {name: torch.stack([clip.features[name] for clip in clips]) for name in clips[0].features}
+
+
+def accuracy(matcher: Matcher, clips: Mapping[str, list[EncodedClip]], way: int, shot: int, episodes: int) -> str:
+    right = torch.empty(episodes)
+    for index in range(episodes):
+        examples, queries = draw(clips, way, shot, index)
+        support = {name: t.unflatten(0, (way, shot)) for name, t in stack([*chain(*examples.values())]).items()}
+        logits = matcher.match(support, stack(queries)).combined(matcher.qc_weight)
+        right[index] = (logits.argmax(1).cpu() == torch.arange(way)).float().mean()
+    return f"{shot}-shot {right.mean():.1%} ± {1.96 * right.std() / episodes**0.5:.1%}"
+
+
+def calibration(
+    matcher: Matcher, clips: Mapping[str, list[EncodedClip]], others: list[EncodedClip], way: int, shot: int
+) -> str:
+    set_, fitted, targets, kept, rejected = [], [], [], [], []
+    strange = stack(others) if others else None
+    for index in range(CALIBRATED):
+        examples, queries = draw(clips, way, shot, index)
+        support = SupportSet(matcher)
+        for label, members in examples.items():
+            support.add(label, [replace(clip) for clip in members])
+        logits = support.match(stack(queries)).combined(matcher.qc_weight).cpu().double()
+        use = calibrate(support, "fit", "fit" if shot > 1 else None)
+        set_.append(torch.softmax(logits / matcher.temperature, 1))
+        fitted.append(torch.softmax(logits / use.temperature, 1))
+        targets.append(torch.tensor([support.labels.index(label) for label in examples]))
+        if strange is not None:
+            best = support.match(strange).combined(matcher.qc_weight).cpu().double().amax(1)
+            kept.append((logits.amax(1) >= use.min_logit).double().mean().item())
+            rejected.append((best < use.min_logit).double().mean().item())
+    off = [
+        multiclass_calibration_error(torch.cat(p), torch.cat(targets), way, n_bins=10, norm="l1")
+        for p in (set_, fitted)
+    ]
+    if shot == 1:
+        return f"{shot}-shot calibration error {off[0]:.3f} (one clip a class: nothing to fit)"
+    known = f"; known clips kept {mean(kept):.0%}, others rejected {mean(rejected):.0%}" if kept else ""
+    return f"{shot}-shot calibration error {off[0]:.3f} as set, {off[1]:.3f} fitted" + known
 
 
 @torch.inference_mode()
@@ -25,35 +89,24 @@ def main() -> None:
     parser.add_argument("folder", help="a folder of clips for each class")
     parser.add_argument("--ckpt", help="checkpoint of a trained model; without, the bare backbone")
     parser.add_argument("--image_size", type=int, default=224, help="of the bare backbone")
+    parser.add_argument("--unknown", help="folder of clips that are of none of the classes")
     parser.add_argument("--way", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=2000)
     options = parser.parse_args()
     if options.ckpt:
-        classifier = FewShotClassifier.from_checkpoint(options.ckpt)
+        classifier = FewShotClassifier.from_checkpoint(options.ckpt, jobs=2)
     else:
-        classifier = FewShotClassifier.from_backbone(weights="pip:efficientnet_lite0", image_size=options.image_size)
-    support = classifier.fit(find_examples(options.folder), progress=True).support
-    features = {label: support.features(label) for label in support.labels}
-    matcher = classifier.matcher
-    print(f"{len(features)} classes, {sum(map(len, support.clips.values()))} clips, {options.way}-way")
-    for shot in (1, 5):
-        right = []
-        for index in range(options.episodes):
-            rng = random.Random(f"0/test/0/{index}")
-            drawn = [
-                (c, rng.sample(range(len(support.clips[c])), shot + 1)) for c in rng.sample([*features], options.way)
-            ]
-            examples, query = (
-                {
-                    name: torch.stack([features[c][name][pick(rows)] for c, rows in drawn])
-                    for name in features[drawn[0][0]]
-                }
-                for pick in (lambda rows: rows[:-1], lambda rows: rows[-1])
-            )
-            logits = matcher.match(examples, query).combined(matcher.qc_weight)
-            right.append((logits.argmax(1) == torch.arange(options.way)).float().mean().item())
-        interval = 1.96 * np.std(right) / len(right) ** 0.5
-        print(f"{shot}-shot {np.mean(right):.1%} ± {interval:.1%}", flush=True)
+        classifier = FewShotClassifier.from_backbone(image_size=options.image_size, jobs=2)
+    clips = classifier.fit(find_examples(options.folder), progress=True).support.clips
+    others = []
+    if options.unknown:
+        found = encode_each(find_videos([options.unknown]), classifier.matcher, classifier.preprocessing, jobs=2)
+        others = [clip for clip in found if isinstance(clip, EncodedClip)]
+    print(f"{len(clips)} classes, {sum(map(len, clips.values()))} clips, {options.way}-way")
+    for shot in SHOTS:
+        print(accuracy(classifier.matcher, clips, options.way, shot, options.episodes), flush=True)
+    for shot in SHOTS:
+        print(calibration(classifier.matcher, clips, others, options.way, shot), flush=True)
 
 
 if __name__ == "__main__":

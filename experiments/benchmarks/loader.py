@@ -262,14 +262,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=4, help="episodes of a turn")
-    parser.add_argument("--sizes", default="240x320,256x340")
+    parser.add_argument("--sizes", default="240x320,256x340", help="of frames; none for sampling and start-up alone")
     parser.add_argument("--workers", default="0,2")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for videos in (60, 70_000, 200_000):
         sampling(videos)
     start_up(70_000)
-    for size in options.sizes.split(","):
+    for size in filter(None, options.sizes.split(",")):
         height, width = map(int, size.split("x"))
         workers = [int(count) for count in options.workers.split(",")]
         compare(height, width, workers, options.rounds, options.episodes)

@@ -32,6 +32,69 @@ def test_families_give_maps(name: str, size: int) -> None:
     assert maps.shape[-1] == maps.shape[-2] > 1
 
 
+OTHER_FAMILIES = {
+    "swinv2_cr_tiny_ns_224": 192,
+    "maxvit_rmlp_pico_rw_256": 256,
+    "hiera_tiny_224": 224,
+    "eva02_tiny_patch14_336": 112,
+    "gmlp_ti16_224": 224,
+    "pvt_v2_b0": 96,
+    "davit_tiny": 192,
+    "pit_ti_224": 224,
+    "xcit_nano_12_p16_384_dist": 160,
+    "sequencer2d_s": 160,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "size"), OTHER_FAMILIES.items(), ids=OTHER_FAMILIES)
+def test_other_families_give_maps(name: str, size: int) -> None:
+    test_families_give_maps(name, size)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "swin_tiny_patch4_window7_224", "test_vit", "levit_128s"])
+def test_maps_have_the_shape_of_the_frames(name: str) -> None:
+    backbone = Backbone(name, pretrained=False).eval()
+    sizes = [(224, 224)] if name == "levit_128s" else [(64, 256), (192, 96)]
+    for rows, columns in sizes:
+        with torch.no_grad():
+            height, width = backbone(torch.rand(1, 3, rows, columns)).shape[-2:]
+        assert height * columns == width * rows
+
+
+def test_tokens_that_a_family_has_merged_keep_the_frames_shape() -> None:
+    backbone = Backbone("test_resnet", pretrained=False)
+    tokens = torch.arange(16.0).view(1, 16, 1)
+    assert backbone._tokens_to_map(tokens, (64, 256)).shape == (1, 1, 2, 8)
+    torch.testing.assert_close(backbone._tokens_to_map(tokens, (256, 64))[0, 0], torch.arange(16.0).view(8, 2))
+    with pytest.raises(ValueError, match="15 tokens that form no grid"):
+        backbone._tokens_to_map(tokens[:, :15], (64, 64))
+
+
+def test_clips_of_another_shape_or_type_are_refused() -> None:
+    backbone = Backbone("test_resnet", pretrained=False)
+    wrong = (torch.rand(2, 1, 32, 32), torch.rand(2, 32, 32, 3), torch.rand(3, 32, 32), torch.ones(2, 3, 32, 32).int())
+    for clips in wrong:
+        with pytest.raises(ValueError, match=r"takes \[\.\.\., L, 3, H, W\]"):
+            backbone.forward.__wrapped__(backbone, clips)  # jaxtyping's check, which users do not have, comes first
+
+
+def test_an_image_size_that_a_family_cannot_take_is_told_at_once() -> None:
+    backbone = Backbone("gmlp_ti16_224", pretrained=False, batch_norm="frozen")
+    backbone.check_size(224)
+    with pytest.raises(ValueError, match=r"cannot take frames of 96 x 96 pixels, as it can of 224 x 224.*image_size"):
+        backbone.check_size(96)
+    frozen = Backbone("test_resnet", pretrained=False, batch_norm="frozen").train()
+    frozen.check_size(48)
+    assert frozen.net.training
+    assert not frozen.net.bn1.training
+
+
+def test_a_family_that_timm_builds_only_with_its_classifier_is_refused() -> None:
+    with pytest.raises(ValueError, match="'crossvit_9_240' gives no spatial map: timm says"):
+        Backbone("crossvit_9_240", pretrained=False)
+
+
 @pytest.mark.parametrize("name", ["test_resnet", "swin_tiny_patch4_window7_224", "test_vit"])
 def test_a_map_keeps_places(name: str) -> None:
     """What changes in one corner of a frame changes that corner of the map most."""

@@ -29,6 +29,7 @@ CASES = {
         "patch_enrichment": False,
         "query_class": False,
     },
+    "mean patches": {"grid_pooling": "mean", "center_clip": True},
     "layout without PLE": {"patch_enrichment": False, "patch_pooling": "layout"},
     "odd channels": {"dim": 9, "patch_grid": 3},
 }
@@ -46,6 +47,14 @@ def clip_maps(*leading: int, dim: int = 10, num_frames: int = 8, size: int = 7) 
     return torch.randn(*leading, num_frames, dim, size, size, dtype=torch.float64)
 
 
+def joint_loss(trm: Tensor, qc: Tensor | None, labels: Tensor) -> Tensor:
+    # Far logits would leave softmax's gradient empty.
+    losses = [
+        F.cross_entropy(logits / logits.detach().abs().max(), labels) for logits in (trm, qc) if logits is not None
+    ]
+    return sum(losses, start=trm.mean())
+
+
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_equals_the_literal_equations(case: dict) -> None:
     case = dict(case)
@@ -56,6 +65,7 @@ def test_equals_the_literal_equations(case: dict) -> None:
 
     settings = {
         "grid": head.patch_grid,
+        "grid_pooling": case.get("grid_pooling", "max"),
         "official": case.get("variant") == "official",
         "patch_enrichment": case.get("patch_enrichment", True),
         "frame_enrichment": case.get("frame_enrichment", True),
@@ -63,7 +73,8 @@ def test_equals_the_literal_equations(case: dict) -> None:
         "scale_clip": case.get("scale_clip", False),
         "layout": case.get("patch_pooling") == "layout",
     }
-    state = head.state_dict()
+    state = dict(head.named_parameters())
+    support.requires_grad_()
     s, q = (reference.features(state, maps, **settings) for maps in (support, query))
     tm, qc = reference.match(state, head.tuple_sizes, s, labels, q, case.get("query_class", True))
 
@@ -74,6 +85,18 @@ def test_equals_the_literal_equations(case: dict) -> None:
     torch.testing.assert_close(logits.trm, tm)
     torch.testing.assert_close(logits.qc, qc) if qc is not None else None
     assert (logits.qc is None) == (qc is None)
+
+    answers = torch.arange(queries) % way
+    gradients = [
+        torch.autograd.grad(joint_loss(*both, answers), [support, *state.values()], allow_unused=True)
+        for both in ((logits.trm, logits.qc), (tm, qc))
+    ]
+    for name, mine, theirs in zip(["maps", *state], *gradients, strict=True):
+        assert (mine is None) == (theirs is None), name
+        if mine is not None:
+            torch.testing.assert_close(
+                mine, theirs, rtol=1e-6, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
 @pytest.fixture
@@ -113,6 +136,28 @@ def test_an_episode_does_not_see_its_neighbours(head: STRMHead) -> None:
         alone = head.match(head.enrich(support[b]), head.enrich(query[b]))
         torch.testing.assert_close(together.trm[b], alone.trm)
         torch.testing.assert_close(together.qc[b], alone.qc)
+
+
+def test_leading_axes_none_one_and_several(head: STRMHead) -> None:
+    maps = clip_maps(2, 3, 3, 2, num_frames=4)
+    support, query = head.enrich(maps), head.enrich(clip_maps(2, 3, 5, num_frames=4))
+    assert support.patch_level.shape == support.frame_level.shape == (2, 3, 3, 2, 4, 10)
+    torch.testing.assert_close(head.enrich(maps[1, 2, 0, 1]).frame_level, support.frame_level[1, 2, 0, 1])
+    mask = torch.ones(2, 3, 3, 2, dtype=torch.bool)
+    mask[1, 2, 0, 1] = False
+    logits = head.match(support, query, mask)
+    assert logits.trm.shape == logits.qc.shape == (2, 3, 5, 3)
+    alone = head.match(support[1, 2], query[1, 2], mask[1, 2])
+    torch.testing.assert_close(logits.trm[1, 2], alone.trm)
+    torch.testing.assert_close(logits.qc[1, 2], alone.qc)
+    torch.testing.assert_close(logits.combined(), logits.trm + 0.1 * logits.qc)
+
+
+def test_wrong_masks_are_refused(head: STRMHead, episode: tuple) -> None:
+    right = torch.ones(3, 2, dtype=torch.bool)
+    for wrong in (right[:2], right[:, :1]):
+        with pytest.raises(ValueError, match=r"wants booleans \[\.\.\., 3, 2\]"):
+            head.match(*episode, wrong)
 
 
 def test_masked_shots_are_as_if_absent(head: STRMHead, episode: tuple) -> None:
@@ -158,13 +203,31 @@ def test_bfloat16_stays_close() -> None:
     assert (exact.combined().argmax(-1) == rounded.combined().argmax(-1)).float().mean() >= 0.9
 
 
+def test_half_precision_keeps_the_digits_of_distances() -> None:
+    """Logits come from sums over channels and tuples, which do not fit bfloat16 even where the weights are in it."""
+    torch.manual_seed(0)
+    head = STRMHead(64, match_dim=48).eval()
+    maps = torch.randn(5, 2, 8, 64, 7, 7), torch.randn(10, 8, 64, 7, 7)
+    exact = head.match(*map(head.enrich, maps))
+    rounded = head.bfloat16().match(*(head.enrich(m.bfloat16()) for m in maps))
+    for a, b in ((exact.trm, rounded.trm), (exact.qc, rounded.qc)):
+        assert b.dtype == torch.float32
+        assert (a - b).abs().max() < 0.25 * a.std()
+
+
 @pytest.mark.slow
-def test_heads_compile() -> None:
+def test_heads_compile_whole_and_for_any_episode() -> None:
+    """One graph without breaks, for other ways, shots and queries too, with and without a mask."""
     head = STRMHead(16, match_dim=12, num_frames=4).eval()
-    support, query = torch.randn(3, 2, 4, 16, 7, 7), torch.randn(4, 4, 16, 7, 7)
-    enrich, match = torch.compile(head.enrich), torch.compile(head.match)
-    compiled = match(enrich(support), enrich(query)).combined()
-    torch.testing.assert_close(compiled, head.match(head.enrich(support), head.enrich(query)).combined())
+    enrich, match = (torch.compile(f, fullgraph=True, dynamic=True) for f in (head.enrich, head.match))
+    for way, shot, queries in ((3, 2, 4), (5, 3, 7)):
+        support, query = torch.randn(way, shot, 4, 16, 7, 7), torch.randn(queries, 4, 16, 7, 7)
+        mask = torch.ones(way, shot, dtype=torch.bool)
+        mask[0, 0] = False
+        for shots in (None, mask):
+            compiled = match(enrich(support), enrich(query), shots).combined()
+            plain = head.match(head.enrich(support), head.enrich(query), shots).combined()
+            torch.testing.assert_close(compiled, plain)
 
 
 @pytest.mark.parametrize(

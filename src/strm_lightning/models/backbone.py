@@ -71,7 +71,10 @@ class Backbone(nn.Module):
         checkpoint_blocks: bool = False,
     ) -> None:
         super().__init__()
-        self.net = _create(name, pretrained=pretrained and weights is None)
+        try:
+            self.net = _create(name, pretrained=pretrained and weights is None)
+        except AssertionError as error:  # a family of several branches, or one that is nothing without its classifier
+            raise ValueError(f"backbone {name!r} gives no spatial map: timm says {str(error)!r}") from error
         self.name = name
         if weights is not None:
             load_weights(self.net, weights)
@@ -156,8 +159,8 @@ class Backbone(nn.Module):
 
     def _maps(self, frames: Tensor) -> Tensor:
         features = self.net.forward_features(frames)
-        if isinstance(features, (tuple, list)):
-            features = features[-1]
+        if isinstance(features, (tuple, list)):  # a map and its class token, or several stages
+            features = next((f for f in features if isinstance(f, Tensor) and f.ndim == 4), features[-1])
         if not isinstance(features, Tensor) or features.ndim not in (3, 4):
             raise ValueError(f"backbone {self.name!r} gives no spatial map, so there are no patches to enrich")
         if features.ndim == 4:
