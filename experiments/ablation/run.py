@@ -324,11 +324,12 @@ def _differences(first: Iterable[Any], second: Iterable[Any], kind: str) -> list
 
 
 def _cell(runs: list[np.ndarray], *, signed: bool = False) -> str:
-    """Mean and its 95 % interval over all episodes, and the lowest and highest of the runs' means."""
+    """Mean and its 95 % interval over all episodes; of several runs also the lowest and the highest mean."""
     every, means = np.concatenate(runs), [float(values.mean()) for values in runs]
     form = "{:+.1f}" if signed else "{:.1f}"
     mean, low, high = (form.format(100 * value) for value in (every.mean(), min(means), max(means)))
-    return f"{mean} ± {100 * half_interval(every):.1f} ({low} … {high})"
+    spread = "" if len(runs) == 1 else f" ({low} … {high})"
+    return f"{mean} ± {100 * half_interval(every):.1f}{spread}"
 
 
 if __name__ == "__main__":
