@@ -81,10 +81,20 @@ def test_it_goes_on_and_mixes_nothing(recipe: Path, tmp_path: Path, capsys: pyte
         ablate(recipe, out, seeds=1, **options | {"episodes": 7})
     with pytest.raises(ValueError, match="no variant flee; there are trx, ple"):
         ablate(recipe, out, variants=["flee"])
+    root = yaml.safe_load(recipe.read_text())["data"]["root"]
+    with pytest.raises(FileNotFoundError, match="no data at"):
+        ablate(recipe, tmp_path / "other", root="/nowhere")
+    assert not (tmp_path / "other").exists()
     learning = tmp_path / "learning.yaml"
     learning.write_text(recipe.read_text().replace("freeze_backbone: true", "freeze_backbone: false"))
     with pytest.raises(ValueError, match=r"needs model\.freeze_backbone: true"):
         ablate(learning, tmp_path / "other")
+    named = tmp_path / "named.yaml"
+    split = {"train": ["left", "right"], "test": ["up", "down"]}
+    few = RECIPE["data"] | {"root": root, "split": split}
+    named.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {"data": few}))
+    with pytest.raises(ValueError, match="the same test classes for several split seeds"):
+        ablate(named, tmp_path / "other", shots=[1])
     bare = tmp_path / "bare.yaml"
     bare.write_text(re.sub("  weights: .+\n", "", recipe.read_text()))
     with pytest.raises(ValueError, match="without weights is another one in each run"):

@@ -248,13 +248,14 @@ def ablate(
         override: other options of the recipe, such as {"trainer": {"max_epochs": 1}}.
 
     Raises:
-        ValueError: the backbone learns or has no weights, a variant is unknown, or ``out`` holds runs of other options.
+        ValueError: the backbone learns or has no weights, a variant is unknown, splits are alike, or ``out`` holds runs
+            of other options.
     """
     names = list(variants) or list(VARIANTS)
     if unknown := set(names) - set(VARIANTS):
         raise ValueError(f"no variant {', '.join(sorted(unknown))}; there are {', '.join(VARIANTS)}")
     options = yaml.safe_load(recipe.read_text())
-    options = {part: options[part] | (override or {}).get(part, {}) for part in ("data", "model", "trainer")}
+    options = {part: options.get(part, {}) | (override or {}).get(part, {}) for part in ("data", "model", "trainer")}
     options["data"] |= {"test_shots": list(shots), "test_episodes": episodes} | ({"root": root} if root else {})
     options["data"]["shot"] = options["data"].get("shot", shots[0])
     if not options["model"].get("freeze_backbone"):
@@ -262,6 +263,9 @@ def ablate(
     if not options["model"].get("pretrained", True) and not options["model"].get("weights"):
         raise ValueError(f"{recipe}: a frozen backbone without weights is another one in each run; set model.weights")
     plan = Plan(options, out)
+    classes = [plan.data(split).videos["test"].class_names for split in range(splits)]
+    if len(set(classes)) < splits:
+        raise ValueError(f"{recipe}: data.split gives the same test classes for several split seeds; set --splits 1")
     _remember(plan)
     encode(plan)
     runs = product(range(seeds), range(splits), names)  # all variants of one seed first: what is there compares
@@ -277,7 +281,7 @@ def _remember(plan: Plan) -> None:
     """Keep the options beside the runs, and refuse to mix runs of two."""
     path = plan.out / "options.json"
     plan.out.mkdir(parents=True, exist_ok=True)
-    if path.exists() and (other := json.loads(path.read_text())) != plan.recipe:
+    if any(plan.out.glob("*-split*.json")) and (other := json.loads(path.read_text())) != plan.recipe:
         differ = [f"{p}.{k}" for p, o in plan.recipe.items() for k in {*o, *other[p]} if o.get(k) != other[p].get(k)]
         raise ValueError(f"{plan.out} holds runs of other options ({', '.join(sorted(differ))}): name another folder")
     path.write_text(json.dumps(plan.recipe, indent=1))
@@ -320,11 +324,12 @@ def _differences(first: Iterable[Any], second: Iterable[Any], kind: str) -> list
 
 
 def _cell(runs: list[np.ndarray], *, signed: bool = False) -> str:
-    """Mean and its 95 % interval over all episodes, and the lowest and highest of the runs' means."""
+    """Mean and its 95 % interval over all episodes; of several runs also the lowest and the highest mean."""
     every, means = np.concatenate(runs), [float(values.mean()) for values in runs]
     form = "{:+.1f}" if signed else "{:.1f}"
     mean, low, high = (form.format(100 * value) for value in (every.mean(), min(means), max(means)))
-    return f"{mean} ± {100 * half_interval(every):.1f} ({low} … {high})"
+    spread = "" if len(runs) == 1 else f" ({low} … {high})"
+    return f"{mean} ± {100 * half_interval(every):.1f}{spread}"
 
 
 if __name__ == "__main__":
