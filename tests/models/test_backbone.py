@@ -40,8 +40,7 @@ OTHER_FAMILIES = {
     "gmlp_ti16_224": 224,
     "pvt_v2_b0": 96,
     "davit_tiny": 192,
-    "pit_ti_224": 224,
-    "xcit_nano_12_p16_384_dist": 160,
+    "xcit_nano_12_p16_224": 160,
     "sequencer2d_s": 160,
 }
 
@@ -152,6 +151,11 @@ def test_unsafe_missing_and_damaged_weights_are_refused(tmp_path: Path) -> None:
 def test_unknown_names_get_near_ones() -> None:
     with pytest.raises(ValueError, match=r"'resnet5O'.*resnet50"):
         Backbone("resnet5O", pretrained=False)
+
+
+def test_a_family_that_gives_its_class_token_alone_is_refused() -> None:
+    with pytest.raises(ValueError, match="'pit_ti_224' gives 1 tokens that form no grid"):
+        Backbone("pit_ti_224", pretrained=False)
 
 
 def test_a_backbone_without_a_map_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

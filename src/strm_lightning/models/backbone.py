@@ -175,7 +175,7 @@ class Backbone(nn.Module):
         if rows * columns != tokens.shape[1]:  # a family that merges patches on the way: the map has the frame's shape
             rows = max(round((tokens.shape[1] * size[0] / size[1]) ** 0.5), 1)
             columns = tokens.shape[1] // rows
-        if rows * columns != tokens.shape[1]:
+        if rows * columns != tokens.shape[1] or tokens.shape[1] == 1:  # a single token is the class's, not a place's
             raise ValueError(
                 f"backbone {self.name!r} gives {tokens.shape[1]} tokens that form no grid, so there is no spatial map"
             )
