@@ -60,7 +60,7 @@ class EpisodeDataModule(L.LightningDataModule):
         val_episodes: validation episodes, always the same.
         test_episodes: test episodes, always the same.
         batch_size: episodes of a training step on one device.
-        eval_batch_size: episodes matched at once in validation and test.
+        eval_batch_size: episodes of a step in validation and test, which a GPU matches at once and a CPU one by one.
         num_workers: processes that read clips.
         worker_start: how they start, ``fork``, ``spawn`` or ``forkserver``; None for the platform's own way.
         seed: chooses the episodes.
