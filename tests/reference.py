@@ -94,7 +94,6 @@ def features(
     maps: Tensor,
     *,
     grid: int = 4,
-    grid_pooling: str = "max",
     official: bool = False,
     patch_enrichment: bool = True,
     frame_enrichment: bool = True,
@@ -105,8 +104,7 @@ def features(
     """Maps [V, L, D, h, w] -> H and E, both [V, L, D]."""
     if center_clip:
         maps = maps - maps.mean(1, keepdim=True)
-    pool = F.adaptive_max_pool2d if grid_pooling == "max" else F.adaptive_avg_pool2d
-    pooled = pool(maps.flatten(0, 1), (grid, grid))
+    pooled = F.adaptive_max_pool2d(maps.flatten(0, 1), (grid, grid))
     patches = pooled.flatten(2).transpose(1, 2)
     mean = maps.flatten(0, 1).mean((-1, -2))
     if scale_clip:

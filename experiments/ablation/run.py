@@ -39,7 +39,7 @@ from strm_lightning.evaluation.bank import FeatureBank
 from strm_lightning.evaluation.fingerprint import bank_fingerprint
 from strm_lightning.evaluation.results import half_interval
 from strm_lightning.evaluation.tables import markdown_table
-from strm_lightning.models.pooling import GridPooling, pool_maps, scale
+from strm_lightning.models.pooling import pool_maps, scale
 
 FOLDER = Path(__file__).parent
 VARIANTS = {
@@ -55,7 +55,6 @@ VARIANTS = {
     "layout": "STRM, layout",
     "center_layout": "STRM, center_clip, layout",
     "center_layout_scale": "STRM, center_clip, layout, scale_clip",
-    "center_layout_scale_mean": "STRM, center_clip, layout, scale_clip, mean patches",
 }
 # What to call the step from one variant to the next, for the table of differences.
 STEPS = {
@@ -70,12 +69,10 @@ STEPS = {
     "layout on STRM": ("all", "layout"),
     "layout behind center_clip": ("center", "center_layout"),
     "scale_clip behind both": ("center_layout", "center_layout_scale"),
-    "mean patches behind all": ("center_layout_scale", "center_layout_scale_mean"),
     "STRM against TRX, center_clip": ("trx_center", "center"),
     "STRM against TRX, both options": ("trx_center_layout", "center_layout"),
 }
 Use = Literal["training", "testing"]  # random frames and crop, or the central ones
-Pooling = tuple[bool, GridPooling]  # center_clip, and how a patch is made; what stored maps differ in
 
 
 @dataclass(frozen=True)
@@ -103,15 +100,9 @@ class Plan:
         behind = yaml.safe_load((FOLDER / f"{variant}.yaml").read_text())["model"]
         return self.recipe["model"] | behind | {"num_frames": self.recipe["data"].get("num_frames", 8)}
 
-    def pooling(self, variant: str) -> Pooling:
-        """How the maps of a variant are pooled."""
-        options = self.model(variant)
-        return options.get("center_clip", False), options.get("grid_pooling", "max")
-
-    def maps(self, use: Use, pooling: Pooling) -> Path:
+    def maps(self, use: Use, center: bool) -> Path:
         """Where the pooled maps of all videos lie."""
-        center, grid = pooling
-        return self.out / "maps" / f"{use}-{grid}{'-centered' if center else ''}"
+        return self.out / "maps" / f"{use}{'-centered' if center else ''}"
 
 
 class _Scaled(FeatureBank[PooledMaps]):
@@ -139,8 +130,8 @@ def _rows(data: EpisodeDataModule, stage: Stage) -> torch.Tensor:
     return torch.from_numpy(np.sort(np.concatenate(data.videos[stage].members)))
 
 
-def encode(plan: Plan, kinds: set[Pooling]) -> None:
-    """Store the maps of every video, pooled in each of these ways, unless they are there."""
+def encode(plan: Plan) -> None:
+    """Store the pooled maps of every video, with and without `center_clip`, unless they are there."""
     data, options = plan.data(0), plan.model("trx")
     rows = sorted({int(row) for videos in data.videos.values() for members in videos.members for row in members})
     backbone = Stored(**options).model.backbone.eval()
@@ -149,19 +140,19 @@ def encode(plan: Plan, kinds: set[Pooling]) -> None:
     for use, views in (("training", options.get("frozen_views", 1)), ("testing", 0)):
         about = {"patch_grid": grid, "videos": data.videos["test"].store.videos}
         mark = bank_fingerprint(data, "test", rows, backbone, about, views=views, precision="32-true")
-        folders = {kind: plan.maps(use, kind) for kind in sorted(kinds)}
+        folders = {center: plan.maps(use, center) for center in (False, True)}
         if all(FeatureBank.load(folder, mark) for folder in folders.values()):
             continue
-        banks: dict[Pooling, FeatureBank[PooledMaps]] = {k: FeatureBank(rows, views=max(views, 1)) for k in folders}
+        banks: dict[bool, FeatureBank[PooledMaps]] = {c: FeatureBank(rows, views=max(views, 1)) for c in folders}
         backbone.to(device)
         with torch.no_grad():
             for keys, clips in tqdm(data.video_loader("test", rows, views=views), f"Encoding for {use}", unit="batch"):
                 maps = backbone(clips.to(device))
-                for (center, pooling), bank in banks.items():
-                    bank.put(keys, pool_maps(maps, grid, grid_pooling=pooling, center_clip=center))
+                for center, bank in banks.items():
+                    bank.put(keys, pool_maps(maps, grid, center_clip=center))
         backbone.to("cpu")
-        for kind, folder in folders.items():
-            banks[kind].save(folder, mark)
+        for center, bank in banks.items():
+            bank.save(folders[center], mark)
 
 
 def run(plan: Plan, variant: str, split: int, seed: int) -> dict[str, list[float]]:
@@ -170,7 +161,7 @@ def run(plan: Plan, variant: str, split: int, seed: int) -> dict[str, list[float
     L.seed_everything(seed, verbose=False)
     module = Stored(**options)
     kind = _Scaled if options.get("scale_clip") else FeatureBank
-    module.banks = {use: _load(plan, kind, use, plan.pooling(variant)) for use in ("training", "testing")}
+    module.banks = {use: _load(plan, kind, use, options["center_clip"]) for use in ("training", "testing")}
     own = {name: value for name, value in plan.recipe["trainer"].items() if name not in ("logger", "callbacks")}
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     with TemporaryDirectory() as folder:
@@ -181,8 +172,8 @@ def run(plan: Plan, variant: str, split: int, seed: int) -> dict[str, list[float
     return test(module.eval(), data)
 
 
-def _load(plan: Plan, kind: Any, use: Use, pooling: Pooling) -> FeatureBank[PooledMaps]:
-    folder = plan.maps(use, pooling)
+def _load(plan: Plan, kind: Any, use: Use, center: bool) -> FeatureBank[PooledMaps]:
+    folder = plan.maps(use, center)
     bank = kind.load(folder, json.loads((folder / "bank.json").read_text())["fingerprint"])
     assert bank is not None
     return bank
@@ -276,7 +267,7 @@ def ablate(
     if len(set(classes)) < splits:
         raise ValueError(f"{recipe}: data.split gives the same test classes for several split seeds; set --splits 1")
     _remember(plan)
-    encode(plan, {plan.pooling(name) for name in names})
+    encode(plan)
     runs = product(range(seeds), range(splits), names)  # all variants of one seed first: what is there compares
     missing = [(v, s, n, path) for n, s, v in runs if not _done(path := _file(out, v, s, n), plan.model(v))]
     with ProcessPoolExecutor(jobs, get_context("spawn"), _alone) as pool:

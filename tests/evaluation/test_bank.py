@@ -201,7 +201,7 @@ def test_another_head_is_another_fingerprint(actions: Path) -> None:
 
 OTHER_OPTIONS: dict[str, Any] = {
     "num_frames": 5, "patch_grid": 3, "tuple_sizes": (3,), "match_dim": 6, "qc_dim": 7, "variant": "official",
-    "patch_enrichment": False, "frame_enrichment": False, "query_class": False, "grid_pooling": "mean",
+    "patch_enrichment": False, "frame_enrichment": False, "query_class": False,
     "center_clip": True, "scale_clip": True, "patch_pooling": "layout", "proj_dim": 5,
 }  # fmt: skip
 

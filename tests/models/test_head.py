@@ -33,7 +33,6 @@ CASES = {
         "patch_enrichment": False,
         "query_class": False,
     },
-    "mean patches": {"grid_pooling": "mean", "center_clip": True},
     "layout without PLE": {"patch_enrichment": False, "patch_pooling": "layout"},
     "odd channels": {"dim": 9, "patch_grid": 3},
 }
@@ -69,7 +68,6 @@ def test_equals_the_literal_equations(case: dict) -> None:
 
     settings = {
         "grid": head.patch_grid,
-        "grid_pooling": case.get("grid_pooling", "max"),
         "official": case.get("variant") == "official",
         "patch_enrichment": case.get("patch_enrichment", True),
         "frame_enrichment": case.get("frame_enrichment", True),

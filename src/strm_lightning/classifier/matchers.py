@@ -116,7 +116,7 @@ class HeadMatcher(Matcher):
     @property
     def settings(self) -> Mapping[str, Any]:
         head = self.model.head
-        names = ("num_frames", "patch_grid", "grid_pooling", "tuple_sizes", "center_clip", "scale_clip")
+        names = ("num_frames", "patch_grid", "tuple_sizes", "center_clip", "scale_clip")
         return {**_pixels(self.model.backbone), **{name: getattr(head, name) for name in names}}
 
     def floats_per_class(self, features: Features) -> int:

@@ -70,7 +70,7 @@ def feature_options(options: Mapping[str, Any], *, pooled: bool) -> dict[str, An
         pooled: of its pooled maps, before anything of the heads; else of its tuples.
     """
     head = {name: p.default for name, p in signature(STRMHead).parameters.items() if p.default is not p.empty}
-    names = ("patch_grid", "grid_pooling", "center_clip", "scale_clip") if pooled else tuple(head)
+    names = ("patch_grid", "center_clip", "scale_clip") if pooled else tuple(head)
     return {"backbone": options["backbone"], **{name: options.get(name, head[name]) for name in names}}
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from strm_lightning.episode import MatchLogits, PooledMaps, TupleFeatures, VideoFeatures
 from strm_lightning.models.fle import FrameEnrichment
 from strm_lightning.models.ple import PatchEnrichment, Variant
-from strm_lightning.models.pooling import GridPooling, LayoutCode, pool_maps
+from strm_lightning.models.pooling import LayoutCode, pool_maps
 from strm_lightning.models.qc import TupleRelation, query_class_similarity
 from strm_lightning.models.trm import TemporalCrossTransformer, cross_transform
 from strm_lightning.models.tuples import check_sizes, num_tuples
@@ -32,8 +32,6 @@ class STRMHead(nn.Module):
         patch_enrichment: PLE on or off.
         frame_enrichment: FLE on or off.
         query_class: QC on or off.
-        grid_pooling: what a patch keeps of its part of the map: the ``max`` of each channel, as in the paper's code, or
-            its ``mean``, which is calmer where maps are centred. Beyond the paper.
         center_clip: subtract the clip's mean map from every frame's map first, so that what does not move goes away.
             Beyond the paper.
         scale_clip: divide each clip by the root mean square of its patches, so that a faint or small motion counts as
@@ -59,7 +57,6 @@ class STRMHead(nn.Module):
         patch_enrichment: bool = True,
         frame_enrichment: bool = True,
         query_class: bool = True,
-        grid_pooling: GridPooling = "max",
         center_clip: bool = False,
         scale_clip: bool = False,
         patch_pooling: Literal["mean", "layout"] = "mean",
@@ -69,11 +66,9 @@ class STRMHead(nn.Module):
         sizes = tuple(tuple_sizes)
         check_sizes(sizes, num_frames)
         _check_choice("variant", variant, "paper", "official")
-        _check_choice("grid_pooling", grid_pooling, "max", "mean")
         _check_choice("patch_pooling", patch_pooling, "mean", "layout")
         _check_positive(dim=dim, patch_grid=patch_grid, match_dim=match_dim, qc_dim=qc_dim, proj_dim=proj_dim)
         self.num_frames, self.patch_grid = num_frames, patch_grid
-        self.grid_pooling: GridPooling = grid_pooling
         self.center_clip, self.scale_clip = center_clip, scale_clip
         self.tuple_sizes, self.tuple_counts = sizes, num_tuples(sizes, num_frames)
         num_patches, self.in_dim = patch_grid**2, dim
@@ -105,13 +100,7 @@ class STRMHead(nn.Module):
                 f"maps of shape {list(maps.shape)}: this head takes [..., {self.num_frames}, {self.in_dim}, h, w] "
                 "(frames, channels, rows, columns)"
             )
-        return pool_maps(
-            maps,
-            self.patch_grid,
-            grid_pooling=self.grid_pooling,
-            center_clip=self.center_clip,
-            scale_clip=self.scale_clip,
-        )
+        return pool_maps(maps, self.patch_grid, center_clip=self.center_clip, scale_clip=self.scale_clip)
 
     def enrich_pooled(self, maps: PooledMaps) -> VideoFeatures:
         """The learned part of `enrich`: H by PLE and pooling over patches, E by FLE."""

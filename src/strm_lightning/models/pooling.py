@@ -1,7 +1,5 @@
 """From a backbone's maps to patches, and from patches to one feature a frame."""
 
-from typing import Literal
-
 import torch
 from einops import rearrange, reduce
 from jaxtyping import Float
@@ -10,33 +8,24 @@ from torch.nn import functional as F
 
 from strm_lightning.episode import PooledMaps
 
-GridPooling = Literal["max", "mean"]
-
 
 def pool_maps(
-    maps: Float[Tensor, "*B L D h w"],
-    patch_grid: int,
-    *,
-    grid_pooling: GridPooling = "max",
-    center_clip: bool = False,
-    scale_clip: bool = False,
+    maps: Float[Tensor, "*B L D h w"], patch_grid: int, *, center_clip: bool = False, scale_clip: bool = False
 ) -> PooledMaps:
-    """Pool each frame's map to a grid of patches and to its mean; nothing here is learned.
+    """Pool each frame's map to a grid of patches (adaptive max) and to its mean; nothing here is learned.
 
     A map smaller than the grid, or not a multiple of it, is pooled with overlapping windows.
 
     Args:
         maps: what the backbone sees, ``[..., L, D, h, w]``.
         patch_grid: rows and columns P of the grid.
-        grid_pooling: what a patch keeps of its window, the greatest value of each channel or the mean.
         center_clip: first subtract the clip's mean map over its L frames: what does not move goes away.
         scale_clip: divide the clip by the root mean square of its patches: a faint motion counts as a strong one.
     """
     if center_clip:
         maps = maps - reduce(maps, "... l d h w -> ... 1 d h w", "mean")
     frames = maps.flatten(0, -4)
-    pool = F.adaptive_max_pool2d if grid_pooling == "max" else F.adaptive_avg_pool2d
-    grid = rearrange(pool(frames, patch_grid), "f d ph pw -> f (ph pw) d")
+    grid = rearrange(F.adaptive_max_pool2d(frames, patch_grid), "f d ph pw -> f (ph pw) d")
     pooled = PooledMaps(grid=grid.unflatten(0, maps.shape[:-3]), mean=reduce(maps, "... d h w -> ... d", "mean"))
     return scale(pooled) if scale_clip else pooled
 
