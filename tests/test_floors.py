@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "strm_lightning"
-FLOORS = {"episode": 1, "models": 2, "data": 2, "evaluation": 3, "module": 4, "classifier": 4, "training": 5}
+FLOORS = {
+    "errors": 0,
+    "fileio": 0,
+    "episode": 1,
+    "models": 2,
+    "data": 2,
+    "evaluation": 3,
+    "module": 4,
+    "classifier": 4,
+    "training": 5,
+}
 FLOORS |= {"parsing": 1, "checkpoints": 3, "convert": 5, "memory": 5}
 FLOORS |= {"cli": 6, "__main__": 7}
 

@@ -7,6 +7,8 @@ from typing import Any
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from strm_lightning.errors import InputError
+from strm_lightning.fileio import atomic_path
 from strm_lightning.models.backbone import load_tensors
 
 
@@ -31,11 +33,11 @@ class WholeFiles(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        remote = "://" in str(path)
-        part = path if remote else f"{path}.part"
-        super().save_checkpoint(checkpoint, part, storage_options)
-        if not remote:
-            Path(part).replace(path)
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        with atomic_path(path) as part:
+            super().save_checkpoint(checkpoint, part, storage_options)
 
 
 def check_checkpoint(path: Path) -> None:
@@ -47,7 +49,7 @@ def check_checkpoint(path: Path) -> None:
     """
     content = load_tensors(path, "--ckpt_path")
     if not isinstance(content, dict) or "hyper_parameters" not in content or "state_dict" not in content:
-        raise ValueError(
+        raise InputError(
             f"--ckpt_path {path}: not a checkpoint of `strm fit`; a file of the released code becomes one by "
             "`strm convert`, and weights of a backbone go to --model.weights"
         )

@@ -4,10 +4,10 @@ import importlib
 import inspect
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
+
+from strm_lightning.errors import InputError
 
 # Lightning's own commands, and what they do here.
 TRAINING: dict[str, str] = {
@@ -39,7 +39,7 @@ def main(args: Sequence[str] | None = None) -> None:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
-        if os.environ.get("STRM_TRACEBACK") or not _is_ours(error):
+        if os.environ.get("STRM_TRACEBACK") or not _is_input_error(error):
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -65,7 +65,7 @@ def _run(args: Sequence[str] | None) -> None:
 
         near = near_names(name, [*TRAINING, *COMMANDS])
         hint = f"did you mean {', '.join(near)}? " if near else ""
-        raise ValueError(f"there is no command {name!r}; {hint}all commands: strm --help")
+        raise InputError(f"there is no command {name!r}; {hint}all commands: strm --help")
 
 
 def _overview() -> str:
@@ -121,11 +121,6 @@ def command(name: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(f"strm_lightning.{module}"), function)
 
 
-def _is_ours(error: Exception) -> bool:
-    """Whether we, or Lightning of its options, worded it for people; anything else is a bug and keeps its trace."""
-    last = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    if last.is_relative_to(Path(__file__).parent):
-        return isinstance(error, (ValueError, OSError, TypeError, ImportError))
-    return type(error).__name__ == "MisconfigurationException" or (
-        isinstance(error, ValueError) and "lightning" in last.parts
-    )
+def _is_input_error(error: Exception) -> bool:
+    """Whether the user can correct it; everything else is a defect and keeps its traceback."""
+    return isinstance(error, InputError) or type(error).__name__ == "MisconfigurationException"

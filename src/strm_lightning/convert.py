@@ -7,6 +7,8 @@ import lightning as L
 import torch
 
 from strm_lightning.data.datamodule import EpisodeDataModule
+from strm_lightning.errors import InputError
+from strm_lightning.fileio import atomic_path
 from strm_lightning.models.official import OfficialCheckpoint, read_official
 from strm_lightning.module import STRMModule
 
@@ -31,7 +33,7 @@ def convert(checkpoint: Path, out: Path, *, query_class: Literal["off", "fresh"]
         ValueError: it is damaged, unsafe or no such checkpoint, or ``out`` is a folder.
     """
     if out.is_dir():
-        raise ValueError(f"{out} is a folder: name the file to write, such as {out / 'strm.ckpt'}")
+        raise InputError(f"{out} is a folder: name the file to write, such as {out / 'strm.ckpt'}")
     found = read_official(checkpoint, query_class=query_class)
     module = STRMModule(pretrained=False, **found.options)
     module.model.load_state_dict(found.build(seed=seed).state_dict())
@@ -44,10 +46,8 @@ def convert(checkpoint: Path, out: Path, *, query_class: Literal["off", "fresh"]
         EpisodeDataModule.CHECKPOINT_HYPER_PARAMS_KEY: _INPUT | {"num_frames": module.model.head.num_frames},
     }
     module.on_save_checkpoint(content)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f"{out.name}.part")
-    torch.save(content, part)
-    part.replace(out)
+    with atomic_path(out) as part:
+        torch.save(content, part)
     print(_report(found, out))
 
 

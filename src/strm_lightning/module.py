@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from strm_lightning.data.datamodule import EpisodeDataModule
 from strm_lightning.data.splits import Stage
 from strm_lightning.episode import Episode, MatchLogits, PooledMaps, TupleFeatures
+from strm_lightning.errors import InputError
 from strm_lightning.evaluation.bank import FeatureBank
 from strm_lightning.evaluation.card import SOURCE_KEYS, describe_checkpoint
 from strm_lightning.evaluation.encoding import Keep, coming_rows, datamodule_of, encode_videos, share_buffers
@@ -293,7 +294,7 @@ class STRMModule(L.LightningModule):
         if wrong:
             name = wrong[0]
             sizes = [list(state[name].shape) if name in state else "absent" for state in (other, mine)]
-            raise ValueError(
+            raise InputError(
                 f"the checkpoint is of another model: {len(wrong)} tensors differ, such as {name!r}: {sizes[0]} in the "
                 f"checkpoint, {sizes[1]} here; build the model with the checkpoint's options (model.tuple_sizes, "
                 "model.backbone, ...)"
@@ -312,4 +313,4 @@ _ANNEALED: dict[str, Any] = {
 def _check_choice(**options: tuple[str, Any]) -> None:
     for name, (value, choices) in options.items():
         if value not in choices:
-            raise ValueError(f"{name} {value!r}: choose one of {', '.join(choices)}")
+            raise InputError(f"{name} {value!r}: choose one of {', '.join(choices)}")

@@ -13,6 +13,7 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from strm_lightning import fileio
 from strm_lightning.data.shapes import ACTIONS, SPLIT, dataset, moving_shapes, render_clip
 from strm_lightning.data.shapes.figures import FIGURES
 from strm_lightning.data.shapes.motions import MOTIONS
@@ -308,9 +309,9 @@ def test_numbers_that_make_no_data_set_are_refused(wrong: dict[str, int], tmp_pa
 
 def test_the_cache_folder_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STRM_CACHE", "/a/b")
-    assert dataset.cache_folder() == Path("/a/b")
+    assert fileio.cache_folder() == Path("/a/b")
     monkeypatch.delenv("STRM_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/c")
-    assert dataset.cache_folder() == Path("/c/strm_lightning")
+    assert fileio.cache_folder() == Path("/c/strm_lightning")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert dataset.cache_folder() == Path.home() / ".cache" / "strm_lightning"
+    assert fileio.cache_folder() == Path.home() / ".cache" / "strm_lightning"

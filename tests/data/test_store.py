@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from strm_lightning.data import files, index
+from strm_lightning import fileio
+from strm_lightning.data import files
 from strm_lightning.data.store import DataWarning, load_video_sets, open_store
 from strm_lightning.data.videos import VideoError
 from tests.data.clips import number_of, write_audio, write_video
@@ -136,7 +137,7 @@ def test_frames_are_counted_once_and_again_when_a_file_changes(root: Path, monke
 
 def test_a_spoilt_index_is_made_again(root: Path) -> None:
     open_store(root)
-    (path,) = (index.cache_folder() / "index").iterdir()
+    (path,) = (fileio.cache_folder() / "index").iterdir()
     whole = path.read_text()
     for spoilt in ("", "{", "[]", '{"version": 0, "videos": {}}', whole[: len(whole) // 2]):
         path.write_text(spoilt)
@@ -145,10 +146,10 @@ def test_a_spoilt_index_is_made_again(root: Path) -> None:
 
 
 def test_the_cache_folder_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert re.search("cache", str(index.cache_folder()))
+    assert re.search("cache", str(fileio.cache_folder()))
     monkeypatch.delenv("STRM_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert index.cache_folder() == tmp_path / "strm_lightning"
+    assert fileio.cache_folder() == tmp_path / "strm_lightning"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert index.cache_folder() == tmp_path / ".cache" / "strm_lightning"
+    assert fileio.cache_folder() == tmp_path / ".cache" / "strm_lightning"

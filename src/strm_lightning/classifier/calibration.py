@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from strm_lightning.classifier.support import SupportSet
+from strm_lightning.errors import InputError
 
 Fitted = float | Literal["fit"]
 
@@ -36,9 +37,9 @@ def check_options(temperature: Fitted, threshold: Fitted | None) -> None:
         ValueError: a temperature that is not positive, or a threshold outside 0 .. 1.
     """
     if temperature != "fit" and not (isinstance(temperature, (int, float)) and 0 < temperature < float("inf")):
-        raise ValueError(f"temperature {temperature!r}: give a positive number, or 'fit'")
+        raise InputError(f"temperature {temperature!r}: give a positive number, or 'fit'")
     if threshold not in (None, "fit") and not (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
-        raise ValueError(f"threshold {threshold!r}: give a probability from 0 to 1, 'fit', or None")
+        raise InputError(f"threshold {threshold!r}: give a probability from 0 to 1, 'fit', or None")
 
 
 def calibrate(support: SupportSet, temperature: Fitted, threshold: Fitted | None) -> Calibration:
@@ -50,7 +51,7 @@ def calibrate(support: SupportSet, temperature: Fitted, threshold: Fitted | None
     several = sum(len(clips) > 1 for clips in support.clips.values())
     enough = several >= 2
     if threshold == "fit" and not enough:
-        raise ValueError(
+        raise InputError(
             "threshold 'fit' leaves out clips and classes, so it needs 2 classes or more that have 2 clips or more; of "
             f"{len(support.clips)} classes {several} {'has' if several == 1 else 'have'}: give a number"
         )

@@ -29,6 +29,7 @@ from strm_lightning.classifier.predictions import UNKNOWN, Prediction, WindowPre
 from strm_lightning.classifier.support import EncodedClip, SupportSet
 from strm_lightning.data.frames import FramePolicy
 from strm_lightning.data.videos import VideoError
+from strm_lightning.errors import InputError
 
 
 class FewShotClassifier(ScikitLearnHabits):
@@ -76,7 +77,7 @@ class FewShotClassifier(ScikitLearnHabits):
         check_options(self.temperature, self.threshold)
         for name, count in (("batch_size", self.batch_size), ("jobs", self.jobs)):
             if count < 1:
-                raise ValueError(f"{name} is {count}: give 1 or more")
+                raise InputError(f"{name} is {count}: give 1 or more")
 
     @classmethod
     def from_checkpoint(
@@ -170,7 +171,7 @@ class FewShotClassifier(ScikitLearnHabits):
         """
         grouped = by_class(videos, labels)
         if len(grouped) < 2:
-            raise ValueError(f"examples of {len(grouped)} class{'' if grouped else 'es'}: give clips of 2 or more")
+            raise InputError(f"examples of {len(grouped)} class{'' if grouped else 'es'}: give clips of 2 or more")
         support = SupportSet(self.matcher)
         add_examples(support, grouped, self._encoded, progress=progress)
         self.support, self._calibration = support, None
@@ -278,7 +279,7 @@ class FewShotClassifier(ScikitLearnHabits):
 
     def _check_fitted(self) -> None:
         if len(self.support.clips) < 2:
-            raise ValueError(f"examples of {len(self.support.clips)} classes: call fit or add for 2 or more first")
+            raise InputError(f"examples of {len(self.support.clips)} classes: call fit or add for 2 or more first")
 
     # Storage --------------------------------------------------------------------------------------------------------
 
@@ -312,5 +313,5 @@ class FewShotClassifier(ScikitLearnHabits):
     def _from_source(cls, stored: storage.Stored, options: dict[str, Any]) -> "FewShotClassifier":
         source = stored.about["source"]
         if source is None:
-            raise ValueError(f"{stored.path}: names no checkpoint; make a classifier and call its load")
+            raise InputError(f"{stored.path}: names no checkpoint; make a classifier and call its load")
         return (cls.from_checkpoint if "path" in source else cls.from_backbone)(**source, **options)

@@ -14,6 +14,7 @@ from torch import Tensor
 from strm_lightning.data.frames import FramePolicy, select_frames
 from strm_lightning.data.transforms import ClipTransform
 from strm_lightning.data.videos import VideoError, count_frames, iter_frames, read_frames
+from strm_lightning.errors import InputError, InputTypeError
 
 Video: TypeAlias = str | Path | np.ndarray | Tensor  # a file, or pixel levels [F, H, W, 3] as uint8
 Videos: TypeAlias = Sequence[Video] | np.ndarray | Tensor  # several: a list, or an array with one axis more
@@ -59,13 +60,15 @@ def read_clip(video: Video, how: Preprocessing) -> UInt8[Tensor, "L 3 S S"]:
 def check_array(video: np.ndarray | Tensor) -> UInt8[Tensor, "F H W 3"]:
     """A decoded video as a tensor, refused in words where it is anything but ``[F, H, W, 3]`` of uint8."""
     if not isinstance(video, (np.ndarray, Tensor)):
-        raise TypeError(
+        raise InputTypeError(
             f"a video is a path or an array [frames, height, width, 3] of uint8, not {type(video).__name__}"
         )
     frames = torch.as_tensor(video)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != torch.uint8:
         dtype = str(frames.dtype).removeprefix("torch.")
-        raise TypeError(f"a decoded video is [frames, height, width, 3] of uint8, not {list(frames.shape)} of {dtype}")
+        raise InputTypeError(
+            f"a decoded video is [frames, height, width, 3] of uint8, not {list(frames.shape)} of {dtype}"
+        )
     if not frames.numel():
         raise VideoError(f"array of shape {list(frames.shape)}: has no pixels")
     return frames
@@ -113,7 +116,7 @@ def windows(
         VideoError: the file cannot be read, told when the damage is reached.
     """
     if not (seconds > 0 and stride > 0 and fps > 0):
-        raise ValueError(f"windows of {seconds} s every {stride} s at {fps} frames a second: give positive numbers")
+        raise InputError(f"windows of {seconds} s every {stride} s at {fps} frames a second: give positive numbers")
     middles = [(i + 0.5) * seconds / how.num_frames for i in range(how.num_frames)]
     opened: deque[_Window] = deque()
     coming, now, any_closed = 0.0, 0.0, False

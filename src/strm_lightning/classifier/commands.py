@@ -18,6 +18,7 @@ from strm_lightning.classifier.predictions import merge_windows
 from strm_lightning.classifier.reports import REPORTS, Found
 from strm_lightning.data.layouts import list_videos
 from strm_lightning.data.videos import VIDEO_SUFFIXES, VideoError
+from strm_lightning.errors import InputError, MissingPackageError
 
 
 def classify(
@@ -98,18 +99,18 @@ def _check(
 ) -> None:
     """Refuse what cannot come to an end before anything is encoded."""
     if both:
-        raise ValueError("give --json or --csv, not both")
+        raise InputError("give --json or --csv, not both")
     if support is None:
-        raise ValueError("give --support: a folder with a folder of example clips for each class")
+        raise InputError("give --support: a folder with a folder of example clips for each class")
     if not files and save_support is None:
-        raise ValueError("no video to classify: name files, or folders of them")
+        raise InputError("no video to classify: name files, or folders of them")
     if window is None and stride is not None:
-        raise ValueError(f"--stride {stride:g} goes with --window, the length of a window in seconds")
+        raise InputError(f"--stride {stride:g} goes with --window, the length of a window in seconds")
     for name, seconds in (("window", window), ("stride", stride)):
         if seconds is not None and not seconds > 0:
-            raise ValueError(f"--{name} {seconds:g}: give a positive number of seconds")
+            raise InputError(f"--{name} {seconds:g}: give a positive number of seconds")
     if save_support is not None and Path(save_support).is_dir():
-        raise ValueError(f"--save_support {save_support}: is a folder; name a file, such as actions.safetensors")
+        raise InputError(f"--save_support {save_support}: is a folder; name a file, such as actions.safetensors")
 
 
 def _findings(
@@ -137,7 +138,7 @@ def find_videos(names: Sequence[str]) -> list[str]:
     for name in names:
         inside = _videos_in(Path(name))
         if Path(name).is_dir() and not inside:
-            raise ValueError(f"{name}: a folder without any video")
+            raise InputError(f"{name}: a folder without any video")
         found += inside or [name]
     return found
 
@@ -158,7 +159,7 @@ def find_examples(folder: str) -> dict[str, list[str]]:
     examples = {f.name: _videos_in(f) for f in classes}
     empty = [name for name, videos in examples.items() if not videos]
     if empty:
-        raise ValueError(f"class {empty[0]!r} has no video: {Path(folder) / empty[0]} has none; remove the folder")
+        raise InputError(f"class {empty[0]!r} has no video: {Path(folder) / empty[0]} has none; remove the folder")
     return examples
 
 
@@ -195,7 +196,7 @@ def _without_examples(
 ) -> FewShotClassifier:
     if ckpt is not None:
         if backbone is not None or weights is not None:
-            raise ValueError("--ckpt brings a backbone and its weights: give it, or --backbone and --weights")
+            raise InputError("--ckpt brings a backbone and its weights: give it, or --backbone and --weights")
         return FewShotClassifier.from_checkpoint(ckpt, device=device, **options)
     name = backbone or loading.DEFAULT_BACKBONE
     return FewShotClassifier.from_backbone(name, weights=weights, device=device, **options)
@@ -225,9 +226,9 @@ def demo(
     try:
         from strm_lightning.classifier import web
     except ModuleNotFoundError as error:
-        raise ImportError(f'the page needs {error.name}; run: pip install "strm-lightning[web]"') from error
+        raise MissingPackageError(f'the page needs {error.name}; run: pip install "strm-lightning[web]"') from error
     if max_mb < 1:
-        raise ValueError(f"--max_mb {max_mb}: give 1 megabyte or more")
+        raise InputError(f"--max_mb {max_mb}: give 1 megabyte or more")
     web.check_address(host, port)
     plain = _without_examples(ckpt, backbone, weights, device)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploads go then too, as with Ctrl-C

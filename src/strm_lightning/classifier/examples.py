@@ -10,6 +10,7 @@ from strm_lightning.classifier.clips import Video, Videos, in_a_row, is_one
 from strm_lightning.classifier.support import EncodedClip, SupportSet
 from strm_lightning.data.store import DataWarning
 from strm_lightning.data.videos import VideoError
+from strm_lightning.errors import InputError, InputTypeError
 
 Encode = Callable[[Iterable[Video]], Iterator[EncodedClip | VideoError]]
 
@@ -26,10 +27,10 @@ def by_class(
     if isinstance(videos, Mapping):
         for label, members in videos.items():
             if is_one(members):
-                raise TypeError(f"class {label!r}: give a list of videos, not {type(members).__name__}")
+                raise InputTypeError(f"class {label!r}: give a list of videos, not {type(members).__name__}")
         return {str(label): in_a_row(members) for label, members in videos.items()}
     if labels is None or len(labels) != len(videos):
-        raise ValueError(f"{len(videos)} videos and {0 if labels is None else len(labels)} labels: give one for each")
+        raise InputError(f"{len(videos)} videos and {0 if labels is None else len(labels)} labels: give one for each")
     grouped: dict[str, list[Video]] = {}
     for video, label in zip(in_a_row(videos), labels, strict=True):
         grouped.setdefault(str(label), []).append(video)
@@ -62,7 +63,7 @@ def add_examples(
         good[label].append(clip)
     for label, errors in bad.items():
         if not good[label] and label not in support.clips:
-            raise ValueError(f"class {label!r} has no readable clip: {errors[0] if errors else 'it has none at all'}")
+            raise InputError(f"class {label!r} has no readable clip: {errors[0] if errors else 'it has none at all'}")
         for error in errors:
             _warn(f"left out of class {label!r}: {error}")
     for label, members in good.items():

@@ -3,6 +3,8 @@
 import inspect
 from typing import Any, TypeVar
 
+from strm_lightning.errors import InputError
+
 Self = TypeVar("Self", bound="ScikitLearnHabits")
 
 
@@ -25,7 +27,7 @@ class ScikitLearnHabits:
         """
         for name, value in params.items():
             if name not in self._names():
-                raise ValueError(f"no parameter {name!r}; there are {', '.join(self._names())}")
+                raise InputError(f"no parameter {name!r}; there are {', '.join(self._names())}")
             setattr(self, name, value)
         self._check_params()
         return self

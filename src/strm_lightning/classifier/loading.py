@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from strm_lightning.classifier.matchers import HeadMatcher, PatchMatcher
+from strm_lightning.errors import InputError, MissingFileError
 from strm_lightning.models.backbone import Backbone
 from strm_lightning.models.head import STRMHead
 from strm_lightning.models.lite0 import EFFICIENTNET_LITE0
@@ -25,19 +26,19 @@ def read_checkpoint(path: str | Path) -> tuple[HeadMatcher, dict[str, Any]]:
         ValueError: it is no checkpoint of `STRMModule`.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"checkpoint {path}: {'is a folder' if Path(path).is_dir() else 'no such file'}")
+        raise MissingFileError(f"checkpoint {path}: {'is a folder' if Path(path).is_dir() else 'no such file'}")
     try:
         checkpoint = torch.load(path, "cpu", weights_only=True)
         options, state = dict(checkpoint["hyper_parameters"]), checkpoint["state_dict"]
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"checkpoint {path}: not one of STRMModule ({reason})") from error
+        raise InputError(f"checkpoint {path}: not one of STRMModule ({reason})") from error
     known = {*inspect.signature(STRM).parameters, *inspect.signature(STRMHead).parameters}
     model = STRM(**{**{k: v for k, v in options.items() if k in known}, "pretrained": False, "weights": None})
     try:
         model.load_state_dict({k.removeprefix(_PREFIX): v for k, v in state.items() if k.startswith(_PREFIX)})
     except RuntimeError as error:
-        raise ValueError(f"checkpoint {path}: its weights are not those of the model that it describes") from error
+        raise InputError(f"checkpoint {path}: its weights are not those of the model that it describes") from error
     trained = checkpoint.get("datamodule_hyper_parameters", {})
     how = {name: trained[name] for name in _PREPROCESSING if trained.get(name) is not None}
     return HeadMatcher(model, options.get("qc_weight", 0.1)), {**how, "num_frames": model.head.num_frames}
@@ -67,4 +68,4 @@ def pick(device: str | None) -> torch.device:
         return torch.zeros(1, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"device {device!r}: cannot be used here ({reason})") from error
+        raise InputError(f"device {device!r}: cannot be used here ({reason})") from error

@@ -1,6 +1,5 @@
 """The picture of an explanation: query and example side by side, what matched, where it looked, who said what."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
 
 from strm_lightning.classifier.explanation import Explanation
+from strm_lightning.errors import InputError
+from strm_lightning.fileio import atomic_path
 
 _INK, _QUIET, _LINK, _STRONG = "#1f2933", "#7b8794", "#c2410c", "#c2410c"
 _TRM, _QC = "#2563a8", "#8fb8de"
@@ -198,12 +199,10 @@ def check_name(path: str | Path) -> Path:
         ValueError: its ending is of no format that can be drawn.
     """
     if Path(path).suffix.lower() not in _FORMATS:
-        raise ValueError(f"picture {path}: give a name that ends in .png, .pdf or .svg")
+        raise InputError(f"picture {path}: give a name that ends in .png, .pdf or .svg")
     return Path(path)
 
 
 def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    figure.savefig(part, format=path.suffix.lower()[1:])
-    part.replace(path)
+    with atomic_path(path) as part:
+        figure.savefig(part, format=path.suffix.lower()[1:])

@@ -1,7 +1,6 @@
 """Encoded examples as one .safetensors file: features, labels, preprocessing and the fingerprint of the weights."""
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,6 +16,8 @@ from strm_lightning.classifier.calibration import Fitted
 from strm_lightning.classifier.clips import Preprocessing
 from strm_lightning.classifier.matchers import Matcher
 from strm_lightning.classifier.support import EncodedClip, SupportSet
+from strm_lightning.errors import InputError, MissingFileError
+from strm_lightning.fileio import atomic_path
 
 _FORMAT = "strm-lightning examples 1"
 _THUMBNAILS = "thumbnails"
@@ -45,10 +46,8 @@ def save(
     tensors = {name: torch.stack([clip.features[name] for _, clip in clips]).cpu() for name in names}
     if clips and thumbnails:
         tensors[_THUMBNAILS] = torch.stack([clip.thumbnail for _, clip in clips])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    save_file(tensors, part, {name: json.dumps(value) for name, value in about.items()})
-    part.replace(path)
+    with atomic_path(path) as part:
+        save_file(tensors, part, {name: json.dumps(value) for name, value in about.items()})
 
 
 @dataclass(frozen=True)
@@ -72,12 +71,12 @@ class Stored:
         """
         mine, theirs = matcher.fingerprint(), self.about["fingerprint"]
         if mine != theirs:
-            raise ValueError(
+            raise InputError(
                 f"{self.path}: its examples were encoded with other weights (fingerprint {theirs[:8]}, these are "
                 f"{mine[:8]}): load it with the model that made it ({self.about['source']}), or fit the clips again"
             )
         if asdict(how) != self.about["preprocessing"]:
-            raise ValueError(
+            raise InputError(
                 f"{self.path}: its clips were made with {self.about['preprocessing']}, this classifier's with "
                 f"{asdict(how)}"
             )
@@ -99,15 +98,15 @@ def load(path: Path) -> Stored:
         ValueError: it is damaged, or something else.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"examples {path}: {'is a folder' if path.is_dir() else 'no such file'}")
+        raise MissingFileError(f"examples {path}: {'is a folder' if path.is_dir() else 'no such file'}")
     try:
         with safe_open(path, "pt") as file:
             about = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"examples {path}: cannot be read ({error})") from error
+        raise InputError(f"examples {path}: cannot be read ({error})") from error
     if about.get("format") != _FORMAT:
-        raise ValueError(f"examples {path}: not a file that FewShotClassifier.save wrote")
+        raise InputError(f"examples {path}: not a file that FewShotClassifier.save wrote")
     return Stored(path, about, tensors)
 
 

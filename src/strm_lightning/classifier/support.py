@@ -10,6 +10,7 @@ from torch import Tensor
 
 from strm_lightning.classifier.matchers import Features, Matcher
 from strm_lightning.episode import MatchLogits
+from strm_lightning.errors import InputKeyError
 
 _FLOATS_AT_ONCE = 2**24  # 64 MB of float32 in the largest tensor of a match
 _CLIPS_AT_ONCE = 256
@@ -72,10 +73,10 @@ class SupportSet:
             KeyError: there is no such class, or no such clip in it.
         """
         if label not in self.clips:
-            raise KeyError(f"no class {label!r}; there are {', '.join(self.labels) or 'none'}")
+            raise InputKeyError(f"no class {label!r}; there are {', '.join(self.labels) or 'none'}")
         kept = [clip for clip in self.clips[label] if name is not None and clip.name != name]
         if name is not None and len(kept) == len(self.clips[label]):
-            raise KeyError(f"no clip {name!r} in class {label!r}")
+            raise InputKeyError(f"no clip {name!r} in class {label!r}")
         self.clips[label] = kept
         if not kept:
             del self.clips[label]

@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from strm_lightning.classifier.classifier import FewShotClassifier
 from strm_lightning.classifier.picture import draw
 from strm_lightning.data.videos import VIDEO_SUFFIXES
+from strm_lightning.errors import InputError
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 import gradio as gr
@@ -54,7 +55,7 @@ def build(make: Callable[[], FewShotClassifier], examples: Path) -> gr.Blocks:
         try:
             classes = _classes(slots[:MAX_CLASSES], slots[MAX_CLASSES:])
             if query is None:
-                raise ValueError("There is no video to recognise yet: drop one into the last field.")
+                raise InputError("There is no video to recognise yet: drop one into the last field.")
             with warnings.catch_warnings(record=True) as found:
                 warnings.simplefilter("always")
                 explanation = fitted(classes).explain(query)
@@ -108,7 +109,7 @@ def check_address(host: str, port: int | None) -> None:
         socket.create_server((host, port or 0), family=family).close()
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"the page cannot listen on {host}, port {port or 'any'}: {reason}") from error
+        raise InputError(f"the page cannot listen on {host}, port {port or 'any'}: {reason}") from error
 
 
 def serve(page: gr.Blocks, *, host: str, port: int | None, max_mb: int, block: bool = True) -> str:
@@ -166,15 +167,15 @@ def _classes(names: Any, clips: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
     for i, (name, files) in enumerate(zip(names, clips, strict=True), start=1):
         label = (name or "").strip()
         if files and not label:
-            raise ValueError(f"Action {i} has clips but no name: type what it is called.")
+            raise InputError(f"Action {i} has clips but no name: type what it is called.")
         if label and not files:
-            raise ValueError(f"Action {label!r} has no clips yet: drop one or more into its field.")
+            raise InputError(f"Action {label!r} has no clips yet: drop one or more into its field.")
         if label in found:
-            raise ValueError(f"Two actions are called {label!r}: put their clips together, or rename one.")
+            raise InputError(f"Two actions are called {label!r}: put their clips together, or rename one.")
         if label:
             found[label] = tuple(files)
     if len(found) < 2:
-        raise ValueError("Give at least two actions, each with a name and one clip or more.")
+        raise InputError("Give at least two actions, each with a name and one clip or more.")
     return tuple(found.items())
 
 

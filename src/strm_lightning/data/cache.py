@@ -19,8 +19,9 @@ from strm_lightning import __version__
 from strm_lightning.data.clipfile import SUFFIX, ClipFile
 from strm_lightning.data.frames import FramePolicy, reachable_frames
 from strm_lightning.data.images import EncodedStore
-from strm_lightning.data.index import write_atomically
 from strm_lightning.data.listing import Layout, Listing, PathStore, VideoStore
+from strm_lightning.errors import InputError
+from strm_lightning.fileio import write_atomically
 
 CacheFormat = Literal["raw", "jpeg", "keep"]
 MANIFEST = "strm-cache.json"
@@ -84,14 +85,14 @@ class _CacheStore(PathStore):
         """Raise a ValueError if the policy could choose a frame that was not kept, or frames would be blown up."""
         made = self.options
         if made.format != "keep" and made.short_side < short_side:
-            raise ValueError(
+            raise InputError(
                 f"the cache {self._root} has frames of short side {made.short_side}, and {short_side} is wanted: "
                 "lower data.image_size and data.short_side, or prepare it anew with a larger --short-side"
             )
         for frames in set(self.frame_counts.tolist()):
             kept = reachable_frames(made.policies, frames, made.num_frames)
             if not set(reachable_frames(policy, frames, num_frames)) <= set(kept):
-                raise ValueError(
+                raise InputError(
                     f"the cache {self._root} keeps the frames of {' and '.join(made.policies)} with {made.num_frames} "
                     f"frames a clip; {policy} with {num_frames} needs more: prepare it anew with these"
                 )
@@ -139,9 +140,9 @@ def read_manifest(root: Path) -> dict[str, Any]:
             options_of(manifest)
             _check_names(manifest["videos"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{root / MANIFEST} is damaged ({error}); prepare the cache anew") from error
+        raise InputError(f"{root / MANIFEST} is damaged ({error}); prepare the cache anew") from error
     if version != _VERSION:
-        raise ValueError(f"{root} is a frame cache of format {version}; this program reads format {_VERSION}")
+        raise InputError(f"{root} is a frame cache of format {version}; this program reads format {_VERSION}")
     return dict(manifest)
 
 
@@ -157,7 +158,7 @@ def write_manifest(
         "complete": complete,
         "videos": {name: list(sizes) for name, sizes in videos.items()},
     }
-    write_atomically(root / MANIFEST, json.dumps(manifest, sort_keys=True).encode())
+    write_atomically(root / MANIFEST, json.dumps(manifest, sort_keys=True))
 
 
 def options_of(manifest: Mapping[str, Any]) -> CacheOptions:
@@ -172,10 +173,10 @@ def list_cache(root: Path) -> CacheListing:
         ValueError: no cache, of another format version, damaged, or not finished.
     """
     if not is_cache(root):
-        raise ValueError(f"{root} is no frame cache: it has no {MANIFEST}")
+        raise InputError(f"{root} is no frame cache: it has no {MANIFEST}")
     manifest = read_manifest(root)
     if not manifest["complete"]:
-        raise ValueError(f"the frame cache {root} is not finished; the same `strm prepare` again will finish it")
+        raise InputError(f"the frame cache {root} is not finished; the same `strm prepare` again will finish it")
     places = {name: f"{root}/{name}{SUFFIX}" for name in sorted(manifest["videos"])}
     return CacheListing(root, places, manifest=manifest)
 
@@ -183,4 +184,4 @@ def list_cache(root: Path) -> CacheListing:
 def _check_names(names: Iterable[str]) -> None:
     for name in names:
         if name.startswith("/") or "\\" in name or {"", ".", ".."} & set(name.split("/")):
-            raise ValueError(f"{name!r} leads out of its folder")
+            raise InputError(f"{name!r} leads out of its folder")

@@ -4,13 +4,15 @@ import os
 import struct
 import zlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from strm_lightning.data.index import part_of
 from strm_lightning.data.videos import VideoError
+from strm_lightning.fileio import atomic_path
 
 SUFFIX = ".clip"
 _VERSION = 1
@@ -94,26 +96,30 @@ class ClipFile:
 
 
 class ClipWriter:
-    """Writes a clip file frame by frame; it appears whole at `finish`, or not at all.
+    """Context manager that writes a clip file frame by frame.
+
+    The file appears when the block ends after `finish`; without `finish`, or after an error, nothing is written.
 
     Args:
         path: the file.
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path, self._part = path, part_of(path)
         self._entries: list[tuple[int, int, int]] = []
         self._shape: tuple[int, ...] = (0, 0, 0)
-        self._file = self._part.open("wb")
-        self._file.write(bytes(_HEADER.size))
+        self._path, self._finished = path, False
+        self._stack = ExitStack()
 
     def __enter__(self) -> "ClipWriter":
+        self._part = self._stack.enter_context(atomic_path(self._path))
+        self._file = self._stack.enter_context(self._part.open("wb"))
+        self._file.write(bytes(_HEADER.size))
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._part.unlink(missing_ok=True)
+    def __exit__(self, *error: Any) -> None:
+        if not self._finished:
+            self._part.unlink()
+        self._stack.__exit__(*error)
 
     def add(self, number: int, frame: UInt8[np.ndarray, "H W 3"] | bytes) -> None:
         """Append a frame, raw pixels or an image; numbers ascend.
@@ -130,14 +136,12 @@ class ClipWriter:
         self._entries.append((number, zlib.crc32(data), self._file.tell()))
 
     def finish(self, *, source_frames: int) -> int:
-        """Put the file in its place, and return its size in bytes."""
+        """Write the header and the table, and return the size in bytes."""
         self._file.write(np.array(self._entries, _ENTRY).tobytes())
         size = self._file.tell()
         self._file.seek(0)
         kept = len(self._entries)
         height, width, channels = self._shape
         self._file.write(_HEADER.pack(_MAGIC, _VERSION, channels, source_frames, kept, height, width))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._part.replace(self._path)
+        self._finished = True
         return size

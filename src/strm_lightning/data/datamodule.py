@@ -22,6 +22,7 @@ from strm_lightning.data.listing import LayoutOption
 from strm_lightning.data.splits import Stage
 from strm_lightning.data.store import VideoSet, load_video_sets
 from strm_lightning.data.transforms import ClipTransform
+from strm_lightning.errors import InputError
 
 WorkerStart = Literal["fork", "spawn", "forkserver"]
 
@@ -135,7 +136,7 @@ class EpisodeDataModule(L.LightningDataModule):
         positive |= {"test_shots": min(test_shots, default=1), "test_ways": min(test_ways, default=1)}
         for name, value in positive.items():
             if value < 1:
-                raise ValueError(f"data.{name} is {value}: give a positive number")
+                raise InputError(f"data.{name} is {value}: give a positive number")
 
     def prepare_data(self) -> None:
         """Write the moving shapes on first use."""
@@ -178,12 +179,12 @@ class EpisodeDataModule(L.LightningDataModule):
 
     def _check(self, stage: Stage) -> None:
         if stage not in self.videos:
-            raise ValueError(f"the split has no {stage} classes; it has {', '.join(self.videos)}")
+            raise InputError(f"the split has no {stage} classes; it has {', '.join(self.videos)}")
         videos, settings = self.videos[stage], self.settings(stage)
         way, shot = (max(numbers) for numbers in zip(*settings, strict=True))
         shape = f"{way}-way {shot}-shot with {self.queries[stage]} queries a class"
         if len(videos.class_names) < way:
-            raise ValueError(
+            raise InputError(
                 f"{shape} needs {way} classes; the {stage} split has {len(videos.class_names)}: "
                 f"lower data.way or give {stage} more classes"
             )
@@ -192,7 +193,7 @@ class EpisodeDataModule(L.LightningDataModule):
         if small:
             named = "; ".join(f"class {name!r} has {count} clips" for name, count in small[:5])
             more = f" and {len(small) - 5} more classes have too few" if len(small) > 5 else ""
-            raise ValueError(f"{named}{more}; {shape} needs {need} ({stage} split)")
+            raise InputError(f"{named}{more}; {shape} needs {need} ({stage} split)")
 
     def settings(self, stage: Stage) -> list[tuple[int, int]]:
         """(way, shot) of a stage, the main one first; a test may have several."""

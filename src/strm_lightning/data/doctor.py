@@ -10,7 +10,6 @@ from statistics import median
 from typing import Literal
 
 from strm_lightning.data.frames import FramePolicy
-from strm_lightning.data.index import write_atomically
 from strm_lightning.data.layouts import list_videos
 from strm_lightning.data.listing import Layout, LayoutOption, count_of
 from strm_lightning.data.lists import read_lists
@@ -19,6 +18,8 @@ from strm_lightning.data.names import youtube_id
 from strm_lightning.data.splits import STAGES, Split, SplitOption, Stage, resolve_split
 from strm_lightning.data.transforms import ClipTransform
 from strm_lightning.data.verify import verify
+from strm_lightning.errors import InputError
+from strm_lightning.fileio import write_atomically
 
 _DIRECTIONS = re.compile(r"\b(left|right|clockwise|counter-?clockwise|leftwards?|rightwards?|cw|ccw)\b", re.IGNORECASE)
 _SSV2_NOTE = (
@@ -159,7 +160,7 @@ def doctor(
         ValueError: nothing at the root that could be held against the split.
     """
     if min(way, shot, num_frames) < 1 or query_per_class < 0:
-        raise ValueError(f"way, shot and num_frames are 1 or more, not {way}, {shot} and {num_frames}")
+        raise InputError(f"way, shot and num_frames are 1 or more, not {way}, {shot} and {num_frames}")
     listing = list_videos(root, layout)
     resolved = resolve_split(split, lists=lists, class_names=listing.class_names, seed=seed)
     match = match_split(listing, resolved)
@@ -198,7 +199,7 @@ def doctor(
         warnings=list(_warnings(resolved, leaks, flip, None if other_lists is None else Path(other_lists))),
     )
     if json_file is not None:
-        write_atomically(Path(json_file).expanduser(), report.as_json().encode("utf-8", "surrogateescape"))
+        write_atomically(Path(json_file).expanduser(), report.as_json())
     return report
 
 

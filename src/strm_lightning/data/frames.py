@@ -7,6 +7,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from strm_lightning.errors import InputError
+
 FramePolicy = Literal["release", "segments"]
 
 
@@ -28,14 +30,14 @@ def select_frames(policy: FramePolicy, available: int, num_frames: int, rng: ran
         ValueError: unknown policy, or a count below 1.
     """
     if available < 1 or num_frames < 1:
-        raise ValueError(f"cannot choose {num_frames} of {available} frames")
+        raise InputError(f"cannot choose {num_frames} of {available} frames")
     if policy == "release":
         return _between(*_release_ends(available, num_frames, rng), num_frames)
     if policy == "segments":
         if rng is None:
             return [(2 * i + 1) * available // (2 * num_frames) for i in range(num_frames)]
         return [min(int((i + rng.random()) * available / num_frames), available - 1) for i in range(num_frames)]
-    raise ValueError(f"unknown frame policy {policy!r}; there are {', '.join(get_args(FramePolicy))}")
+    raise InputError(f"unknown frame policy {policy!r}; there are {', '.join(get_args(FramePolicy))}")
 
 
 def reachable_frames(policies: FramePolicy | Sequence[FramePolicy], available: int, num_frames: int) -> list[int]:

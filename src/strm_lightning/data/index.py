@@ -7,22 +7,15 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from hashlib import sha256
 from pathlib import Path
-from threading import get_ident
 from typing import Any
 
 from tqdm import tqdm
 
 from strm_lightning.data.videos import VideoError
+from strm_lightning.fileio import cache_folder, write_atomically
 
 _VERSION = 1
 _SAVE_EVERY = 30.0  # seconds; an index of a large data set takes hours, and what was counted is never counted again
-
-
-def cache_folder() -> Path:
-    """Where what can be made again is kept: $STRM_CACHE, or strm_lightning in $XDG_CACHE_HOME or ~/.cache."""
-    if own := os.environ.get("STRM_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "strm_lightning"
 
 
 def index_file(root: Path, kind: str) -> Path:
@@ -71,25 +64,6 @@ def count_all(
     return {name: known[name][1] for name in places}
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that others see the old one or the new one, and nothing between; a full disk leaves the old."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = part_of(path)
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def part_of(path: Path) -> Path:
-    """A name for a file in the making, beside the file and this thread's own."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.part")
-
-
 def _count(count: Callable[[str], int], place: str) -> int | str:
     try:
         return count(place)
@@ -115,4 +89,4 @@ def _load(path: Path) -> dict[str, list[Any]]:
 
 def _save(path: Path, known: Mapping[str, list[Any]]) -> None:
     index = json.dumps({"version": _VERSION, "videos": known}, sort_keys=True)
-    write_atomically(path, index.encode("utf-8", "surrogateescape"))
+    write_atomically(path, index)

@@ -8,6 +8,7 @@ from strm_lightning.data.images import FrameFolderListing, is_image, list_frame_
 from strm_lightning.data.listing import Layout, LayoutOption, Listing
 from strm_lightning.data.names import is_video
 from strm_lightning.data.zips import list_zip
+from strm_lightning.errors import InputError, MissingFileError
 
 EXPECTED = {
     "videos": "<class>/<video>.mp4 (or avi, webm, mkv, mov)",
@@ -27,18 +28,18 @@ def list_videos(root: str | Path, layout: LayoutOption = "auto") -> Listing:
     """
     root = Path(root).expanduser()
     if not root.exists():
-        raise FileNotFoundError(f"no data at {root}: there is no such folder")
+        raise MissingFileError(f"no data at {root}: there is no such folder")
     found = _look(root) if layout == "auto" else layout
     if found is None:
-        raise ValueError(f"no videos under {root} ({_seen(root)}); expected {' or '.join(EXPECTED.values())}")
+        raise InputError(f"no videos under {root} ({_seen(root)}); expected {' or '.join(EXPECTED.values())}")
     if root.is_dir() and found == "zip":
         root = _only_zip(root) or root
     if root.is_dir() == (found == "zip"):
         kind = "folder" if root.is_dir() else "file"
-        raise ValueError(f"{root} is a {kind}; layout {found!r} is {EXPECTED[found]}")
+        raise InputError(f"{root} is a {kind}; layout {found!r} is {EXPECTED[found]}")
     listing = _list(root, found)
     if not listing.places:
-        raise ValueError(f"no videos under {root} ({_seen(root)}); layout {found!r} is {EXPECTED[found]}")
+        raise InputError(f"no videos under {root} ({_seen(root)}); layout {found!r} is {EXPECTED[found]}")
     return listing
 
 

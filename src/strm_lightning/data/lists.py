@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from strm_lightning.data.names import without_suffix
+from strm_lightning.errors import InputError, MissingFileError
 
 if TYPE_CHECKING:
     from strm_lightning.data.splits import Stage
@@ -25,17 +26,17 @@ def read_lists(folder: Path) -> "dict[Stage, tuple[tuple[str, str], ...]]":
         ValueError: several lists for one stage, a line that names no class, or an empty list.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder of list files at {folder}")
+        raise MissingFileError(f"no folder of list files at {folder}")
     files: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(folder.iterdir()):
         if found := _FILE.fullmatch(path.name):
             files[found[1]].append(path)
     if not files:
-        raise FileNotFoundError(f"{folder} holds no list files (trainlist03.txt … or train_few_shot.txt …)")
+        raise MissingFileError(f"{folder} holds no list files (trainlist03.txt … or train_few_shot.txt …)")
     for stage, paths in files.items():
         if len(paths) > 1:
             names = ", ".join(path.name for path in paths)
-            raise ValueError(f"{folder} holds several lists for {stage} ({names}); keep one of them in a folder")
+            raise InputError(f"{folder} holds several lists for {stage} ({names}); keep one of them in a folder")
     lines = {stage: _read_list(paths[0]) for stage, paths in files.items()}
     named = _folders_name_classes([line for stage in lines.values() for line in stage])
     pairs = {
@@ -51,11 +52,11 @@ def _read_list(path: Path) -> list[list[str]]:
     for number, line in enumerate(text.split("\n"), start=1):
         parts = [part for part in line.strip().split("/") if part]
         if len(parts) == 1:
-            raise ValueError(f"{path}, line {number}: {line.strip()!r} names no class; expected class/video")
+            raise InputError(f"{path}, line {number}: {line.strip()!r} names no class; expected class/video")
         if parts:
             lines.append(parts)
     if not lines:
-        raise ValueError(f"{path} is empty")
+        raise InputError(f"{path} is empty")
     return lines
 
 

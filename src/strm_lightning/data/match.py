@@ -6,6 +6,7 @@ from pathlib import Path
 from strm_lightning.data.listing import Listing, some_of
 from strm_lightning.data.names import Match, VideoFinder
 from strm_lightning.data.splits import STAGES, Split, Stage, class_finder
+from strm_lightning.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def match_split(listing: Listing, split: Split) -> SplitMatch:
     if split.videos is not None:
         return _match_videos(listing, split)
     if listing.layout == "flat":
-        raise ValueError(
+        raise InputError(
             f"{listing.root} has no class folders, and split {split.name!r} is by class: name list files that tell the "
             "class of each video, as split or as lists"
         )

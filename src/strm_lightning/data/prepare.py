@@ -32,6 +32,7 @@ from strm_lightning.data.listing import LayoutOption, Listing, count_of
 from strm_lightning.data.match import match_split
 from strm_lightning.data.splits import SplitOption, resolve_split
 from strm_lightning.data.videos import VideoError
+from strm_lightning.errors import InputError
 
 _SAMPLE = 16  # videos looked at to foretell the size of a cache
 
@@ -113,14 +114,14 @@ def prepare(
     target = Path(out).expanduser()
     _check(listing, target, options)
     if jobs is not None and jobs < 1:
-        raise ValueError(f"jobs is {jobs}: give a positive number, or none for one a core")
+        raise InputError(f"jobs is {jobs}: give a positive number, or none for one a core")
     names = list(listing.places)
     if split is not None:
         resolved = resolve_split(split, lists=lists, class_names=listing.class_names, seed=seed)
         match = match_split(listing, resolved)
         names = match.names
         if not names:
-            raise ValueError(f"none of the videos of split {split!r} is under {root}; there are {listing.summary}")
+            raise InputError(f"none of the videos of split {split!r} is under {root}; there are {listing.summary}")
         if match.missing:
             _say(match.lacking(resolved, root))
     convert = Converter(listing, names, options, target)
@@ -134,7 +135,7 @@ def prepare(
         done, failed = _work(convert, missing, jobs or os.cpu_count() or 1)
         sizes |= done
         if not sizes:
-            raise ValueError(
+            raise InputError(
                 f"none of {count_of(names, 'video')} under {root} can be read: {next(iter(failed.values()))}"
             )
         _sweep(target)
@@ -146,19 +147,19 @@ def prepare(
 def _check(listing: Listing, target: Path, options: CacheOptions) -> None:
     source = listing.root.resolve()
     if listing.layout == "cache":
-        raise ValueError(f"{listing.root} is a frame cache already")
+        raise InputError(f"{listing.root} is a frame cache already")
     if options.format == "keep" and isinstance(listing, FileListing):
-        raise ValueError(f"format 'keep' copies image files, and {listing.root} holds video files: choose raw or jpeg")
+        raise InputError(f"format 'keep' copies image files, and {listing.root} holds video files: choose raw or jpeg")
     if source == target.resolve() or source in target.resolve().parents:
-        raise ValueError(f"the cache {target} would lie inside its source {listing.root}: choose another folder")
+        raise InputError(f"the cache {target} would lie inside its source {listing.root}: choose another folder")
     if options.short_side < 1 or not 1 <= options.quality <= 100 or options.num_frames < 1:
-        raise ValueError(f"short_side and num_frames are 1 or more and quality is 1 to 100, not {options}")
+        raise InputError(f"short_side and num_frames are 1 or more and quality is 1 to 100, not {options}")
     if is_cache(target):
         made, wanted = asdict(options_of(read_manifest(target))), asdict(options)
         if others := [f"{name}={made[name]}, not {wanted[name]}" for name in made if made[name] != wanted[name]]:
-            raise ValueError(f"{target} was made with {'; '.join(others)}: choose another folder or delete it")
+            raise InputError(f"{target} was made with {'; '.join(others)}: choose another folder or delete it")
     elif target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target} is there already and is no frame cache: choose another folder")
+        raise InputError(f"{target} is there already and is no frame cache: choose another folder")
 
 
 @contextmanager
@@ -168,9 +169,9 @@ def _alone(target: Path) -> Iterator[None]:
         lock = FileLock(target / ".lock")
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"another `strm prepare` is at work on {target}") from None
+        raise InputError(f"another `strm prepare` is at work on {target}") from None
     except OSError as error:
-        raise ValueError(f"{target} cannot be written ({error.strerror})") from error
+        raise InputError(f"{target} cannot be written ({error.strerror})") from error
     try:
         yield
     finally:
@@ -215,7 +216,7 @@ def _announce(convert: Converter, missing: Sequence[str], target: Path) -> None:
         f"{count_of(missing, 'video')} to prepare will take about {_bytes(room)} in {target} ({_bytes(free)} are free)"
     )
     if room > free:
-        raise ValueError(f"{message}: too much; format jpeg, policy release or a split need less")
+        raise InputError(f"{message}: too much; format jpeg, policy release or a split need less")
     _say(message)
 
 
@@ -248,7 +249,7 @@ def _work(convert: Converter, names: Sequence[str], jobs: int) -> tuple[dict[str
                 except VideoError as error:
                     failed[name] = str(error).removeprefix(f"{convert.listing.places[name]}: ")
                 except OSError as error:
-                    raise ValueError(
+                    raise InputError(
                         f"{convert.target} cannot be written ({error.strerror}); with room the same command goes on"
                     ) from error
         finally:

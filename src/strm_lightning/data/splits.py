@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 from strm_lightning.data.lists import read_lists
 from strm_lightning.data.names import spelling_key
+from strm_lightning.errors import InputError
 
 Stage = Literal["train", "val", "test"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -45,9 +46,9 @@ class Split:
                 if first != stage:
                     twice.append(f"{name!r} ({first} and {stage})")
         if twice:
-            raise ValueError(f"split {self.name!r}: {_few(twice)} in two stages at once; classes must not overlap")
+            raise InputError(f"split {self.name!r}: {_few(twice)} in two stages at once; classes must not overlap")
         if not stage_of:
-            raise ValueError(f"split {self.name!r} has no classes")
+            raise InputError(f"split {self.name!r} has no classes")
 
 
 def resolve_split(split: SplitOption, *, lists: str | None, class_names: Sequence[str], seed: int) -> Split:
@@ -67,15 +68,15 @@ def resolve_split(split: SplitOption, *, lists: str | None, class_names: Sequenc
         FileNotFoundError: no list files there.
     """
     if lists is not None and (isinstance(split, dict) or split not in NAMED):
-        raise ValueError(f"lists go with a split by name ({', '.join(NAMED)}); {split!r} is none")
+        raise InputError(f"lists go with a split by name ({', '.join(NAMED)}); {split!r} is none")
     if not class_names and (isinstance(split, dict) or split == "random"):
-        raise ValueError(f"no class folders to split by {split!r}: name a folder of list files, which tell the classes")
+        raise InputError(f"no class folders to split by {split!r}: name a folder of list files, which tell the classes")
     if isinstance(split, dict):
         _check_stages(split)
         names = {stage: value for stage, value in split.items() if isinstance(value, list)}
         shares = {stage: value for stage, value in split.items() if isinstance(value, int | float)}
         if len(names) < len(split) > len(shares):
-            raise ValueError(f"a split gives every stage a list of class names, or every stage a share, not {split}")
+            raise InputError(f"a split gives every stage a list of class names, or every stage a share, not {split}")
         return _by_names(names, class_names) if names else _by_shares(shares, class_names, seed)
     if split == "random":
         return _by_shares(RANDOM_SHARES, class_names, seed)
@@ -83,7 +84,7 @@ def resolve_split(split: SplitOption, *, lists: str | None, class_names: Sequenc
         return _named(split, None if lists is None else Path(lists))
     if Path(split).is_dir():
         return _by_lists(split, Path(split))
-    raise ValueError(f"unknown split {split!r}: neither random, {', '.join(NAMED)} nor a folder of list files")
+    raise InputError(f"unknown split {split!r}: neither random, {', '.join(NAMED)} nor a folder of list files")
 
 
 def _by_shares(shares: Mapping[str, float], class_names: Sequence[str], seed: int) -> Split:
@@ -91,10 +92,10 @@ def _by_shares(shares: Mapping[str, float], class_names: Sequence[str], seed: in
     wanted = {stage: shares.get(stage, 0.0) for stage in STAGES}
     total = sum(wanted.values())
     if min(wanted.values()) < 0 or not 0 < total < 1 + 1e-6:
-        raise ValueError(f"shares of a split are 0 to 1 and add up to 1 at most, not {dict(shares)}")
+        raise InputError(f"shares of a split are 0 to 1 and add up to 1 at most, not {dict(shares)}")
     needed = [stage for stage in STAGES if wanted[stage] > 0]
     if len(class_names) < len(needed):
-        raise ValueError(f"{len(class_names)} classes cannot be shared among {', '.join(needed)}")
+        raise InputError(f"{len(class_names)} classes cannot be shared among {', '.join(needed)}")
     exact = {stage: wanted[stage] * len(class_names) for stage in needed}
     counts = {stage: max(1, int(exact[stage] + 1e-9)) for stage in needed}
     while sum(counts.values()) < round(total * len(class_names)):
@@ -115,7 +116,7 @@ def _by_names(names: Mapping[str, Sequence[str]], class_names: Sequence[str]) ->
     unknown = [name for chosen in names.values() for name in chosen if find(name) is None]
     if unknown:
         near = get_close_matches(unknown[0], class_names, n=3, cutoff=0.4) or sorted(class_names)[:5]
-        raise ValueError(f"no videos of {_few(map(repr, unknown))}; there are {len(class_names)} classes: {_few(near)}")
+        raise InputError(f"no videos of {_few(map(repr, unknown))}; there are {len(class_names)} classes: {_few(near)}")
     return Split(
         "classes", {stage: tuple(sorted({find(name) or "" for name in names.get(stage, ())})) for stage in STAGES}
     )
@@ -132,7 +133,7 @@ def _named(name: str, lists: Path | None) -> Split:
     classes = published_classes(name)
     if lists is None:
         if NAMED[name] == "video":
-            raise ValueError(
+            raise InputError(
                 f"split {name!r} picks videos, not only classes: name the folder of its list files as lists"
             )
         return Split(name, classes)
@@ -146,7 +147,7 @@ def _named(name: str, lists: Path | None) -> Split:
         c for stage in STAGES for c in found.classes[stage] if official.get(spelling_key(c), ("",))[0] != stage
     ]
     if strangers:
-        raise ValueError(f"the lists in {lists} are not of split {name!r}: they have {_few(map(repr, strangers))}")
+        raise InputError(f"the lists in {lists} are not of split {name!r}: they have {_few(map(repr, strangers))}")
     titles = {c: official[spelling_key(c)][1] for stage in STAGES for c in found.classes[stage]}
     videos = {stage: tuple((titles[c], video) for c, video in found.videos[stage]) for stage in STAGES}
     return Split(name, {s: tuple(sorted({c for c, _ in videos[s]})) for s in STAGES}, videos)
@@ -176,7 +177,7 @@ def class_finder(class_names: Sequence[str]) -> Callable[[str], str | None]:
 def _check_stages(split: Mapping[str, object]) -> None:
     unknown = set(split) - set(STAGES)
     if unknown or not split:
-        raise ValueError(f"a split names some of {', '.join(STAGES)}, not {', '.join(sorted(unknown)) or 'none'}")
+        raise InputError(f"a split names some of {', '.join(STAGES)}, not {', '.join(sorted(unknown)) or 'none'}")
 
 
 def _few(items: object, most: int = 5) -> str:

@@ -15,6 +15,7 @@ from strm_lightning.data.listing import LayoutOption, Listing, VideoStore, count
 from strm_lightning.data.match import match_split
 from strm_lightning.data.splits import SplitOption, Stage, resolve_split
 from strm_lightning.data.videos import VideoError
+from strm_lightning.errors import InputError
 
 __all__ = ["DataWarning", "VideoSet", "VideoStore", "load_video_sets", "open_store"]
 
@@ -117,7 +118,7 @@ def load_video_sets(
     resolved = resolve_split(split, lists=lists, class_names=listing.class_names, seed=seed)
     match = match_split(listing, resolved)
     if not match.names:
-        raise ValueError(f"none of the videos of split {resolved.name!r} is under {root}; there are {listing.summary}")
+        raise InputError(f"none of the videos of split {resolved.name!r} is under {root}; there are {listing.summary}")
     if match.missing:
         _warn(match.lacking(resolved, root))
     store = _open(listing, match.names, unreadable, progress)

@@ -10,6 +10,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode  # type: ignore[import-untyped]
 from torchvision.transforms.v2 import functional as tv
 
+from strm_lightning.errors import InputError
+
 
 @dataclass(frozen=True)
 class ClipTransform:
@@ -29,11 +31,11 @@ class ClipTransform:
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
-            raise ValueError(f"image_size is {self.image_size}; it must be at least 1")
+            raise InputError(f"image_size is {self.image_size}; it must be at least 1")
         if not self.short_side:
             object.__setattr__(self, "short_side", round(self.image_size * 256 / 224))
         if self.short_side < self.image_size:
-            raise ValueError(f"short_side {self.short_side} is smaller than the crop of {self.image_size} pixels")
+            raise InputError(f"short_side {self.short_side} is smaller than the crop of {self.image_size} pixels")
 
     def __call__(
         self,

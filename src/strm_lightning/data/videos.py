@@ -18,10 +18,12 @@ from av.video.stream import VideoStream
 from jaxtyping import UInt8
 from torch import Tensor
 
+from strm_lightning.errors import InputError
+
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
 
 
-class VideoError(ValueError):
+class VideoError(InputError):
     """A file that is not a whole and readable video; the message gives its path and what is wrong."""
 
 
@@ -72,7 +74,7 @@ def read_frames(path: str | Path, indices: Sequence[int]) -> UInt8[Tensor, "n H 
     """
     wanted = list(indices)
     if not wanted or wanted[0] < 0 or any(a > b for a, b in pairwise(wanted)):
-        raise ValueError(f"frame numbers must ascend from 0 or more, not {wanted}")
+        raise InputError(f"frame numbers must ascend from 0 or more, not {wanted}")
     frames: list[np.ndarray] = []
     count, upright_rgb = 0, _UprightRGB()
     with _opened(path) as (container, stream):

@@ -15,9 +15,11 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from strm_lightning.data.images import EncodedStore, frame_order, is_image
-from strm_lightning.data.index import index_file, write_atomically
+from strm_lightning.data.index import index_file
 from strm_lightning.data.listing import Layout, Listing
 from strm_lightning.data.videos import VideoError
+from strm_lightning.errors import InputError
+from strm_lightning.fileio import write_atomically
 
 _VERSION = 1
 _ARRAYS = ("starts", "offsets", "sizes", "checksums", "deflated")
@@ -128,7 +130,7 @@ def _read_directory(path: Path) -> _Table:
         with zipfile.ZipFile(path) as opened:
             infos = opened.infolist()
     except (zipfile.BadZipFile, OSError) as error:
-        raise ValueError(f"{path} is not a whole zip ({error}); it may have been cut off") from error
+        raise InputError(f"{path} is not a whole zip ({error}); it may have been cut off") from error
     videos: dict[str, list[zipfile.ZipInfo]] = {}
     parent_of: dict[str, str] = {}
     damaged: dict[str, str] = {}

@@ -14,6 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from strm_lightning.episode import PooledMaps, TupleFeatures
+from strm_lightning.errors import InputError
 
 Group = TypeVar("Group", PooledMaps, TupleFeatures)
 _MEMORY = "main memory"
@@ -77,7 +78,7 @@ class FeatureBank(Generic[Group]):
             folder = tempfile.gettempdir()
             free = shutil.disk_usage(folder).free
             if size > free:
-                raise ValueError(
+                raise InputError(
                     f"a bank of {len(self.rows)} videos takes {size / 1e9:.1f} GB: more than model.bank_limit_gb "
                     f"{self.limit_gb:g} and than the {free / 1e9:.1f} GB free in {folder}; raise the limit, "
                     "set TMPDIR to a larger disk, or choose data.evaluation: episodes"
@@ -206,5 +207,5 @@ def _zeros(like: Any, clips: int, *, mapped: bool) -> Any:
 def _mapped(path: Path, shape: Sequence[int], dtype: torch.dtype, *, new: bool) -> Tensor:
     size = torch.Size(shape).numel()
     if not new and path.stat().st_size != size * dtype.itemsize:
-        raise ValueError(f"{path} is damaged")
+        raise InputError(f"{path} is damaged")
     return torch.from_file(str(path), shared=new, size=size, dtype=dtype).view(tuple(shape))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from strm_lightning.errors import InputError
 from strm_lightning.evaluation.report import RESULTS, load_results, results_of
 from strm_lightning.evaluation.results import half_interval
 from strm_lightning.evaluation.tables import latex_table, markdown_table, plain_table
@@ -50,10 +51,10 @@ def compare(
         json: print JSON with all numbers.
     """
     if len(results) < 2:
-        raise ValueError("give two or more results.json to compare")
+        raise InputError("give two or more results.json to compare")
     documents = {name: load_results(name) for name in results}
     if len({(path / RESULTS if path.is_dir() else path).resolve() for path in map(Path, results)}) < len(results):
-        raise ValueError("one file is given twice; a model cannot be compared with itself")
+        raise InputError("one file is given twice; a model cannot be compared with itself")
     found = compare_documents(documents, allow=allow)
     if json:
         print(json_format.dumps(found, indent=1))
@@ -85,7 +86,7 @@ def compare_documents(documents: Mapping[str, Mapping[str, Any]], *, allow: Sequ
         _check_cards(baseline, documents[baseline], name, documents[name], allow)
         second = results_of(documents[name])
         if not np.array_equal(first.index, second.index) or not np.array_equal(first.actual, second.actual):
-            raise ValueError(f"{baseline} and {name} have other episodes, though their cards are alike")
+            raise InputError(f"{baseline} and {name} have other episodes, though their cards are alike")
         found[name] = _own(documents[name]) | {
             "paired": asdict(paired_difference(first.per_episode, second.per_episode)),
             "per_class": {
@@ -132,7 +133,7 @@ def _check_cards(
     mine, theirs = _comparable(first["card"]), _comparable(second["card"])
     unknown = set(allow) - mine.keys()
     if unknown:
-        raise ValueError(f"allow: no entry {', '.join(sorted(unknown))} on the cards; they have {', '.join(mine)}")
+        raise InputError(f"allow: no entry {', '.join(sorted(unknown))} on the cards; they have {', '.join(mine)}")
     differing = [key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key) and key not in allow]
     if differing:
         values = [
@@ -142,7 +143,7 @@ def _check_cards(
         listed = "; ".join(
             f"{key} {' and '.join(str(value.get(key)) for value in values)}" for key in sorted(differing)
         )
-        raise ValueError(f"{name} and {other} are of different protocols and cannot be compared: {listed}")
+        raise InputError(f"{name} and {other} are of different protocols and cannot be compared: {listed}")
 
 
 def _videos(card: Mapping[str, Any]) -> str:

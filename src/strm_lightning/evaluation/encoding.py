@@ -15,6 +15,7 @@ from tqdm import tqdm
 from strm_lightning.data.datamodule import EpisodeDataModule
 from strm_lightning.data.splits import Stage
 from strm_lightning.episode import PooledMaps, TupleFeatures
+from strm_lightning.errors import InputTypeError
 from strm_lightning.evaluation.bank import FeatureBank
 from strm_lightning.evaluation.fingerprint import bank_fingerprint
 
@@ -136,5 +137,5 @@ def datamodule_of(trainer: L.Trainer) -> EpisodeDataModule:
     """
     data = cast("object", getattr(trainer, "datamodule", None))
     if not isinstance(data, EpisodeDataModule):
-        raise TypeError("banks, validation and test need trainer.fit(module, datamodule=EpisodeDataModule(...))")
+        raise InputTypeError("banks, validation and test need trainer.fit(module, datamodule=EpisodeDataModule(...))")
     return data

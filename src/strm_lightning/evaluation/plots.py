@@ -1,7 +1,6 @@
 """``strm plot``: confusion, accuracy of each class, accuracy over shots and learning curves as PNG files."""
 
 import csv
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
@@ -10,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.loggers import WandbLogger
 
+from strm_lightning.errors import InputError, MissingFileError, MissingPackageError, WriteError
 from strm_lightning.evaluation.figures import class_figure, confusion_figure, learning_figure, shots_figure
 from strm_lightning.evaluation.report import RESULTS, load_results
+from strm_lightning.fileio import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,10 +30,10 @@ def plot(*runs: str, out: str | None = None) -> None:
         out: folder of the pictures; the first run's where not given.
     """
     if not runs:
-        raise ValueError("give a run's folder, or its results.json or metrics.csv")
+        raise InputError("give a run's folder, or its results.json or metrics.csv")
     drawn = draw(runs, out)
     if not drawn:
-        raise ValueError(f"nothing to draw in {' '.join(runs)}: no {RESULTS}, and no loss or accuracy in {METRICS}")
+        raise InputError(f"nothing to draw in {' '.join(runs)}: no {RESULTS}, and no loss or accuracy in {METRICS}")
     print(*drawn, sep="\n")
 
 
@@ -49,7 +50,7 @@ def draw(runs: Sequence[str | Path], out: str | Path | None = None) -> list[Path
         ImportError: matplotlib is not installed.
     """
     if not find_spec("matplotlib"):
-        raise ImportError('pictures need matplotlib: pip install "strm-lightning[plots]"')
+        raise MissingPackageError('pictures need matplotlib: pip install "strm-lightning[plots]"')
     paths = [path for run in runs for path in _sources(Path(run))]
     results = {_name(p, paths): load_results(p) for p in paths if p.suffix == ".json"}
     metrics = {_name(p, paths): p for p in paths if p.suffix == ".csv"}
@@ -84,27 +85,25 @@ def _read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:
                     if value and name.startswith(("train/", "val/")) and not name.endswith("_epoch"):
                         columns.setdefault(name.removesuffix("_step"), []).append((float(row["step"]), float(value)))
     except (ValueError, KeyError, AttributeError, csv.Error):
-        raise ValueError(f"{path} is not a metrics.csv of `strm fit`") from None
+        raise InputError(f"{path} is not a metrics.csv of `strm fit`") from None
     return columns
 
 
 def _save(figures: "Mapping[str, Figure]", folder: Path) -> list[Path]:
     """Write each picture whole or not at all."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
-            part = folder / f"{name}.{os.getpid()}.png"
-            figure.savefig(part, dpi=150)
-            part.replace(folder / f"{name}.png")
+            with atomic_path(folder / f"{name}.png") as part:
+                figure.savefig(part, dpi=150, format="png")
     except OSError as error:
-        raise OSError(f"pictures cannot be written to {folder}: {error.strerror}") from error
+        raise WriteError(f"pictures cannot be written to {folder}: {error.strerror}") from error
     return [folder / f"{name}.png" for name in figures]
 
 
 def _sources(run: Path) -> list[Path]:
     found = [run / name for name in (RESULTS, METRICS) if (run / name).is_file()] if run.is_dir() else [run]
     if not found or not found[0].is_file() or found[0].suffix not in (".json", ".csv"):
-        raise FileNotFoundError(f"nothing to draw at {run}: no {RESULTS} of a test, no {METRICS} of a fit")
+        raise MissingFileError(f"nothing to draw at {run}: no {RESULTS} of a test, no {METRICS} of a fit")
     return found
 
 

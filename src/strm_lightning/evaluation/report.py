@@ -1,7 +1,6 @@
 """results.json: one file that holds all that a test found, for people, programs, `compare` and `plot`."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ import torch
 from torch import nn
 
 from strm_lightning.data.datamodule import EpisodeDataModule
+from strm_lightning.errors import InputError, MissingFileError
 from strm_lightning.evaluation.card import protocol_card
 from strm_lightning.evaluation.results import EpisodeResults
+from strm_lightning.fileio import write_atomically
 
 RESULTS = "results.json"
 
@@ -80,11 +81,8 @@ def run_folder(trainer: L.Trainer) -> Path:
 def save_results(folder: str | Path, document: Mapping[str, Any]) -> Path:
     """Write ``results.json`` whole or not at all, a line for each of its parts."""
     path = Path(folder) / RESULTS
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in document.items())
-    part = path.with_name(f"{RESULTS}.{os.getpid()}")
-    part.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-    part.replace(path)
+    write_atomically(path, "{\n" + ",\n".join(lines) + "\n}\n")
     return path
 
 
@@ -98,15 +96,15 @@ def load_results(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     path = path / RESULTS if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"no results at {path}; `strm test` writes them")
+        raise MissingFileError(f"no results at {path}; `strm test` writes them")
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         missing = {"accuracy", "ci95", "sweep", "card", "per_class", "per_episode", "confusion"} - document.keys()
         missing |= {"protocol", "data", "checkpoint"} - document.get("card", {}).keys()
     except (ValueError, AttributeError):
-        raise ValueError(f"{path} is not a results.json of `strm test`") from None
+        raise InputError(f"{path} is not a results.json of `strm test`") from None
     if missing:
-        raise ValueError(f"{path} is not a results.json of `strm test`: it has no {', '.join(sorted(missing))}")
+        raise InputError(f"{path} is not a results.json of `strm test`: it has no {', '.join(sorted(missing))}")
     return document
 
 

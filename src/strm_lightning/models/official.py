@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from strm_lightning.errors import InputError
 from strm_lightning.models.backbone import load_tensors
 from strm_lightning.models.strm import STRM
 
@@ -87,7 +88,7 @@ class OfficialCheckpoint:
         given = {**{name: own[name] for name in own if name.startswith("head.qc.")}, **self.state}
         wrong = sorted(n for n in own.keys() | given.keys() if _shape(own, n) != _shape(given, n))
         if wrong:
-            raise ValueError(
+            raise InputError(
                 f"checkpoint {self.path}: {len(wrong)} tensors do not fit {self.options['backbone']} and its heads, "
                 f"such as {wrong[0]!r}: {_shape(given, wrong[0])} in the file, {_shape(own, wrong[0])} in the model"
             )
@@ -121,17 +122,17 @@ def load_official(path: str | Path, *, query_class: Literal["off", "fresh"] = "o
 def read_official(path: str | Path, *, query_class: Literal["off", "fresh"] = "off") -> OfficialCheckpoint:
     """Read a released file without running any code in it; the arguments and errors are those of `load_official`."""
     if query_class not in ("off", "fresh"):
-        raise ValueError(f"query_class {query_class!r}: choose 'off' or 'fresh'")
+        raise InputError(f"query_class {query_class!r}: choose 'off' or 'fresh'")
     content = load_tensors(path)
     content = content if isinstance(content, dict) else {}
     ours = any(name.startswith("model.backbone.") for name in content.get("state_dict", ()))
     if ours:
-        raise ValueError(f"checkpoint {path} is one of ours already: give it to --ckpt_path as it is")
+        raise InputError(f"checkpoint {path} is one of ours already: give it to --ckpt_path as it is")
     saved = content.get("model_state_dict", content)
     names = [name for name, value in saved.items() if isinstance(value, Tensor)]
     if not any(re.search(r"transformers\.0\.(module\.)?k_linear\.weight$", name) for name in names):
         begin = ", ".join(names[:3]) or "none"
-        raise ValueError(
+        raise InputError(
             f"checkpoint {path}: no tensor 'transformers.0.k_linear.weight', so neither a released STRM nor a TRX "
             f"checkpoint; its tensors: {begin}"
         )
@@ -171,7 +172,7 @@ def convert_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         if new is not None:
             converted[new] = tensor
         elif not any(pattern.match(_plain(name)) for pattern in _IGNORED.values()):
-            raise ValueError(f"tensor {name!r} is not of a released STRM checkpoint")
+            raise InputError(f"tensor {name!r} is not of a released STRM checkpoint")
     return converted
 
 
@@ -196,7 +197,7 @@ def _infer(path: str | Path, state: dict[str, Tensor], saved: dict[str, Tensor])
     blocks = tuple(_count(state, rf"backbone\.net\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
     backbone = _BACKBONES.get((blocks, "backbone.net.layer1.0.conv3.weight" in state))
     if backbone is None or dim is None or any(width % dim for width in widths):
-        raise ValueError(
+        raise InputError(
             f"checkpoint {path}: its backbone is no ResNet-18, -34 or -50 (blocks {list(blocks)}, {dim} channels, "
             f"keys of {widths} channels)"
         )

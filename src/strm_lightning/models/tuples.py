@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from strm_lightning.errors import InputError
+
 
 def check_sizes(sizes: tuple[int, ...], num_frames: int) -> None:
     """Refuse an Omega that a clip of ``num_frames`` frames cannot have.
@@ -17,7 +19,7 @@ def check_sizes(sizes: tuple[int, ...], num_frames: int) -> None:
         ValueError: Omega is empty, names a size twice, or has a size below 1 or above ``num_frames``.
     """
     if not sizes or len(set(sizes)) < len(sizes) or not all(1 <= size <= num_frames for size in sizes):
-        raise ValueError(
+        raise InputError(
             f"tuple_sizes {list(sizes)}: give one or more different sizes from 1 to num_frames = {num_frames}"
         )
 

@@ -16,9 +16,10 @@ from filelock import FileLock
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from strm_lightning.data.index import cache_folder
 from strm_lightning.data.shapes.motions import ACTIONS
 from strm_lightning.data.shapes.scene import render_clip
+from strm_lightning.errors import InputError
+from strm_lightning.fileio import cache_folder, write_atomically
 
 Recipe = tuple[int, int, float, int]  # size, num_frames, clutter, seed
 
@@ -59,9 +60,9 @@ def moving_shapes(
         RuntimeError: a process that draws came to a bad end.
     """
     if not 0 <= clutter <= 1:
-        raise ValueError(f"clutter of moving shapes goes from 0 to 1; got {clutter}")
+        raise InputError(f"clutter of moving shapes goes from 0 to 1; got {clutter}")
     if size < 32 or size % 2 or num_frames < 2 or clips_per_class < 1 or seed < 0:
-        raise ValueError(
+        raise InputError(
             "moving shapes need an even size of at least 32 pixels, 2 frames, 1 clip a class and a seed of at least 0; "
             f"got size={size}, num_frames={num_frames}, clips_per_class={clips_per_class}, seed={seed}"
         )
@@ -133,10 +134,7 @@ def _draw(clips: list[str], folder: Path, size: int, num_frames: int, clutter: f
         rng = np.random.default_rng([seed, zlib.crc32(action.encode()), int(serial)])
         video = _encode(render_clip(action, rng, size=size, num_frames=num_frames, clutter=clutter))
         path = folder / f"{clip}.mp4"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_bytes(video)
-        temporary.replace(path)
+        write_atomically(path, video)
         yield clip
 
 

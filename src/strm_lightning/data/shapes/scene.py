@@ -10,6 +10,7 @@ from strm_lightning.data.shapes.backdrops import Array, Generator, backdrop, wan
 from strm_lightning.data.shapes.figures import FIGURES
 from strm_lightning.data.shapes.motions import ACTIONS, MOTIONS, Track
 from strm_lightning.data.shapes.movers import Hand, Look
+from strm_lightning.errors import InputError
 
 _MOMENTS = 4  # moments within a frame at which places are known, for motion blur
 _SEVERAL = frozenset(a for a in ACTIONS if len(MOTIONS[a](np.zeros(1), np.random.default_rng(0), 0.3)) > 1)
@@ -33,7 +34,7 @@ def render_clip(
         ValueError: there is no such action.
     """
     if action not in MOTIONS:
-        raise ValueError(
+        raise InputError(
             f"no action {action!r} among moving shapes; the {len(ACTIONS)} there are: {', '.join(ACTIONS)}"
         )
     margin = size // 8

@@ -1,0 +1,69 @@
+"""The cache folder of the user, and the one way in which this package writes files."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+PART_SUFFIX = ".part"  # of a temporary file of `atomic_path`: ``.NAME.ID.part``
+
+
+def cache_folder() -> Path:
+    """Folder for files that can be made again: ``$STRM_CACHE``, or ``strm_lightning`` in the user's cache folder."""
+    if own := os.environ.get("STRM_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "strm_lightning"
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; rename it to ``path`` when the block ends without an error.
+
+    Other processes see the old file or the new one, never a part of it. The data is on disk before the rename, so this
+    holds after a power cut too. The temporary name is unique, so two processes that write the same file do not collide;
+    the last one to finish wins. After an error, ``path`` is as before and the temporary file is deleted. A block that
+    deletes the temporary file leaves ``path`` as it is.
+
+    Args:
+        path: the file to write. Its folder is created.
+
+    Yields:
+        A path in the same folder, of a file that does not exist yet.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name[:180]}.{uuid4().hex[:12]}{PART_SUFFIX}")
+    try:
+        yield part
+        if part.exists():
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_atomically(path: str | Path, data: bytes | str) -> None:
+    """Write a file with `atomic_path`; text is encoded as UTF-8."""
+    with atomic_path(path) as part:
+        part.write_bytes(data if isinstance(data, bytes) else data.encode("utf-8", "surrogateescape"))
+
+
+def sweep_parts(folder: str | Path, *, older_than_s: float = 86400.0) -> int:
+    """Delete temporary files in ``folder`` that a killed process left; return how many.
+
+    Args:
+        folder: searched without its subfolders.
+        older_than_s: seconds since the last change; younger files may belong to a process that is still writing.
+    """
+    deleted = 0
+    for part in Path(folder).glob(f".*{PART_SUFFIX}"):
+        try:
+            if time.time() - part.stat().st_mtime > older_than_s:
+                part.unlink()
+                deleted += 1
+        except OSError:  # deleted by another process, or not ours to delete
+            continue
+    return deleted
