@@ -30,6 +30,7 @@ import torch
 import yaml
 from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import ModelCheckpoint
+from strm_lightning.models.pooling import pool_maps, scale
 from tqdm import tqdm
 
 from strm_lightning import EpisodeDataModule, STRMModule
@@ -39,7 +40,6 @@ from strm_lightning.evaluation.bank import FeatureBank
 from strm_lightning.evaluation.fingerprint import bank_fingerprint
 from strm_lightning.evaluation.results import half_interval
 from strm_lightning.evaluation.tables import markdown_table
-from strm_lightning.models.pooling import pool_maps, scale
 
 FOLDER = Path(__file__).parent
 VARIANTS = {

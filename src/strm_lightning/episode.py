@@ -1,5 +1,6 @@
 """What the floors hand each other: an episode of clips, the features of videos, the logits of a match."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -12,23 +13,26 @@ _T = TypeVar("_T", bound="_Tensors")
 
 @dataclass(frozen=True, kw_only=True)
 class _Tensors:
-    """A named group of tensors that moves between devices as one (Lightning calls ``to`` and ``pin_memory``)."""
+    """A named group of tensors; Lightning moves it between devices with ``to`` and ``pin_memory``."""
 
-    def _map(self: _T, function: Any) -> _T:
+    def map(self: _T, function: Callable[[Tensor], Tensor]) -> _T:
+        """Apply a function to every tensor."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: function(v) for k, v in values.items() if isinstance(v, Tensor)})
+        mapped = {k: function(v) for k, v in values.items() if isinstance(v, Tensor)}
+        mapped |= {k: v.map(function) for k, v in values.items() if isinstance(v, _Tensors)}
+        return replace(self, **mapped)
 
     def to(self: _T, *args: Any, **kwargs: Any) -> _T:
         """Move every tensor, as `torch.Tensor.to` does."""
-        return self._map(lambda tensor: tensor.to(*args, **kwargs))
+        return self.map(lambda tensor: tensor.to(*args, **kwargs))
 
     def __getitem__(self: _T, index: Any) -> _T:
         """Index or slice the leading axes of every tensor."""
-        return self._map(lambda tensor: tensor[index])
+        return self.map(lambda tensor: tensor[index])
 
     def pin_memory(self: _T) -> _T:
         """Copy every tensor to page-locked memory."""
-        return self._map(Tensor.pin_memory)
+        return self.map(Tensor.pin_memory)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,48 +50,35 @@ class PooledMaps(_Tensors):
 
 @dataclass(frozen=True, kw_only=True)
 class VideoFeatures(_Tensors):
-    """What STRM knows of a clip by itself, before any episode.
+    """Features of clips, each clip by itself; the parts that no matching method reads are None.
 
     Attributes:
-        patch_level: H, the frames after patch-level enrichment, ``[..., L, D]``; QC looks at these.
-        frame_level: E, the frames after frame-level enrichment, ``[..., L, D]``; TRM looks at these.
+        patch_level: H, the frames after patch-level enrichment, ``[..., L, D]``.
+        frame_level: E, the frames after frame-level enrichment, ``[..., L, D]``.
+        patches: patches of each frame after patch-level enrichment, ``[..., L, P*P, D]``.
+        maps: pooled maps of the backbone.
     """
 
-    patch_level: Float[Tensor, "*B L D"]
-    frame_level: Float[Tensor, "*B L D"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TupleFeatures(_Tensors):
-    """All that matching needs of a clip, so that it is computed once however many episodes the clip is in.
-
-    The tuples of all sizes in Omega stand one behind the other on the axis ``T``.
-
-    Attributes:
-        keys: layer-normed keys of the temporal relationship module, ``[..., T, d]``.
-        values: its values, ``[..., T, d]``.
-        relations: z of the query-class similarity, ``[..., T, Dz]``, or None where that head is off.
-    """
-
-    keys: Float[Tensor, "*B T d"]
-    values: Float[Tensor, "*B T d"]
-    relations: Float[Tensor, "*B T Dz"] | None = None
+    patch_level: Float[Tensor, "*B L D"] | None = None
+    frame_level: Float[Tensor, "*B L D"] | None = None
+    patches: Float[Tensor, "*B L PP D"] | None = None
+    maps: PooledMaps | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class MatchLogits(_Tensors):
-    """How well each query matches each class.
+    """Logits of each query for each class.
 
     Attributes:
-        trm: logits of the temporal relationship module, ``[..., Q, N]``.
-        qc: logits of the query-class similarity, ``[..., Q, N]``, or None where that head is off.
+        trm: logits of the matching method, ``[..., Q, N]``: TRM, unless another method is chosen.
+        qc: logits of the query-class similarity, ``[..., Q, N]``, or None where it is off.
     """
 
     trm: Float[Tensor, "*B Q N"]
     qc: Float[Tensor, "*B Q N"] | None = None
 
     def combined(self, qc_weight: float = 0.1) -> Float[Tensor, "*B Q N"]:
-        """TM + lambda QC logits, whose arg max is the prediction (paper, section 3.3)."""
+        """``trm + qc_weight * qc``; its arg max is the prediction (STRM, section 3.5)."""
         return self.trm if self.qc is None else self.trm + qc_weight * self.qc
 
 

@@ -1,7 +1,8 @@
-"""STRM and TRX as plain modules: they know nothing of files, episodes' sampling or training."""
+"""STRM and the other matching methods as plain modules: no Lightning, no data sets."""
 
 from strm_lightning.models.backbone import Backbone
 from strm_lightning.models.head import STRMHead
+from strm_lightning.models.matching import FeatureSpec, Matching, register_matching
 from strm_lightning.models.strm import STRM
 
-__all__ = ["STRM", "Backbone", "STRMHead"]
+__all__ = ["STRM", "Backbone", "FeatureSpec", "Matching", "STRMHead", "register_matching"]

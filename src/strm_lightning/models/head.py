@@ -1,48 +1,58 @@
-"""The heads of STRM on a backbone's maps: `enrich` sees one clip alone, `match` sees an episode."""
+"""STRMHead: enrichment of each clip and matching of an episode, on the maps of any backbone."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from strm_lightning.episode import MatchLogits, PooledMaps, TupleFeatures, VideoFeatures
+from strm_lightning.episode import MatchLogits, PooledMaps, VideoFeatures
 from strm_lightning.errors import InputError
-from strm_lightning.models.fle import FrameEnrichment
-from strm_lightning.models.ple import PatchEnrichment, Variant
-from strm_lightning.models.pooling import LayoutCode, pool_maps
-from strm_lightning.models.qc import TupleRelation, query_class_similarity
-from strm_lightning.models.trm import TemporalCrossTransformer, cross_transform
-from strm_lightning.models.tuples import check_sizes, num_tuples
+from strm_lightning.messages import check_choice, check_positive
+from strm_lightning.models.enrichment.fle import FrameEnrichment
+from strm_lightning.models.enrichment.ple import PatchEnrichment, Variant
+from strm_lightning.models.enrichment.pooling import LayoutCode, pool_maps
+from strm_lightning.models.matching.base import Encoded, Evidence, FeatureSpec, Matching, build_matching
+from strm_lightning.models.matching.qc import QueryClass
+from strm_lightning.models.matching.tuples import check_sizes
+
+_QC = "qc."  # prefix of QC's tensors among the encoded ones
 
 
 class STRMHead(nn.Module):
-    """PLE, FLE, TRM and QC (STRM, CVPR 2022, section 3), on maps of any backbone.
+    """Enrichment and matching on the maps of any backbone.
 
-    With all three switches off this is TRX (CVPR 2021): the frame feature is the mean of the backbone's whole map.
+    With the default ``matching="trm"`` this is STRM (CVPR 2022): PLE, FLE, TRM and QC. With the three switches off it is
+    TRX (CVPR 2021), whose frame feature is the mean of the backbone's whole map. With another method nothing comes
+    before the matching unless a switch is set.
+
+    The method is a child module under its own name, such as ``head.trm``; `matching` returns it.
 
     Args:
         dim: channels D of the backbone's maps.
-        num_frames: frames L of a clip.
-        patch_grid: rows and columns P of the grid to which a frame's map is pooled.
-        tuple_sizes: Omega, the sizes of the frame tuples that are matched; any set of sizes up to ``num_frames``.
+        num_frames: time steps L of a clip.
+        patch_grid: rows and columns P of the grid to which the map of a frame is pooled.
+        tuple_sizes: Omega, sizes of the frame tuples of TRM and QC, each from 1 to ``num_frames``.
         match_dim: channels d of TRM's keys and values.
-        qc_dim: channels of QC's z; None for D. ``D // 2`` is the released code's choice.
-        variant: ``paper`` follows the equations; ``official`` follows the release in all that its checkpoints need.
-        patch_enrichment: PLE on or off.
-        frame_enrichment: FLE on or off.
-        query_class: QC on or off.
-        center_clip: subtract the clip's mean map from every frame's map first, so that what does not move goes away.
-            Beyond the paper.
-        scale_clip: divide each clip by the root mean square of its patches, so that a faint or small motion counts as
-            much as a strong one. Beyond the paper.
-        patch_pooling: ``mean`` over patches, or ``layout``: the mean plus a code that keeps where the patches are.
-            Beyond the paper.
-        proj_dim: reduce the maps to this many channels before everything else; None to keep D. Beyond the paper.
+        qc_dim: channels of QC's z; None for D. The released code uses ``D // 2``.
+        variant: ``paper`` follows the equations; ``official`` follows the released code in all that its checkpoints need.
+        patch_enrichment: PLE; None for on with ``trm``, off with other methods.
+        frame_enrichment: FLE; None as above.
+        query_class: QC as a second method; None as above.
+        center_clip: subtract the mean map of the clip from the map of every frame first, so that what does not move is
+            removed. Beyond the paper.
+        scale_clip: divide each clip by the root mean square of its patches, so that a small motion counts as much as a
+            large one. Beyond the paper.
+        patch_pooling: ``mean`` over patches, or ``layout``: the mean plus a code of where the patches are. Beyond the
+            paper.
+        proj_dim: project the maps to this many channels first; None keeps D. Beyond the paper.
+        matching: name of the matching method, see `matching_names`.
+        matching_options: options of the method. ``tuple_sizes`` and ``match_dim`` of ``trm`` are options of the head.
 
     Raises:
-        ValueError: a size is not positive, or Omega does not fit ``num_frames``.
+        InputError: a size is not positive, Omega does not fit ``num_frames``, the method or one of its options does not
+            exist, or a switch has no effect with the method.
     """
 
     def __init__(
@@ -55,76 +65,127 @@ class STRMHead(nn.Module):
         match_dim: int = 1152,
         qc_dim: int | None = None,
         variant: Variant = "paper",
-        patch_enrichment: bool = True,
-        frame_enrichment: bool = True,
-        query_class: bool = True,
+        patch_enrichment: bool | None = None,
+        frame_enrichment: bool | None = None,
+        query_class: bool | None = None,
         center_clip: bool = False,
         scale_clip: bool = False,
         patch_pooling: Literal["mean", "layout"] = "mean",
         proj_dim: int | None = None,
+        matching: str = "trm",
+        matching_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        sizes = tuple(tuple_sizes)
-        check_sizes(sizes, num_frames)
-        _check_choice("variant", variant, "paper", "official")
-        _check_choice("patch_pooling", patch_pooling, "mean", "layout")
-        _check_positive(dim=dim, patch_grid=patch_grid, match_dim=match_dim, qc_dim=qc_dim, proj_dim=proj_dim)
+        is_trm = matching == "trm"
+        patch_enrichment, frame_enrichment, query_class = (
+            is_trm if switch is None else switch for switch in (patch_enrichment, frame_enrichment, query_class)
+        )
+        check_choice("variant", variant, ("paper", "official"))
+        check_choice("patch_pooling", patch_pooling, ("mean", "layout"))
+        check_positive(
+            dim=dim, num_frames=num_frames, patch_grid=patch_grid, match_dim=match_dim, qc_dim=qc_dim, proj_dim=proj_dim
+        )
         self.num_frames, self.patch_grid = num_frames, patch_grid
         self.center_clip, self.scale_clip = center_clip, scale_clip
-        self.tuple_sizes, self.tuple_counts = sizes, num_tuples(sizes, num_frames)
         num_patches, self.in_dim = patch_grid**2, dim
         self.project: nn.Module = nn.Identity() if proj_dim is None else nn.Linear(dim, proj_dim, bias=False)
         dim = self.dim = proj_dim or dim
         self.ple = PatchEnrichment(dim, num_patches, variant=variant) if patch_enrichment else None
         self.layout = LayoutCode(dim, num_patches) if patch_pooling == "layout" else None
         self.fle: nn.Module = FrameEnrichment(dim, num_frames, variant=variant) if frame_enrichment else nn.Identity()
-        self.trm = nn.ModuleList(TemporalCrossTransformer(w, num_frames, dim, match_dim) for w in sizes)
-        dropout = 0.1 if variant == "official" else 0.0
-        self.qc = (
-            nn.ModuleList(TupleRelation(w, num_frames, dim, qc_dim or dim, dropout=dropout) for w in sizes)
-            if query_class
-            else None
-        )
+        spec = FeatureSpec(dim, num_frames, num_patches, variant)
+        self.tuple_sizes = tuple(tuple_sizes)
+        if is_trm or query_class:
+            check_sizes(self.tuple_sizes, num_frames)
+        self.matching_name = matching
+        method = build_matching(matching, spec, _options(matching, matching_options, tuple_sizes, match_dim))
+        if matching == "qc" or matching in self._modules or matching in self.__dict__ or hasattr(type(self), matching):
+            raise InputError(
+                f"matching {matching!r}: the head has an attribute of that name; register it under another"
+            )
+        self.add_module(matching, method)
+        self.qc = QueryClass(spec, tuple_sizes=self.tuple_sizes, qc_dim=qc_dim) if query_class else None
+        self.reads = self.matching.reads | (self.qc.reads if self.qc is not None else frozenset())
+        self._check_switches()
+
+    @property
+    def matching(self) -> Matching:
+        """The matching method."""
+        method = getattr(self, self.matching_name)
+        assert isinstance(method, Matching)
+        return method
+
+    @property
+    def learns(self) -> bool:
+        """Whether the head has a parameter to train."""
+        return any(parameter.requires_grad for parameter in self.parameters())
+
+    def _check_switches(self) -> None:
+        # A module that nothing reads would be idle, which DDP refuses only in the first step.
+        used = {
+            "patch_enrichment": (self.ple, {"patches", "patch_level", "frame_level"}),
+            "frame_enrichment": (None if isinstance(self.fle, nn.Identity) else self.fle, {"frame_level"}),
+            "patch_pooling: layout": (self.layout, {"patch_level", "frame_level"}),
+            "proj_dim": (
+                None if isinstance(self.project, nn.Identity) else self.project,
+                {"patches", "patch_level", "frame_level"},
+            ),
+        }
+        for name, (module, readers) in used.items():
+            if module is not None and not self.reads & readers:
+                raise InputError(
+                    f"{name} has no effect with matching {self.matching_name!r}, which reads "
+                    f"{', '.join(sorted(self.reads))}; switch it off or choose another matching"
+                )
 
     def enrich(self, maps: Float[Tensor, "*B L D h w"]) -> VideoFeatures:
         """Features of clips from the backbone's maps, ``[..., L, D, h, w]``; each clip by itself.
 
         Raises:
-            ValueError: the maps do not have the head's frames or channels.
+            InputError: the maps do not have the head's time steps or channels.
         """
         return self.enrich_pooled(self.pool(maps))
 
     def pool(self, maps: Float[Tensor, "*B L D h w"]) -> PooledMaps:
-        """The part of `enrich` in which nothing is learned; with a frozen backbone it is done once for each video."""
+        """The part of `enrich` without weights; a frozen backbone's maps are pooled once for each video."""
         if maps.ndim < 4 or maps.shape[-4] != self.num_frames or maps.shape[-3] != self.in_dim:
             raise InputError(
                 f"maps of shape {list(maps.shape)}: this head takes [..., {self.num_frames}, {self.in_dim}, h, w] "
-                "(frames, channels, rows, columns)"
+                "(time steps, channels, rows, columns)"
             )
         return pool_maps(maps, self.patch_grid, center_clip=self.center_clip, scale_clip=self.scale_clip)
 
     def enrich_pooled(self, maps: PooledMaps) -> VideoFeatures:
-        """The learned part of `enrich`: H by PLE and pooling over patches, E by FLE."""
-        needs_grid = self.ple is not None or self.layout is not None
-        patches = self.project(maps.grid) if needs_grid else maps.grid
-        if self.ple is not None:
-            patches = self.ple(patches)
-            frames = patches.mean(-2)
-        else:
-            frames = self.project(maps.mean)
-        if self.layout is not None:
-            frames = frames + self.layout(patches)
-        return VideoFeatures(patch_level=frames, frame_level=self.fle(frames))
+        """The part of `enrich` with weights: PLE and pooling over patches give H, FLE gives E.
 
-    def tuples(self, features: VideoFeatures) -> TupleFeatures:
-        """Keys, values and relations of every tuple of each clip: all that `match` needs of a clip by itself."""
-        projected = [branch(features.frame_level) for branch in self.trm]
-        relations = None if self.qc is None else [branch(features.patch_level) for branch in self.qc]
-        return TupleFeatures(
-            keys=torch.cat([keys for keys, _ in projected], -2),
-            values=torch.cat([values for _, values in projected], -2),
-            relations=None if relations is None else torch.cat(relations, -2),
+        Only what the matching methods read is computed.
+        """
+        steps = bool(self.reads & {"patch_level", "frame_level"})
+        needs_patches = "patches" in self.reads or (steps and (self.ple is not None or self.layout is not None))
+        patches = self.project(maps.grid) if needs_patches else None
+        if patches is not None and self.ple is not None:
+            patches = self.ple(patches)
+        frames = None
+        if steps:
+            frames = self.project(maps.mean) if self.ple is None or patches is None else patches.mean(-2)
+            if self.layout is not None:
+                frames = frames + self.layout(patches)
+        return VideoFeatures(
+            patch_level=frames,
+            frame_level=self.fle(frames) if "frame_level" in self.reads else None,
+            patches=patches if "patches" in self.reads else None,
+            maps=maps if "maps" in self.reads else None,
         )
+
+    def encode(self, features: VideoFeatures) -> Encoded:
+        """What `match_encoded` needs of each clip: tensors by name, those of QC with the prefix ``qc.``."""
+        for name in sorted(self.reads):
+            if getattr(features, name) is None:
+                raise InputError(f"features without {name!r}, which matching {self.matching_name!r} reads")
+        encoded = dict(self.matching.encode(features))
+        if self.qc is not None:
+            encoded |= {_QC + name: tensor for name, tensor in self.qc.encode(features).items()}
+        return encoded
 
     def match(
         self, support: VideoFeatures, query: VideoFeatures, shot_mask: Bool[Tensor, "*B N K"] | None = None
@@ -134,57 +195,104 @@ class STRMHead(nn.Module):
         Args:
             support: features of ``[..., N, K]`` clips.
             query: features of ``[..., Q]`` clips.
-            shot_mask: True where a support clip is there, for classes with different numbers of shots; every class
-                needs one.
+            shot_mask: True where a support clip exists, for classes with different numbers of shots; every class needs
+                one. Absent clips may hold any values.
 
         Returns:
-            Logits ``[..., Q, N]`` of TRM and of QC, each averaged (TRM) or summed (QC) over Omega as in the papers.
+            Logits ``[..., Q, N]`` of the matching method and of QC.
 
         Raises:
-            ValueError: the shapes do not fit the head or each other.
+            InputError: the shapes do not fit the head or each other.
         """
         for name, features, axes in (("support", support, "N, K"), ("query", query, "Q")):
-            shape = features.frame_level.shape
-            if len(shape) < 3 + (name == "support") or shape[-2:] != (self.num_frames, self.dim):
+            level = features.patch_level if features.frame_level is None else features.frame_level
+            least = 3 + (name == "support")
+            if level is not None and (level.ndim < least or level.shape[-2:] != (self.num_frames, self.dim)):
                 wanted = f"[..., {axes}, {self.num_frames}, {self.dim}]"
-                raise InputError(f"{name} features of shape {list(shape)}: this head matches {wanted}")
-        return self.match_tuples(self.tuples(support), self.tuples(query), shot_mask)
-
-    def match_tuples(
-        self, support: TupleFeatures, query: TupleFeatures, shot_mask: Bool[Tensor, "*B N K"] | None = None
-    ) -> MatchLogits:
-        """`match` from what `tuples` made: ``[..., N, K, T, d]`` against ``[..., Q, T, d]``."""
+                raise InputError(f"{name} features of shape {list(level.shape)}: this head matches {wanted}")
         if shot_mask is not None:
-            _check_mask(shot_mask, support.keys.shape[-4:-2])
-        q_keys, q_values = self._by_size(query.keys), self._by_size(query.values)
-        s_keys, s_values = self._by_size(support.keys), self._by_size(support.values)
-        trm = [cross_transform(*branch, shot_mask) for branch in zip(q_keys, q_values, s_keys, s_values, strict=True)]
+            _check_mask(shot_mask, next(t for t in vars(support).values() if isinstance(t, Tensor)))
+            # Values of absent clips, NaN among them, must not reach a product: its gradient would be NaN.
+            support = support.map(lambda tensor: _present(tensor, shot_mask))
+        return self.match_encoded(self.encode(support), self.encode(query), shot_mask)
+
+    def match_encoded(
+        self, support: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> MatchLogits:
+        """`match` from encoded clips, with leading axes ``[..., N, K]`` and ``[..., Q]``."""
+        if shot_mask is not None:
+            _check_mask(shot_mask, next(iter(support.values())))
+            support = {name: _present(tensor, shot_mask) for name, tensor in support.items()}
+        logits = self.matching.match(_of_method(support), _of_method(query), shot_mask)
+        first, *others = logits.values()
         qc = None
-        if query.relations is not None and support.relations is not None:
-            pairs = zip(self._by_size(query.relations), self._by_size(support.relations), strict=True)
-            qc = torch.stack([query_class_similarity(q, s, shot_mask) for q, s in pairs]).sum(0)
-        return MatchLogits(trm=torch.stack(trm).mean(0), qc=qc)
+        if self.qc is not None:
+            qc = self.qc.match(_of_qc(support), _of_qc(query), shot_mask)["qc"]
+        return MatchLogits(trm=sum(others, start=first), qc=qc)
 
-    def _by_size(self, tuples: Tensor) -> tuple[Tensor, ...]:
-        return tuples.split(self.tuple_counts, dim=-2)
+    def clip_scores(self, support: Encoded, query: Encoded) -> Float[Tensor, "Q V"] | None:
+        """`Matching.clip_scores` of the method; None with QC, whose logit is no mean over clips."""
+        return None if self.qc is not None else self.matching.clip_scores(support, query)
+
+    def explain(
+        self, support: Encoded, query: Encoded, label: int, shot_mask: Bool[Tensor, "N K"] | None = None
+    ) -> dict[str, Evidence]:
+        """Evidence of each named logit of one query and one class; empty where the method gives none."""
+        found = self.matching.explain(_of_method(support), _of_method(query), label, shot_mask) or {}
+        if self.qc is not None:
+            found |= self.qc.explain(_of_qc(support), _of_qc(query), label, shot_mask)
+        return found
+
+    def patch_weights(self, maps: PooledMaps) -> Float[Tensor, "L P P"] | None:
+        """How much each patch of one clip counts, ``[L, P, P]``; sums to 1 over a time step.
+
+        With PLE, the attention that a patch gets from the patches of its frame on average; else what the matching
+        method gives, or None.
+        """
+        if self.ple is not None:
+            weights: Tensor | None = self.ple.attention(self.project(maps.grid)).mean(-2)
+        else:
+            weights = self.matching.patch_weights(_of_method(self.encode(self.enrich_pooled(maps))))
+        return None if weights is None else weights.unflatten(-1, (self.patch_grid, self.patch_grid))
+
+    def floats_per_pair(self, encoded: Encoded) -> int:
+        """See `Matching.floats_per_pair`."""
+        floats = self.matching.floats_per_pair(_of_method(encoded))
+        return floats if self.qc is None else max(floats, self.qc.floats_per_pair(_of_qc(encoded)))
 
 
-def _check_mask(mask: Tensor, way_and_shot: Sequence[int]) -> None:
-    if mask.dtype != torch.bool or mask.shape[-2:] != way_and_shot:
+def _options(
+    matching: str, options: Mapping[str, Any] | None, tuple_sizes: Sequence[int], match_dim: int
+) -> dict[str, Any]:
+    options = dict(options or {})
+    if matching != "trm":
+        return options
+    if options:
         raise InputError(
-            f"shot_mask of shape {list(mask.shape)} and type {mask.dtype}: this support wants booleans "
-            f"[..., {way_and_shot[0]}, {way_and_shot[1]}], one for each clip"
+            f"matching_options {sorted(options)}: 'trm' takes tuple_sizes and match_dim, which are options of the model "
+            "itself (model.tuple_sizes, model.match_dim); an earlier YAML may have set options of another method"
+        )
+    return {"tuple_sizes": tuple(tuple_sizes), "match_dim": match_dim}
+
+
+def _of_method(encoded: Encoded) -> Encoded:
+    return {name: tensor for name, tensor in encoded.items() if not name.startswith(_QC)}
+
+
+def _of_qc(encoded: Encoded) -> Encoded:
+    return {name.removeprefix(_QC): tensor for name, tensor in encoded.items() if name.startswith(_QC)}
+
+
+def _present(tensor: Tensor, mask: Bool[Tensor, "*B N K"]) -> Tensor:
+    """Zeros in place of the values of absent clips."""
+    return tensor.masked_fill(~mask.reshape(*mask.shape, *(1,) * (tensor.ndim - mask.ndim)), 0)
+
+
+def _check_mask(mask: Tensor, support: Tensor) -> None:
+    if mask.dtype != torch.bool or mask.ndim < 2 or mask.shape != support.shape[: mask.ndim]:
+        raise InputError(
+            f"shot_mask of shape {list(mask.shape)} and type {mask.dtype}: the support clips need booleans "
+            f"[..., N, K], one for each clip, of shape {list(support.shape[: max(mask.ndim, 2)])}"
         )
     if not torch.compiler.is_compiling() and not mask.any(-1).all():
         raise InputError("shot_mask leaves a class without any support clip")
-
-
-def _check_choice(name: str, value: str, *choices: str) -> None:
-    if value not in choices:
-        raise InputError(f"{name} {value!r}: choose {' or '.join(map(repr, choices))}")
-
-
-def _check_positive(**sizes: int | None) -> None:
-    for name, size in sizes.items():
-        if size is not None and size < 1:
-            raise InputError(f"{name} is {size}: give a positive number")

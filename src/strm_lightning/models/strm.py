@@ -88,10 +88,9 @@ class STRM(nn.Module):
         if self.separate_calls:
             return self.match(self.encode(support), self.encode(query))
         way, shot = support.shape[-6:-4]
-        features = self.encode(torch.cat([support.flatten(-6, -5), query], dim=-5))
-        levels = {"patch_level": features.patch_level, "frame_level": features.frame_level}
-        split = {name: level.split([way * shot, query.shape[-5]], dim=-3) for name, level in levels.items()}
+        axis = support.ndim - 6  # of the clips, behind the leading axes
+        features = self.encode(torch.cat([support.flatten(-6, -5), query], dim=axis))
         return self.match(
-            VideoFeatures(**{name: parts[0].unflatten(-3, (way, shot)) for name, parts in split.items()}),
-            VideoFeatures(**{name: parts[1] for name, parts in split.items()}),
+            features.map(lambda tensor: tensor.narrow(axis, 0, way * shot).unflatten(axis, (way, shot))),
+            features.map(lambda tensor: tensor.narrow(axis, way * shot, query.shape[axis])),
         )

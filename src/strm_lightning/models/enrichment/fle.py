@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from strm_lightning.models.ple import Variant
+from strm_lightning.models.enrichment.ple import Variant
 from strm_lightning.models.positions import PositionCode
 
 

@@ -1,7 +1,9 @@
-"""Ordered tuples of frames, and their linear projection without ever concatenating them."""
+"""Ordered tuples of frames, and their linear projection without concatenation."""
 
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from math import comb
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from strm_lightning.errors import InputError
+from strm_lightning.models.matching.base import FeatureSpec, Matching
 
 
 def check_sizes(sizes: tuple[int, ...], num_frames: int) -> None:
@@ -59,3 +62,33 @@ class TupleLinear(nn.Linear):
         places = zip((first + self.bias, *others), self.members, strict=True)
         first, *others = (place.index_select(-2, frame) for place, frame in places)
         return sum(others, start=first)
+
+
+class TupleMatching(Matching):
+    """A method with one branch for each tuple size in Omega; branches are named 0, 1, ... in checkpoints.
+
+    Args:
+        spec: sizes of the features.
+        tuple_sizes: Omega, sizes of the frame tuples.
+        branch: makes the branch of one size.
+    """
+
+    def __init__(self, spec: FeatureSpec, tuple_sizes: Sequence[int], branch: Callable[[int], nn.Module]) -> None:
+        super().__init__(spec)
+        self.tuple_sizes = tuple(tuple_sizes)
+        check_sizes(self.tuple_sizes, spec.steps)
+        self.tuple_counts = num_tuples(self.tuple_sizes, spec.steps)
+        for i, size in enumerate(self.tuple_sizes):
+            self.add_module(str(i), branch(size))
+
+    @property
+    def branches(self) -> list[Any]:
+        """The branches, in the order of Omega."""
+        return [self[i] for i in range(len(self.tuple_sizes))]
+
+    def __getitem__(self, index: int) -> Any:
+        return self.get_submodule(str(index))
+
+    def by_size(self, tuples: Tensor) -> tuple[Tensor, ...]:
+        """Split the axis ``T`` of ``[..., T, d]`` by tuple size."""
+        return tuples.split(self.tuple_counts, dim=-2)

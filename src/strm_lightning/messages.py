@@ -1,0 +1,51 @@
+"""Phrases and checks that error messages share."""
+
+from collections.abc import Iterable, Sized
+from difflib import get_close_matches
+from typing import Any
+
+from strm_lightning.errors import InputError
+
+
+def near_names(word: str, names: Iterable[str]) -> list[str]:
+    """Up to three names that a mistyped word may mean, nearest first."""
+    return get_close_matches(word, list(names), n=3, cutoff=0.6)
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """``"did you mean 'a' or 'b'? "``, or an empty text where no name is near."""
+    near = near_names(word, names)
+    return f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+
+
+def check_choice(name: str, value: object, choices: Iterable[Any]) -> None:
+    """Raise an `InputError` unless ``value`` is one of ``choices``."""
+    choices = list(choices)
+    if value not in choices:
+        hint = did_you_mean(value, map(str, choices)) if isinstance(value, str) else ""
+        raise InputError(f"{name} {value!r}: {hint}choose {' or '.join(map(repr, choices))}")
+
+
+def check_positive(**sizes: int | None) -> None:
+    """Raise an `InputError` for a size below 1; None is allowed."""
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise InputError(f"{name} is {size}: give a positive number")
+
+
+def some_of(claim: str, items: Iterable[str], most: int = 3) -> str:
+    """``"claim: a, b, c and 4 more"``, items ascending."""
+    items = sorted(items)
+    rest = f" and {len(items) - most} more" if len(items) > most else ""
+    return f"{claim}: {', '.join(items[:most])}{rest}"
+
+
+def count_of(items: Sized, noun: str) -> str:
+    """``"1 video"``, ``"3 videos"``, ``"2 classes"``."""
+    plural = noun + ("es" if noun.endswith("s") else "s")
+    return f"{len(items)} {noun if len(items) == 1 else plural}"
+
+
+def format_bytes(number: float) -> str:
+    """``"1.5 GB"`` or ``"3.2 MB"`` (powers of 1000)."""
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"

@@ -1,0 +1,1 @@
+"""Enrichment: from the pooled maps of one clip to its features."""

@@ -1,0 +1,302 @@
+"""The interface of matching methods, and the registry that finds them by name.
+
+A matching method turns the features of an episode into logits. One class serves training, the test protocol, comparison,
+explanation and the classifier. A new method is one class::
+
+    @register_matching("prototype")
+    class Prototype(Matching):
+        def encode(self, clip):
+            return {"mean": clip.frame_level.mean(-2)}
+
+        def match(self, support, query, shot_mask=None):
+            prototypes = masked_mean(support["mean"], shot_mask)  # [..., N, D]
+            return {"prototype": -torch.cdist(query["mean"], prototypes)}
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from strm_lightning.episode import VideoFeatures
+from strm_lightning.errors import InputError
+from strm_lightning.messages import did_you_mean
+
+Encoded: TypeAlias = dict[str, Tensor]
+"""What `Matching.encode` keeps of clips: plain tensors by name, with the same leading axes."""
+
+READS = ("maps", "patches", "patch_level", "frame_level")
+_PACKAGE = __name__.partition(".")[0]
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """Sizes of the features that a matching method is given.
+
+    Attributes:
+        dim: channels D of a patch and of a time step.
+        steps: time steps L of a clip; a video backbone gives fewer than the clip has frames.
+        patches: patches of a time step, P*P.
+        variant: ``paper`` or ``official``, see `STRMHead`.
+    """
+
+    dim: int
+    steps: int
+    patches: int
+    variant: str = "paper"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """How the logit of one query for one class is made: ``contributions.sum() + offset``.
+
+    Attributes:
+        contributions: share of the logit of each support clip and pair of time steps (query, support), ``[K, L, L]``.
+        weights: how strongly each pair of time steps matches, not negative, ``[K, L, L]``; a picture draws them.
+        kind: what the weights are, for a caption: such as ``attention``, ``alignment`` or ``similarity``.
+        offset: part of the logit that belongs to no pair.
+        strongest: the strongest single match as (query steps, clip, support steps, weight), or None where no match
+            stands out.
+    """
+
+    contributions: Float[Tensor, "K L M"]
+    weights: Float[Tensor, "K L M"]
+    kind: str
+    offset: float = 0.0
+    strongest: tuple[tuple[int, ...], int, tuple[int, ...], float] | None = None
+
+    @property
+    def logit(self) -> float:
+        """The logit that the contributions add up to."""
+        return float(self.contributions.double().sum()) + self.offset
+
+    @property
+    def clip_scores(self) -> Float[Tensor, " K"]:
+        """Weight of each support clip, ``[K]``."""
+        return self.weights.sum((1, 2))
+
+
+class Matching(nn.Module):
+    """Base class of matching methods.
+
+    `encode` sees one clip, `match` sees an episode. Both are free of state between calls. Options are keyword arguments
+    of ``__init__`` with plain values, so that a checkpoint can store them.
+
+    Args:
+        spec: sizes of the features.
+
+    Attributes:
+        reads: what `encode` reads of the features: a subset of ``maps`` (pooled maps of the backbone), ``patches``
+            (after PLE where it is on), ``patch_level`` (H) and ``frame_level`` (E). Only these are computed. A subclass
+            whose options decide sets it in ``__init__``, before anything else reads it.
+        per_class: whether the logit of a class depends on that class's support clips alone; classes may then be matched
+            in chunks.
+        per_query: whether each query is matched by itself. False marks a transductive method.
+        version: version of `encode`; raise it when the encoded tensors change, so that kept banks are made again.
+        temperature: divides the logits in the classifier where no temperature is fitted.
+        options: options that the method was built with, as plain values.
+    """
+
+    reads: frozenset[str] = frozenset({"frame_level"})
+    per_class: ClassVar[bool] = True
+    per_query: ClassVar[bool] = True
+    version: ClassVar[int] = 1
+    temperature: float = 1.0
+
+    def __init__(self, spec: FeatureSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.options: dict[str, Any] = {}
+
+    def encode(self, clip: VideoFeatures) -> Encoded:
+        """Tensors that `match` needs of clips, each clip by itself.
+
+        Args:
+            clip: features of clips with any leading axes; the parts in `reads` are there.
+        """
+        raise NotImplementedError
+
+    def match(
+        self, support: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> dict[str, Tensor]:
+        """Logits by name, ``[..., Q, N]``; their sum is the logit of the method.
+
+        Args:
+            support: encoded clips with leading axes ``[..., N, K]``.
+            query: encoded clips with leading axes ``[..., Q]``.
+            shot_mask: True where a support clip exists. The values of an absent clip, NaN among them, must not count.
+        """
+        raise NotImplementedError
+
+    def clip_scores(self, support: Encoded, query: Encoded) -> Float[Tensor, "Q V"] | None:
+        """Score of each query ``[Q]`` and support clip ``[V]``, where a logit is the mean score of a class's clips.
+
+        None for methods whose logit is no such mean. Leave-one-out, the choice of a method and intervals over clips use
+        this matrix instead of matching again.
+        """
+        return None
+
+    def explain(
+        self, support: Encoded, query: Encoded, label: int, shot_mask: Bool[Tensor, "N K"] | None = None
+    ) -> dict[str, Evidence] | None:
+        """Evidence of each named logit for one query (no leading axis) and class ``label``; None if there is none.
+
+        Args:
+            support: encoded clips ``[N, K]``.
+            query: an encoded clip.
+            label: the class, 0 .. N-1.
+            shot_mask: True where a support clip exists.
+        """
+        return None
+
+    def patch_weights(self, clip: Encoded) -> Float[Tensor, "L PP"] | None:
+        """How much each patch of an encoded clip counts, or None; sums to 1 over a time step."""
+        return None
+
+    def floats_per_pair(self, encoded: Encoded) -> int:
+        """Numbers that matching one query with one support clip holds at once, to choose chunks that fit memory.
+
+        Args:
+            encoded: clips with one leading axis.
+        """
+        return max(tensor[0].numel() for tensor in encoded.values())
+
+
+def mean_over_shots(
+    scores: Float[Tensor, "*B Q N K"], shot_mask: Bool[Tensor, "*B N K"] | None = None
+) -> Float[Tensor, "*B Q N"]:
+    """Mean score of the support clips of each class; absent clips do not count."""
+    if shot_mask is None:
+        return scores.mean(-1)
+    mask = shot_mask.unsqueeze(-3)
+    return scores.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1)
+
+
+def spread_over_steps(
+    values: Float[Tensor, "T K J"], members: Int[Tensor, "w T"], steps: int
+) -> Float[Tensor, "K L L"]:
+    """Give the value of each pair of tuples in equal parts to its pairs of time steps, place by place.
+
+    Args:
+        values: of each query tuple, support clip and support tuple, ``[T, K, T]``.
+        members: time steps of each tuple, ``[w, T]``.
+        steps: time steps L of a clip.
+    """
+    places = F.one_hot(members, steps).to(values.dtype)  # [w, T, L]
+    return torch.einsum("tkj,wtl,wjm->klm", values, places, places) / len(members)
+
+
+_registry: dict[str, type[Matching]] = {}
+Method = TypeVar("Method", bound=type[Matching])
+
+
+def register_matching(name: str) -> Callable[[Method], Method]:
+    """Class decorator that makes a `Matching` available as ``matching: name``.
+
+    Args:
+        name: a Python identifier that no other method has.
+
+    Raises:
+        InputError: the name is taken or no identifier, or an option is not a keyword with a default value.
+        InputTypeError: the class is not a `Matching`.
+    """
+
+    def register(method: Method) -> Method:
+        if not name.isidentifier():
+            raise InputError(f"matching {name!r}: a name consists of letters, digits and underscores")
+        other = _registry.get(name)
+        if other is not None and not _is_redefinition(other, method):
+            raise InputError(f"matching {name!r} is registered twice: by {_place(other)} and by {_place(method)}")
+        unclear = [p.name for p in _options_of(method).values() if p.kind is not p.KEYWORD_ONLY or p.default is p.empty]
+        if unclear:
+            raise InputError(
+                f"matching {name!r}: option {unclear[0]!r} of {_place(method)} must be keyword-only with a default "
+                "value: def __init__(self, spec, *, option=value)"
+            )
+        _registry[name] = method
+        return method
+
+    return register
+
+
+def build_matching(name: str, spec: FeatureSpec, options: Mapping[str, Any] | None = None) -> Matching:
+    """Build a registered method.
+
+    Args:
+        name: of the method.
+        spec: sizes of the features.
+        options: options of the method.
+
+    Raises:
+        InputError: nobody registered the name, or the method has no such option.
+    """
+    if name not in _registry:
+        raise InputError(
+            f"matching {name!r} is not registered: {did_you_mean(name, _registry)}registered are "
+            f"{', '.join(matching_names())}; --import FILE_OR_MODULE (in Python: import it) registers your own"
+        )
+    method, options = _registry[name], dict(options or {})
+    known = matching_options(name)
+    for option in options:
+        if option not in known:
+            has = f"its options are {', '.join(known)}" if known else "it has none"
+            raise InputError(
+                f"matching_options: {name!r} has no option {option!r}; {did_you_mean(option, known)}{has} "
+                "(an earlier YAML may have set options of another method)"
+            )
+    matching = method(spec, **options)
+    matching.options = options
+    return matching
+
+
+def matching_names() -> list[str]:
+    """Names of all registered methods, ascending."""
+    return sorted(_registry)
+
+
+def matching_options(name: str) -> dict[str, Any]:
+    """Options of a registered method and their defaults."""
+    return {option: p.default for option, p in _options_of(_registry[name]).items()}
+
+
+def matching_class(name: str) -> type[Matching]:
+    """The class that a name is registered for."""
+    return _registry[name]
+
+
+def source_hash(method: type[Matching]) -> str:
+    """SHA-256 of the file that defines a user's method; empty for the methods of this package.
+
+    A bank of features that a user's method encoded is valid for that source only.
+    """
+    if method.__module__.partition(".")[0] == _PACKAGE:
+        return ""
+    try:
+        source = Path(inspect.getfile(method)).read_bytes()
+    except (OSError, TypeError):  # defined in a notebook or an interactive session
+        try:
+            source = inspect.getsource(method).encode()
+        except (OSError, TypeError):
+            source = repr(sorted(vars(method))).encode()
+    return sha256(source).hexdigest()
+
+
+def _options_of(method: type[Matching]) -> dict[str, inspect.Parameter]:
+    parameters = list(inspect.signature(method.__init__).parameters.values())
+    return {p.name: p for p in parameters[2:]}  # without self and spec
+
+
+def _is_redefinition(old: type, new: type) -> bool:
+    """Whether a notebook cell or an interactive session defines its class again."""
+    return old.__module__ == new.__module__ == "__main__" and old.__qualname__ == new.__qualname__
+
+
+def _place(method: type) -> str:
+    return f"{method.__module__}.{method.__qualname__}"

@@ -1,0 +1,112 @@
+"""QC, query-class similarity on the features before frame-level enrichment (STRM, section 3.4)."""
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from strm_lightning.episode import VideoFeatures
+from strm_lightning.models.matching.base import Encoded, Evidence, FeatureSpec, spread_over_steps
+from strm_lightning.models.matching.tuples import TupleLinear, TupleMatching
+
+
+class QueryClass(TupleMatching):
+    """Query-class similarity on H, a second method beside any first one (``query_class`` of `STRMHead`).
+
+    Encodes z of all tuples, ``[..., T, Dz]``. The logits of the tuple sizes are summed over Omega (STRM, equation of
+    section 3.4); the released code (``variant="official"``) averages them.
+
+    Args:
+        spec: sizes of the features.
+        tuple_sizes: Omega, sizes of the frame tuples.
+        qc_dim: channels of z; None for D.
+    """
+
+    reads = frozenset({"patch_level"})
+
+    def __init__(self, spec: FeatureSpec, *, tuple_sizes: Sequence[int] = (2,), qc_dim: int | None = None) -> None:
+        official = spec.variant == "official"
+        out, dropout = qc_dim or spec.dim, 0.1 if official else 0.0
+        super().__init__(
+            spec, tuple_sizes, lambda size: TupleRelation(size, spec.steps, spec.dim, out, dropout=dropout)
+        )
+        self.scale = 1 / len(self.tuple_sizes) if official else 1.0
+
+    def encode(self, clip: VideoFeatures) -> Encoded:
+        assert clip.patch_level is not None
+        return {"relations": torch.cat([branch(clip.patch_level) for branch in self.branches], -2)}
+
+    def match(
+        self, support: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> dict[str, Tensor]:
+        parts = [self.by_size(tensors["relations"]) for tensors in (query, support)]
+        logits = [query_class_similarity(q, s, shot_mask) for q, s in zip(*parts, strict=True)]
+        return {"qc": torch.stack(logits).sum(0) * self.scale}
+
+    def explain(
+        self, support: Encoded, query: Encoded, label: int, shot_mask: Bool[Tensor, "N K"] | None = None
+    ) -> dict[str, Evidence]:
+        # The distance of a query tuple is given to its nearest support tuple.
+        present = slice(None) if shot_mask is None else shot_mask[label]
+        mine = self.by_size(support["relations"][label][present])
+        theirs = self.by_size(query["relations"])
+        contributions, weights = 0.0, 0.0
+        for i, (branch, count) in enumerate(zip(self.branches, self.tuple_counts, strict=True)):
+            distances = torch.cdist(theirs[i].float(), mine[i].flatten(0, 1).float())
+            nearest = torch.zeros_like(distances).scatter_(1, distances.argmin(1, keepdim=True), 1.0)
+            share = nearest.unflatten(-1, (-1, count)) / count
+            shortest = distances.amin(1)[:, None, None]
+            members, steps = branch.linear.members, self.spec.steps
+            contributions = contributions - self.scale * spread_over_steps(share * shortest, members, steps)
+            weights = weights + spread_over_steps(share, members, steps) / len(self.tuple_counts)
+        return {"qc": Evidence(contributions=contributions, weights=weights, kind="nearest tuples")}
+
+    def floats_per_pair(self, encoded: Encoded) -> int:
+        tuples, width = encoded["relations"].shape[-2:]
+        return tuples * max(tuples, width)
+
+
+class TupleRelation(nn.Module):
+    """Describe every tuple of a clip for the query-class similarity: ``z_t = relu(W_cls^T l_t)``.
+
+    With a bias, which the equation does not name: TRX's projections of tuples and the released code have one.
+
+    Args:
+        size: frames of a tuple, w.
+        num_frames: frames of a clip, L.
+        dim: channels of a frame, D.
+        out: channels of z: D in the paper, D/2 in the released code.
+        dropout: share of H that is dropped first; 0 in the paper, 0.1 in the released code.
+    """
+
+    def __init__(self, size: int, num_frames: int, dim: int, out: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = TupleLinear(size, num_frames, dim, out)
+
+    def forward(self, frames: Float[Tensor, "*B L D"]) -> Float[Tensor, "*B T Dz"]:
+        return torch.relu_(self.linear(self.dropout(frames)))
+
+
+def query_class_similarity(
+    query: Float[Tensor, "*B Q T Dz"],
+    support: Float[Tensor, "*B N K T Dz"],
+    shot_mask: Bool[Tensor, "*B N K"] | None = None,
+) -> Float[Tensor, "*B Q N"]:
+    """``M(Q, c) = 1/|Pi| sum_t max_j phi(z_t, z_j)``: the best match of each query tuple among a class's tuples.
+
+    The paper leaves the similarity phi open; this is minus the Euclidean distance, as in the released code.
+    """
+    num_queries, (way, shot, tuples) = query.shape[-3], support.shape[-4:-1]
+    # In float32 at least, and from the middle of the support: all points may move alike, and near the origin cdist's
+    # differences of squares keep their digits.
+    precise = torch.promote_types(query.dtype, torch.float32)
+    q, s = query.flatten(-3, -2).to(precise), support.flatten(-4, -2).to(precise)
+    origin = s.mean(-2, keepdim=True).detach()
+    distance = torch.cdist(q - origin, s - origin)
+    distance = rearrange(distance, "... (q t) (n k j) -> ... q t n k j", q=num_queries, n=way, k=shot, j=tuples)
+    if shot_mask is not None:
+        distance = distance.masked_fill(~shot_mask[..., None, None, :, :, None], torch.inf)
+    return -distance.flatten(-2).amin(-1).mean(-2)

@@ -1,0 +1,152 @@
+"""TRM, temporal relationship modelling: TRX's temporal cross-transformer (STRM, section 3.1; TRX, section 3.2)."""
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from strm_lightning.episode import VideoFeatures
+from strm_lightning.models.matching.base import (
+    Encoded,
+    Evidence,
+    FeatureSpec,
+    register_matching,
+    spread_over_steps,
+)
+from strm_lightning.models.matching.tuples import TupleLinear, TupleMatching
+from strm_lightning.models.positions import PositionCode
+
+
+@register_matching("trm")
+class TRM(TupleMatching):
+    """Temporal relationship modelling on E, with one cross-transformer for each tuple size in Omega.
+
+    Encodes keys and values of all tuples, ``[..., T, d]``, the sizes one behind the other on ``T``. The logit of a class
+    is averaged over Omega (TRX, equation 8).
+
+    Args:
+        spec: sizes of the features.
+        tuple_sizes: Omega, sizes of the frame tuples.
+        match_dim: channels d of keys and values.
+    """
+
+    def __init__(self, spec: FeatureSpec, *, tuple_sizes: Sequence[int] = (2,), match_dim: int = 1152) -> None:
+        super().__init__(
+            spec, tuple_sizes, lambda size: TemporalCrossTransformer(size, spec.steps, spec.dim, match_dim)
+        )
+
+    def encode(self, clip: VideoFeatures) -> Encoded:
+        assert clip.frame_level is not None
+        encoded = [branch(clip.frame_level) for branch in self.branches]
+        return {
+            "keys": torch.cat([keys for keys, _ in encoded], -2),
+            "values": torch.cat([values for _, values in encoded], -2),
+        }
+
+    def match(
+        self, support: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> dict[str, Tensor]:
+        parts = [self.by_size(tensors[name]) for tensors in (query, support) for name in _NAMES]
+        logits = [cross_transform(*branch, shot_mask) for branch in zip(*parts, strict=True)]
+        return {"trm": torch.stack(logits).mean(0)}
+
+    def explain(
+        self, support: Encoded, query: Encoded, label: int, shot_mask: Bool[Tensor, "N K"] | None = None
+    ) -> dict[str, Evidence]:
+        # A distance is given to the tuples of the support in proportion to the attention that they get.
+        present = slice(None) if shot_mask is None else shot_mask[label]
+        mine = {name: self.by_size(support[name][label][present]) for name in _NAMES}
+        theirs = {name: self.by_size(query[name]) for name in _NAMES}
+        contributions, weights, strongest = 0.0, 0.0, []
+        for i, branch in enumerate(self.branches):
+            members, tuples = branch.key.members, self.tuple_counts[i]
+            attention = attend(theirs["keys"][i][None], mine["keys"][i][None])[0].unflatten(-1, (-1, tuples))
+            prototypes = torch.einsum("tkj,kjd->td", attention, mine["values"][i])
+            distances = (theirs["values"][i] - prototypes).float().square().sum(-1)
+            share = attention.float() / tuples / len(self.tuple_sizes)
+            contributions = contributions - spread_over_steps(
+                share * distances[:, None, None], members, self.spec.steps
+            )
+            weights = weights + spread_over_steps(share, members, self.spec.steps)
+            strongest.append(_strongest(attention, members))
+        best = max(strongest, key=lambda match: match[3])
+        return {"trm": Evidence(contributions=contributions, weights=weights, kind="attention", strongest=best)}
+
+    def floats_per_pair(self, encoded: Encoded) -> int:
+        tuples, width = encoded["keys"].shape[-2:]
+        return tuples * max(tuples, width)
+
+
+_NAMES = ("keys", "values")
+
+
+def _strongest(
+    attention: Float[Tensor, "T K J"], members: Int[Tensor, "w T"]
+) -> tuple[tuple[int, ...], int, tuple[int, ...], float]:
+    t, clip, j = (int(i) for i in torch.unravel_index(attention.argmax(), attention.shape))
+    steps = [tuple(members[:, i].tolist()) for i in (t, j)]
+    return steps[0], clip, steps[1], float(attention[t, clip, j])
+
+
+class TemporalCrossTransformer(nn.Module):
+    """Keys and values of the tuples of one size, for `cross_transform`.
+
+    Args:
+        size: frames of a tuple, w.
+        num_frames: frames of a clip, L.
+        dim: channels of a frame, D.
+        match_dim: channels d of keys and values (1152 in the paper).
+    """
+
+    def __init__(self, size: int, num_frames: int, dim: int, match_dim: int) -> None:
+        super().__init__()
+        self.position = PositionCode(num_frames, dim)
+        self.key = TupleLinear(size, num_frames, dim, match_dim)
+        self.value = TupleLinear(size, num_frames, dim, match_dim)
+        self.norm_key = nn.LayerNorm(match_dim)
+
+    def forward(self, frames: Float[Tensor, "*B L D"]) -> tuple[Float[Tensor, "*B T d"], Float[Tensor, "*B T d"]]:
+        """Keys and values of the tuples of each clip."""
+        frames = self.position(frames)
+        return self.norm_key(self.key(frames)), self.value(frames)
+
+
+def attend(
+    query_keys: Float[Tensor, "*B Q T d"],
+    support_keys: Float[Tensor, "*B N K T d"],
+    shot_mask: Bool[Tensor, "*B N K"] | None = None,
+) -> Float[Tensor, "*B N QT KT"]:
+    """Attention of each query tuple to each support tuple of each class; sums to 1 over a class's tuples."""
+    way, tuples = support_keys.shape[-4], support_keys.shape[-2]
+    # One product for all classes: the queries' keys are read once, not once a class.
+    scores = query_keys.flatten(-3, -2) @ support_keys.flatten(-4, -2).mT
+    scores = rearrange(scores, "... qt (n kt) -> ... n qt kt", n=way) * query_keys.shape[-1] ** -0.5
+    if shot_mask is not None:
+        absent = ~shot_mask.repeat_interleave(tuples, dim=-1)
+        scores = scores.masked_fill(absent.unsqueeze(-2), -torch.inf)
+    return torch.softmax(scores, dim=-1)
+
+
+def cross_transform(
+    query_keys: Float[Tensor, "*B Q T d"],
+    query_values: Float[Tensor, "*B Q T d"],
+    support_keys: Float[Tensor, "*B N K T d"],
+    support_values: Float[Tensor, "*B N K T d"],
+    shot_mask: Bool[Tensor, "*B N K"] | None = None,
+) -> Float[Tensor, "*B Q N"]:
+    """Logits of each query for each class from the tuples of one size.
+
+    Each query tuple attends to all tuples of all support clips of a class, which makes that class's prototype for it.
+    The logit of a class is minus the squared distance between the query's values and its prototypes, averaged over the
+    query's tuples.
+    """
+    num_queries = query_keys.shape[-3]
+    attention = attend(query_keys, support_keys, shot_mask)
+    prototypes = attention.to(support_values.dtype) @ support_values.flatten(-3, -2)
+    difference = query_values.flatten(-3, -2).unsqueeze(-3) - prototypes
+    # A sum of a thousand squares does not fit bfloat16: summed in float32 at least.
+    difference = difference.to(torch.promote_types(difference.dtype, torch.float32))
+    distance = difference.square().sum(-1)
+    return -rearrange(distance, "... n (q t) -> ... q n t", q=num_queries).mean(-1)
