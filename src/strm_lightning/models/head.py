@@ -23,8 +23,8 @@ _QC = "qc."  # prefix of QC's tensors among the encoded ones
 class STRMHead(nn.Module):
     """Enrichment and matching on the maps of any backbone.
 
-    With the default ``matching="trm"`` this is STRM (CVPR 2022): PLE, FLE, TRM and QC. With the three switches off it is
-    TRX (CVPR 2021), whose frame feature is the mean of the backbone's whole map. With another method nothing comes
+    With the default ``matching="trm"`` this is STRM (CVPR 2022): PLE, FLE, TRM and QC. With the three switches off it
+    is TRX (CVPR 2021), whose frame feature is the mean of the backbone's whole map. With another method nothing comes
     before the matching unless a switch is set.
 
     The method is a child module under its own name, such as ``head.trm``; `matching` returns it.
@@ -36,7 +36,8 @@ class STRMHead(nn.Module):
         tuple_sizes: Omega, sizes of the frame tuples of TRM and QC, each from 1 to ``num_frames``.
         match_dim: channels d of TRM's keys and values.
         qc_dim: channels of QC's z; None for D. The released code uses ``D // 2``.
-        variant: ``paper`` follows the equations; ``official`` follows the released code in all that its checkpoints need.
+        variant: ``paper`` follows the equations; ``official`` follows the released code where its checkpoints
+            need it.
         patch_enrichment: PLE; None for on with ``trm``, off with other methods.
         frame_enrichment: FLE; None as above.
         query_class: QC as a second method; None as above.
@@ -100,9 +101,7 @@ class STRMHead(nn.Module):
         self.matching_name = matching
         method = build_matching(matching, spec, _options(matching, matching_options, tuple_sizes, match_dim))
         if matching == "qc" or matching in self._modules or matching in self.__dict__ or hasattr(type(self), matching):
-            raise InputError(
-                f"matching {matching!r}: the head has an attribute of that name; register it under another"
-            )
+            raise InputError(f"matching {matching!r}: the head has an attribute of that name; choose another name")
         self.add_module(matching, method)
         self.qc = QueryClass(spec, tuple_sizes=self.tuple_sizes, qc_dim=qc_dim) if query_class else None
         self.reads = self.matching.reads | (self.qc.reads if self.qc is not None else frozenset())
@@ -269,8 +268,8 @@ def _options(
         return options
     if options:
         raise InputError(
-            f"matching_options {sorted(options)}: 'trm' takes tuple_sizes and match_dim, which are options of the model "
-            "itself (model.tuple_sizes, model.match_dim); an earlier YAML may have set options of another method"
+            f"matching_options {sorted(options)}: 'trm' takes only tuple_sizes and match_dim, which are options of the "
+            "model itself (model.tuple_sizes, model.match_dim); an earlier YAML may have set options of another method"
         )
     return {"tuple_sizes": tuple(tuple_sizes), "match_dim": match_dim}
 

@@ -1,7 +1,7 @@
 """The interface of matching methods, and the registry that finds them by name.
 
-A matching method turns the features of an episode into logits. One class serves training, the test protocol, comparison,
-explanation and the classifier. A new method is one class::
+A matching method turns the features of an episode into logits. One class serves training, the test protocol,
+comparison, explanation and the classifier. A new method is one class::
 
     @register_matching("prototype")
     class Prototype(Matching):

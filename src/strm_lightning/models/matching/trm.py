@@ -23,8 +23,8 @@ from strm_lightning.models.positions import PositionCode
 class TRM(TupleMatching):
     """Temporal relationship modelling on E, with one cross-transformer for each tuple size in Omega.
 
-    Encodes keys and values of all tuples, ``[..., T, d]``, the sizes one behind the other on ``T``. The logit of a class
-    is averaged over Omega (TRX, equation 8).
+    Encodes keys and values of all tuples, ``[..., T, d]``, the sizes one behind the other on ``T``. The logit of a
+    class is averaged over Omega (TRX, equation 8).
 
     Args:
         spec: sizes of the features.
