@@ -135,3 +135,155 @@ def match(
     if not query_class:
         return tm, None
     return tm, sum(qc(state, i, w, support[0], labels, query[0]) for i, w in enumerate(sizes))
+
+
+def cosine(x: Tensor, y: Tensor, eps: float) -> Tensor:
+    """cos(x, y) = <x, y> / (|x| |y| + eps) of two vectors."""
+    return (x * y).sum() / (x.square().sum().sqrt() * y.square().sum().sqrt() + eps)
+
+
+def similarities(query: Tensor, clip: Tensor, eps: float) -> Tensor:
+    """S_ij of the frames of two clips [Lq, D] and [Ls, D]."""
+    return torch.stack([torch.stack([cosine(x, y, eps) for y in clip]) for x in query])
+
+
+def soft_min(values: list[Tensor], smoothing: float) -> Tensor:
+    stacked = torch.stack(values)
+    return -smoothing * torch.logsumexp(-stacked / smoothing, 0) if smoothing else stacked.min()
+
+
+def otam(cost: Tensor, smoothing: float) -> Tensor:
+    """d(C) of one pair of clips, cell by cell."""
+    rows, length = cost.shape
+    zero = torch.zeros((), dtype=cost.dtype)
+    c = [[zero, *row, zero] for row in cost]  # a column of zeros on the left and on the right
+    g = [[sum(c[0][: j + 1], start=zero) for j in range(length + 2)]]
+    for i in range(1, rows):
+        row = [zero]
+        row.append(c[i][1] + soft_min([g[i - 1][0], g[i - 1][1], row[0]], smoothing))
+        for j in range(2, length + 1):
+            row.append(c[i][j] + soft_min([g[i - 1][j - 1], row[j - 1]], smoothing))
+        row.append(soft_min([g[i - 1][length], g[i - 1][length + 1], row[length]], smoothing))
+        g.append(row)
+    return g[rows - 1][length + 1]
+
+
+def otam_distance(x: Tensor, y: Tensor, eps: float, direction: str, smoothing: float, debias: bool) -> Tensor:
+    cost = 1 - similarities(x, y, eps)
+    parts = {"query": [cost], "support": [cost.T], "both": [cost, cost.T]}[direction]
+    found = sum(otam(part, smoothing) for part in parts)
+    if debias:
+        own = sum(otam_distance(z, z, eps, direction, smoothing, False) for z in (x, y))
+        return found - own / 2
+    return found
+
+
+def clip_score(
+    query: Tensor,
+    clip: Tensor,
+    method: str,
+    *,
+    eps: float = 0.01,
+    direction: str = "both",
+    smoothing: float = 0.1,
+    squared: bool = False,
+    weight: Tensor | None = None,
+    debias: bool = False,
+) -> Tensor:
+    """The score of a query [Lq, D] and the frames of a clip, or of several side by side, [Ls, D]."""
+    if method == "mean":
+        a, b = query.mean(0), clip.mean(0)
+        return -((a - b) ** 2).sum() if squared else cosine(a, b, eps)
+    if method == "otam":
+        return -otam_distance(query, clip, eps, direction, smoothing, debias)
+    s = similarities(query, clip, eps)
+    by_query, by_support = s.max(1).values, s.max(0).values
+    if method == "chamfer":
+        halves = {"query": by_query.mean(), "support": by_support.mean()}
+        return halves.get(direction, (by_query.mean() + by_support.mean()) / 2)
+    if method == "linear":
+        return (weight.reshape(s.shape) * s).sum()
+    return {
+        "pairs": s.sum(1).mean(),
+        "max": s.max(),
+        "diagonal": s.diagonal().mean(),
+        "bi_mhm": -((1 - by_query).sum() + (1 - by_support).sum()),
+    }[method]
+
+
+def alignment(
+    support: list[Tensor], query: Tensor, method: str, *, shots: str = "distance", tuple_size: int = 1, **options
+) -> Tensor:
+    """Support: for each class its clips [K, Ls, D]; queries [Q, Lq, D] -> logits [Q, N], one pair after the other."""
+    rows = []
+    for q in concatenated_tuples(query, tuple_size):
+        row = []
+        for clips in support:
+            if shots == "prototype":
+                clips = clips.mean(0, keepdim=True)
+            clips = concatenated_tuples(clips, tuple_size)
+            if shots == "joint":
+                clips = clips.flatten(0, 1)[None]
+            row.append(torch.stack([clip_score(q, clip, method, **options) for clip in clips]).mean())
+        rows.append(torch.stack(row))
+    return torch.stack(rows)
+
+
+def ridge(support: list[Tensor], query: Tensor, rho: float) -> Tensor:
+    """Support: for each class its clips as unit vectors [K, F]; queries [Q, F] -> logits [Q, N]."""
+    v = torch.cat(support)
+    y = torch.block_diag(*(torch.ones(len(clips), 1, dtype=v.dtype) for clips in support))
+    return query @ v.T @ torch.linalg.inv(v @ v.T + rho * torch.eye(len(v), dtype=v.dtype)) @ y
+
+
+def lag(query: Tensor, clip: Tensor, max_lag: int, temperature: float, decay: float) -> Tensor:
+    """The soft maximum over shifts of two unit clips [L, P, D]."""
+    above, below = [], []
+    for d in range(-max_lag, max_lag + 1):
+        overlap = [t for t in range(len(query)) if 0 <= t + d < len(clip)]
+        if overlap:
+            s = sum((query[t] * clip[t + d]).sum() for t in overlap)
+            w = torch.exp(torch.tensor(-decay * abs(d), dtype=query.dtype))
+            above.append(w * torch.exp(temperature * s))
+            below.append(w)
+    return torch.log(sum(above) / sum(below)) / temperature
+
+
+def descriptions(grid: Tensor) -> dict[str, Tensor]:
+    """Unit vectors that describe one clip's pooled maps [L, P, D]."""
+    x = grid - grid.mean(0)
+    e = (x**2).sum(-1).sqrt()
+    found = {
+        "unit_patches": x,
+        "energy": e - e.mean(),
+        "motionmap": (x**2).mean(0).sqrt(),
+        "meanpatch": grid.mean(0),
+    }
+    return {name: d / (d**2).sum().sqrt() for name, d in found.items()}
+
+
+def weighted_kernel_ridge(own: list[Tensor], cross: list[Tensor], labels: list[int], share: float = 0.1) -> Tensor:
+    """Kernels [S, S] and [Q, S], with the class of each support clip -> logits [Q, N]."""
+    size = len(labels)
+    centring = torch.eye(size, dtype=own[0].dtype) - 1 / size
+    total, total_cross = torch.zeros_like(own[0]), torch.zeros_like(cross[0])
+    for k, c in zip(own, cross, strict=True):
+        k_centred = centring @ k @ centring
+        c_centred = (c - k.mean(0)) @ centring
+        scale = k_centred.diagonal().mean()
+        k_centred, c_centred = k_centred / scale, c_centred / scale
+        groups: dict[bool, list[Tensor]] = {True: [], False: []}
+        for i, j in combinations(range(size), 2):
+            groups[labels[i] == labels[j]].append(k_centred[i, j])
+        weight = 0.001
+        if groups[True] and groups[False]:
+            within, between = torch.stack(groups[True]), torch.stack(groups[False])
+            squares = ((within - within.mean()) ** 2).sum() + ((between - between.mean()) ** 2).sum()
+            d = (within.mean() - between.mean()) / (squares / (len(within) + len(between) - 2)).sqrt()
+            weight = max(0.0, float(d)) ** 2 + 0.001
+        total, total_cross = total + weight * k_centred, total_cross + weight * c_centred
+    values, vectors = torch.linalg.eigh(total)
+    total = vectors @ torch.diag(values.clamp_min(0)) @ vectors.T
+    targets = F.one_hot(torch.tensor(labels)).to(total.dtype)
+    penalty = share * total.diagonal().mean() * torch.eye(size, dtype=total.dtype)
+    return total_cross @ torch.linalg.inv(total + penalty) @ targets

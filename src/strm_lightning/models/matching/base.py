@@ -169,16 +169,6 @@ class Matching(nn.Module):
         return max(tensor[0].numel() for tensor in encoded.values())
 
 
-def mean_over_shots(
-    scores: Float[Tensor, "*B Q N K"], shot_mask: Bool[Tensor, "*B N K"] | None = None
-) -> Float[Tensor, "*B Q N"]:
-    """Mean score of the support clips of each class; absent clips do not count."""
-    if shot_mask is None:
-        return scores.mean(-1)
-    mask = shot_mask.unsqueeze(-3)
-    return scores.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1)
-
-
 def spread_over_steps(
     values: Float[Tensor, "T K J"], members: Int[Tensor, "w T"], steps: int
 ) -> Float[Tensor, "K L L"]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,6 +32,11 @@ def num_tuples(sizes: tuple[int, ...], num_frames: int) -> tuple[int, ...]:
     return tuple(comb(num_frames, size) for size in sizes)
 
 
+def tuple_members(size: int, num_frames: int) -> Int[Tensor, "w T"]:
+    """Frames of every ordered tuple of one size, ``[w, T]``."""
+    return torch.tensor(list(combinations(range(num_frames), size))).T.contiguous()
+
+
 class TupleLinear(nn.Linear):
     """A linear layer on the concatenated frames of every ordered tuple, ``[..., L, D] -> [..., T, out]``.
 
@@ -51,8 +56,7 @@ class TupleLinear(nn.Linear):
     def __init__(self, size: int, num_frames: int, dim: int, out: int) -> None:
         super().__init__(size * dim, out)
         self.size = size
-        tuples = torch.tensor(list(combinations(range(num_frames), size)))
-        self.register_buffer("members", tuples.T.contiguous(), persistent=False)
+        self.register_buffer("members", tuple_members(size, num_frames), persistent=False)
 
     def forward(self, frames: Float[Tensor, "*B L D"]) -> Float[Tensor, "*B T out"]:
         # [out, w D] -> [out w, D] is a view, so one product makes the projections for all places, and its gradient is

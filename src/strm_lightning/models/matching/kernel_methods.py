@@ -1,0 +1,332 @@
+"""Matching methods that compare clips as single vectors, and kernel ridge regression over several of them."""
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from strm_lightning.episode import VideoFeatures
+from strm_lightning.errors import InputError
+from strm_lightning.messages import check_choice, check_positive
+from strm_lightning.models.matching import kernels
+from strm_lightning.models.matching.base import Encoded, Evidence, FeatureSpec, Matching, register_matching
+from strm_lightning.models.matching.frame_methods import FeatureChoice
+from strm_lightning.models.matching.lag import lag_similarity, soft_normalize
+from strm_lightning.models.matching.precision import inner_products
+from strm_lightning.models.matching.shots import mean_over_shots
+
+
+class _VectorMatching(Matching):
+    """Base of methods whose score is the inner product of two unit vectors; a logit is the mean over shots."""
+
+    name: ClassVar[str]
+    describe: ClassVar[Callable[[Tensor], Tensor]]
+    reads = frozenset({"patches"})
+    temperature = 0.02
+
+    def encode(self, clip: VideoFeatures) -> Encoded:
+        assert clip.patches is not None
+        return {self.name: type(self).describe(clip.patches)}
+
+    def match(
+        self, support: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> dict[str, Tensor]:
+        own, other = _vectors(support[self.name], self._axes), _vectors(query[self.name], self._axes)
+        scores = inner_products(own.flatten(-3, -2), other)
+        return {self.name: mean_over_shots(scores, own.shape[-3], shot_mask)}
+
+    def clip_scores(self, support: Encoded, query: Encoded) -> Float[Tensor, "Q V"]:
+        return inner_products(_vectors(support[self.name], self._axes), _vectors(query[self.name], self._axes))
+
+    def floats_per_pair(self, encoded: Encoded) -> int:
+        return 1
+
+    @property
+    def _axes(self) -> int:
+        return 1
+
+
+@register_matching("patches")
+class Patches(_VectorMatching):
+    """Cosine of two clips as one vector each: all patches of all time steps, minus their mean over the clip.
+
+    What does not move is subtracted; position and order are kept. It suits actions that are seen at the same place and
+    pace, and has nothing to train.
+    """
+
+    name = "patches"
+    describe = staticmethod(kernels.unit_patches)
+
+    def explain(
+        self, support: Encoded, query: Encoded, label: int, shot_mask: Bool[Tensor, "N K"] | None = None
+    ) -> dict[str, Evidence]:
+        clips = support["patches"][label]
+        clips = clips if shot_mask is None else clips[shot_mask[label]]
+        products = torch.einsum("lpd,klpd->kl", query["patches"].float(), clips.float()) / len(clips)
+        contributions = torch.diag_embed(products)
+        weights = contributions.clamp_min(0)
+        return {"patches": Evidence(contributions=contributions, weights=weights, kind="similarity")}
+
+    def patch_weights(self, clip: Encoded) -> Float[Tensor, "L PP"]:
+        return _shares(clip["patches"])
+
+    @property
+    def _axes(self) -> int:
+        return 3
+
+
+@register_matching("energy")
+class Energy(_VectorMatching):
+    """How much moves, where and when: lengths of the centred patches, minus their mean, as one unit vector."""
+
+    name = "energy"
+    describe = staticmethod(kernels.energy)
+
+
+@register_matching("motionmap")
+class MotionMap(_VectorMatching):
+    """What moves where, without order: root mean square over time of the centred patches, as one unit vector."""
+
+    name = "motionmap"
+    describe = staticmethod(kernels.motionmap)
+
+
+@register_matching("meanpatch")
+class MeanPatch(_VectorMatching):
+    """Appearance: the mean over time of the patches, as one unit vector."""
+
+    name = "meanpatch"
+    describe = staticmethod(kernels.meanpatch)
+
+
+@register_matching("lag")
+class Lag(Matching):
+    """Patches compared under small shifts in time, see `lag_similarity`; it forgives a late start.
+
+    Without ``proj_dim`` there is nothing to train. With it, the patches are projected (channel dropout before), divided
+    softly by their length, and tau and lambda are learned.
+
+    Args:
+        spec: sizes of the features.
+        max_lag: R, the largest shift in time steps.
+        tau: sharpness of the soft maximum over shifts.
+        decay: lambda, the penalty of a shift.
+        proj_dim: channels of the learned projection; None for none.
+        dropout: share of channels that are dropped before the projection in training.
+        scale: factor of the logits.
+    """
+
+    reads = frozenset({"patches"})
+    temperature = 0.02
+
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        *,
+        max_lag: int = 7,
+        tau: float = 30.0,
+        decay: float = 0.35,
+        proj_dim: int | None = None,
+        dropout: float = 0.0,
+        scale: float = 1.0,
+    ) -> None:
+        super().__init__(spec)
+        check_positive(proj_dim=proj_dim)
+        if max_lag < 0:
+            raise InputError(f"max_lag is {max_lag}: give 0 or a positive number of time steps")
+        if not (tau > 0 and scale > 0):
+            raise InputError(f"tau is {tau} and scale is {scale}: give positive numbers")
+        if not decay >= 0:
+            raise InputError(f"decay is {decay}: give 0 or a positive number")
+        if not 0 <= dropout < 1 or (dropout and proj_dim is None):
+            raise InputError(f"dropout is {dropout}: give 0 to 1, and proj_dim with it")
+        self.max_lag, self.scale, self.dropout = max_lag, scale, dropout
+        self.project = nn.Linear(spec.dim, proj_dim, bias=False) if proj_dim else None
+        learned = proj_dim is not None
+        self.tau: float | nn.Parameter = nn.Parameter(torch.tensor(float(tau))) if learned else tau
+        self.decay: float | nn.Parameter = nn.Parameter(torch.tensor(float(decay))) if learned else decay
+
+    def encode(self, clip: VideoFeatures) -> Encoded:
+        assert clip.patches is not None
+        moving = kernels.centered(clip.patches)
+        if self.project is not None:
+            if self.training and self.dropout:
+                kept = torch.ones_like(moving[..., :1, :1, :])  # one mask for the patches of a clip
+                moving = moving * F.dropout(kept, self.dropout)
+            moving = soft_normalize(self.project(moving.to(self.project.weight.dtype)))
+        return {"patches": kernels.unit(moving, 3)}
+
+    def match(
+        self, support: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> dict[str, Tensor]:
+        clips = support["patches"]
+        scores = self.similarity(clips.flatten(-5, -4), query["patches"])
+        return {"lag": mean_over_shots(scores, clips.shape[-5], shot_mask)}
+
+    def clip_scores(self, support: Encoded, query: Encoded) -> Float[Tensor, "Q V"]:
+        return self.similarity(support["patches"], query["patches"])
+
+    def patch_weights(self, clip: Encoded) -> Float[Tensor, "L PP"]:
+        return _shares(clip["patches"])
+
+    def floats_per_pair(self, encoded: Encoded) -> int:
+        return self.spec.steps**2
+
+    def similarity(
+        self, support: Float[Tensor, "*B V L P D"], query: Float[Tensor, "*B Q L P D"]
+    ) -> Float[Tensor, "*B Q V"]:
+        """Score of each query and support clip."""
+        tau, decay = self.tau, self.decay
+        if isinstance(tau, Tensor) and isinstance(decay, Tensor):  # learned
+            tau, decay = tau.clamp_min(1e-3), decay.clamp_min(0)
+        return self.scale * lag_similarity(support, query, self.max_lag, tau, decay)
+
+
+@register_matching("ridge")
+class Ridge(Matching):
+    """Ridge regression from clips to one-hot labels in closed form (R2-D2: Bertinetto et al., ICLR 2019).
+
+    A clip is one unit vector of all its time steps. The logit of a class depends on all classes of the episode.
+
+    Args:
+        spec: sizes of the features.
+        features: ``frames``: E; ``patches``: the patches minus the clip's mean.
+        rho: weight of the penalty.
+        scale: factor of the logits.
+    """
+
+    per_class = False
+    temperature = 0.1
+
+    def __init__(
+        self, spec: FeatureSpec, *, features: FeatureChoice = "frames", rho: float = 1.0, scale: float = 1.0
+    ) -> None:
+        super().__init__(spec)
+        check_choice("features", features, ("frames", "patches"))
+        if not (rho >= 0 and scale > 0):
+            raise InputError(f"rho is {rho} and scale is {scale}: give rho of 0 or more and a positive scale")
+        self.features, self.rho, self.scale = features, rho, scale
+        self.reads = frozenset({"frame_level" if features == "frames" else "patches"})
+
+    def encode(self, clip: VideoFeatures) -> Encoded:
+        if self.features == "frames":
+            assert clip.frame_level is not None
+            return {"clip": kernels.unit(clip.frame_level.flatten(-2))}
+        assert clip.patches is not None
+        return {"clip": kernels.unit_patches(clip.patches).flatten(-3)}
+
+    def match(
+        self, support: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> dict[str, Tensor]:
+        return {"ridge": self.scale * kernels.ridge(support["clip"], query["clip"], self.rho, shot_mask)}
+
+    def floats_per_pair(self, encoded: Encoded) -> int:
+        return 1
+
+
+KERNELS = ("lag", "energy", "motionmap", "meanpatch")
+
+
+class _SeveralKernels(Matching):
+    """Base of methods on several descriptions of a clip, each a method of its own."""
+
+    reads = frozenset({"patches"})
+    per_class = False
+    kinds: ClassVar[dict[str, type[Matching]]] = {
+        "lag": Lag,
+        "energy": Energy,
+        "motionmap": MotionMap,
+        "meanpatch": MeanPatch,
+    }
+
+    def __init__(self, spec: FeatureSpec, names: Sequence[str]) -> None:
+        super().__init__(spec)
+        for name in names:
+            check_choice("kernels", name, KERNELS)
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"kernels {list(names)}: give one or more different ones of {', '.join(KERNELS)}")
+        self.parts = nn.ModuleDict({name: self.kinds[name](spec) for name in names})
+
+    def encode(self, clip: VideoFeatures) -> Encoded:
+        encoded = {}
+        for name, part in self.parts.items():
+            (tensor,) = part.encode(clip).values()
+            encoded[name] = tensor
+        return encoded
+
+    def scores(self, name: str, support: Tensor, query: Tensor) -> Float[Tensor, "*B Q V"]:
+        """Similarity of queries ``[..., Q]`` and clips ``[..., V]`` by one of the kernels."""
+        part = self.parts[name]
+        return part.similarity(support, query) if isinstance(part, Lag) else inner_products(support, query)
+
+    @staticmethod
+    def _in_a_row(name: str, support: Encoded) -> tuple[Tensor, int]:
+        """Clips of one kernel, ``[..., N, K, *features]``, as ``[..., N K, *features]``, and N."""
+        axis = -3 - (2 if name == "lag" else 0)  # lag keeps time steps and patches apart
+        return support[name].flatten(axis, axis + 1), support[name].shape[axis]
+
+    def floats_per_pair(self, encoded: Encoded) -> int:
+        return self.spec.steps**2
+
+
+@register_matching("lag_energy")
+class LagEnergy(_SeveralKernels):
+    """``lag`` plus ``energy``, each z-scored over the classes: for one example a class."""
+
+    temperature = 1.0
+
+    def __init__(self, spec: FeatureSpec) -> None:
+        super().__init__(spec, ("lag", "energy"))
+
+    def match(
+        self, support: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> dict[str, Tensor]:
+        logits = []
+        for name in self.parts:
+            clips, way = self._in_a_row(name, support)
+            scores = self.scores(name, clips, query[name])
+            logits.append(mean_over_shots(scores, way, shot_mask))
+        return {"lag_energy": kernels.z_sum(*logits)}
+
+
+@register_matching("kernel_ridge")
+class KernelRidge(_SeveralKernels):
+    """Kernel ridge regression on a weighted sum of kernels, see `weighted_kernel_ridge`: for several examples a class.
+
+    Each kernel is weighted by how well it separates the classes of the support clips.
+
+    Args:
+        spec: sizes of the features.
+        kernels: some of ``lag``, ``energy``, ``motionmap`` and ``meanpatch``.
+        ridge: penalty as a share of the mean diagonal.
+    """
+
+    temperature = 0.1
+
+    def __init__(self, spec: FeatureSpec, *, kernels: Sequence[str] = KERNELS, ridge: float = 0.1) -> None:
+        super().__init__(spec, tuple(kernels))
+        if not ridge > 0:
+            raise InputError(f"ridge is {ridge}: give a positive number")
+        self.ridge = ridge
+
+    def match(
+        self, support: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> dict[str, Tensor]:
+        own, cross, way = [], [], 1
+        for name in self.parts:
+            clips, way = self._in_a_row(name, support)
+            own.append(self.scores(name, clips, clips))
+            cross.append(self.scores(name, clips, query[name]))
+        return {"kernel_ridge": kernels.weighted_kernel_ridge(own, cross, way, shot_mask, self.ridge)}
+
+
+def _vectors(tensor: Tensor, axes: int) -> Tensor:
+    return tensor.flatten(-axes) if axes > 1 else tensor
+
+
+def _shares(patches: Float[Tensor, "L PP D"]) -> Float[Tensor, "L PP"]:
+    energy = patches.float().square().sum(-1)
+    return energy / energy.sum(-1, keepdim=True).clamp_min(1e-12)

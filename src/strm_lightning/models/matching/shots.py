@@ -1,0 +1,61 @@
+"""Support clips of a class: absent ones by a mask, and the mean over those that are present."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from strm_lightning.errors import InputError
+
+
+def check_shot_mask(shot_mask: Tensor, way_and_shot: Sequence[int]) -> None:
+    """Refuse a mask that does not fit the support.
+
+    Args:
+        shot_mask: true where a clip is present.
+        way_and_shot: N and K of the support.
+
+    Raises:
+        InputError: the mask is not of booleans ``[..., N, K]``, or leaves a class without a clip (not checked in
+            compiled code, where it would break the graph).
+    """
+    if shot_mask.dtype != torch.bool or shot_mask.shape[-2:] != tuple(way_and_shot):
+        raise InputError(
+            f"shot_mask of shape {list(shot_mask.shape)} and type {shot_mask.dtype}: this support needs booleans "
+            f"[..., {way_and_shot[0]}, {way_and_shot[1]}], one for each clip"
+        )
+    if not torch.compiler.is_compiling() and not shot_mask.any(-1).all():
+        raise InputError("shot_mask leaves a class without any support clip")
+
+
+def zero_absent(support: Tensor, shot_mask: Tensor | None) -> Tensor:
+    """Set absent clips ``[..., N, K, *features]`` to 0; ``where`` also stops the gradient of NaN and infinity."""
+    if shot_mask is None:
+        return support
+    extra = support.ndim - shot_mask.ndim
+    return torch.where(shot_mask[(..., *(None,) * extra)], support, 0)
+
+
+def prototypes(support: Float[Tensor, "*B N K Ls D"], shot_mask: Tensor | None = None) -> Float[Tensor, "*B N Ls D"]:
+    """The mean of the present clips of each class; absent clips must be 0 (`zero_absent`)."""
+    if shot_mask is None:
+        return support.mean(-3)
+    return support.sum(-3) / shot_mask.sum(-1).clamp_min(1)[..., None, None]
+
+
+def mean_over_shots(
+    scores: Float[Tensor, "*B Q S"], way: int, shot_mask: Tensor | None = None
+) -> Float[Tensor, "*B Q N"]:
+    """Mean over the clips of each class of scores for single clips, class after class: ``S = N K``.
+
+    Args:
+        scores: one score for each query and support clip; absent clips may hold anything.
+        way: number of classes N.
+        shot_mask: ``[..., N, K]``, true where a clip is present; None if all are.
+    """
+    by_class = scores.unflatten(-1, (way, -1))
+    if shot_mask is None:
+        return by_class.mean(-1)
+    present = shot_mask.unsqueeze(-3)
+    return torch.where(present, by_class, 0).sum(-1) / present.sum(-1).clamp_min(1)
