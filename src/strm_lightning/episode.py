@@ -18,7 +18,7 @@ class _Tensors:
     def map(self: _T, function: Callable[[Tensor], Tensor]) -> _T:
         """Apply a function to every tensor."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        mapped = {k: function(v) for k, v in values.items() if isinstance(v, Tensor)}
+        mapped: dict[str, Any] = {k: function(v) for k, v in values.items() if isinstance(v, Tensor)}
         mapped |= {k: v.map(function) for k, v in values.items() if isinstance(v, _Tensors)}
         return replace(self, **mapped)
 

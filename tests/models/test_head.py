@@ -158,7 +158,7 @@ def test_leading_axes_none_one_and_several(head: STRMHead) -> None:
 def test_wrong_masks_are_refused(head: STRMHead, episode: tuple) -> None:
     right = torch.ones(3, 2, dtype=torch.bool)
     for wrong in (right[:2], right[:, :1]):
-        with pytest.raises(ValueError, match=r"need booleans"):
+        with pytest.raises(ValueError, match=r"needs booleans"):
             head.match(*episode, wrong)
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -15,6 +14,7 @@ from strm_lightning.models.enrichment.ple import PatchEnrichment, Variant
 from strm_lightning.models.enrichment.pooling import LayoutCode, pool_maps
 from strm_lightning.models.matching.base import Encoded, Evidence, FeatureSpec, Matching, build_matching
 from strm_lightning.models.matching.qc import QueryClass
+from strm_lightning.models.matching.shots import check_shot_mask, zero_absent
 from strm_lightning.models.matching.tuples import check_sizes
 
 _QC = "qc."  # prefix of QC's tensors among the encoded ones
@@ -210,9 +210,10 @@ class STRMHead(nn.Module):
                 wanted = f"[..., {axes}, {self.num_frames}, {self.dim}]"
                 raise InputError(f"{name} features of shape {list(level.shape)}: this head matches {wanted}")
         if shot_mask is not None:
-            _check_mask(shot_mask, next(t for t in vars(support).values() if isinstance(t, Tensor)))
+            level = next(t for t in vars(support).values() if isinstance(t, Tensor))
+            check_shot_mask(shot_mask, level.shape[: shot_mask.ndim])
             # Values of absent clips, NaN among them, must not reach a product: its gradient would be NaN.
-            support = support.map(lambda tensor: _present(tensor, shot_mask))
+            support = support.map(lambda tensor: zero_absent(tensor, shot_mask))
         return self.match_encoded(self.encode(support), self.encode(query), shot_mask)
 
     def match_encoded(
@@ -220,8 +221,8 @@ class STRMHead(nn.Module):
     ) -> MatchLogits:
         """`match` from encoded clips, with leading axes ``[..., N, K]`` and ``[..., Q]``."""
         if shot_mask is not None:
-            _check_mask(shot_mask, next(iter(support.values())))
-            support = {name: _present(tensor, shot_mask) for name, tensor in support.items()}
+            check_shot_mask(shot_mask, next(iter(support.values())).shape[: shot_mask.ndim])
+            support = {name: zero_absent(tensor, shot_mask) for name, tensor in support.items()}
         logits = self.matching.match(_of_method(support), _of_method(query), shot_mask)
         first, *others = logits.values()
         qc = None
@@ -280,18 +281,3 @@ def _of_method(encoded: Encoded) -> Encoded:
 
 def _of_qc(encoded: Encoded) -> Encoded:
     return {name.removeprefix(_QC): tensor for name, tensor in encoded.items() if name.startswith(_QC)}
-
-
-def _present(tensor: Tensor, mask: Bool[Tensor, "*B N K"]) -> Tensor:
-    """Zeros in place of the values of absent clips."""
-    return tensor.masked_fill(~mask.reshape(*mask.shape, *(1,) * (tensor.ndim - mask.ndim)), 0)
-
-
-def _check_mask(mask: Tensor, support: Tensor) -> None:
-    if mask.dtype != torch.bool or mask.ndim < 2 or mask.shape != support.shape[: mask.ndim]:
-        raise InputError(
-            f"shot_mask of shape {list(mask.shape)} and type {mask.dtype}: the support clips need booleans "
-            f"[..., N, K], one for each clip, of shape {list(support.shape[: max(mask.ndim, 2)])}"
-        )
-    if not torch.compiler.is_compiling() and not mask.any(-1).all():
-        raise InputError("shot_mask leaves a class without any support clip")

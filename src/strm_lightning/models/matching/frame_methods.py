@@ -85,6 +85,7 @@ class FrameMatching(Matching):
         self.shots = shots
         dim = spec.dim if features == "frames" else spec.patches * spec.dim
         code = sinusoid(spec.steps, dim) if positions else None
+        self.code: Tensor | None
         self.register_buffer("code", code, persistent=False)
         self.project = TupleLinear(tuple_size, spec.steps, dim, tuple_dim) if tuple_dim else None
         self.norm = nn.LayerNorm(tuple_dim) if tuple_dim else None

@@ -1,7 +1,7 @@
 """Matching methods that compare clips as single vectors, and kernel ridge regression over several of them."""
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,13 +23,16 @@ class _VectorMatching(Matching):
     """Base of methods whose score is the inner product of two unit vectors; a logit is the mean over shots."""
 
     name: ClassVar[str]
-    describe: ClassVar[Callable[[Tensor], Tensor]]
     reads = frozenset({"patches"})
     temperature = 0.02
 
     def encode(self, clip: VideoFeatures) -> Encoded:
         assert clip.patches is not None
-        return {self.name: type(self).describe(clip.patches)}
+        return {self.name: self.describe(clip.patches)}
+
+    def describe(self, patches: Float[Tensor, "*B L P D"]) -> Tensor:
+        """The unit vector of each clip; its axes may stay apart."""
+        raise NotImplementedError
 
     def match(
         self, support: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
@@ -58,7 +61,9 @@ class Patches(_VectorMatching):
     """
 
     name = "patches"
-    describe = staticmethod(kernels.unit_patches)
+
+    def describe(self, patches: Float[Tensor, "*B L P D"]) -> Tensor:
+        return kernels.unit_patches(patches)
 
     def explain(
         self, support: Encoded, query: Encoded, label: int, shot_mask: Bool[Tensor, "N K"] | None = None
@@ -83,7 +88,9 @@ class Energy(_VectorMatching):
     """How much moves, where and when: lengths of the centred patches, minus their mean, as one unit vector."""
 
     name = "energy"
-    describe = staticmethod(kernels.energy)
+
+    def describe(self, patches: Float[Tensor, "*B L P D"]) -> Tensor:
+        return kernels.energy(patches)
 
 
 @register_matching("motionmap")
@@ -91,7 +98,9 @@ class MotionMap(_VectorMatching):
     """What moves where, without order: root mean square over time of the centred patches, as one unit vector."""
 
     name = "motionmap"
-    describe = staticmethod(kernels.motionmap)
+
+    def describe(self, patches: Float[Tensor, "*B L P D"]) -> Tensor:
+        return kernels.motionmap(patches)
 
 
 @register_matching("meanpatch")
@@ -99,7 +108,9 @@ class MeanPatch(_VectorMatching):
     """Appearance: the mean over time of the patches, as one unit vector."""
 
     name = "meanpatch"
-    describe = staticmethod(kernels.meanpatch)
+
+    def describe(self, patches: Float[Tensor, "*B L P D"]) -> Tensor:
+        return kernels.meanpatch(patches)
 
 
 @register_matching("lag")
@@ -179,9 +190,8 @@ class Lag(Matching):
         self, support: Float[Tensor, "*B V L P D"], query: Float[Tensor, "*B Q L P D"]
     ) -> Float[Tensor, "*B Q V"]:
         """Score of each query and support clip."""
-        tau, decay = self.tau, self.decay
-        if isinstance(tau, Tensor) and isinstance(decay, Tensor):  # learned
-            tau, decay = tau.clamp_min(1e-3), decay.clamp_min(0)
+        tau: float | Tensor = self.tau.clamp_min(1e-3) if isinstance(self.tau, Tensor) else self.tau
+        decay: float | Tensor = self.decay.clamp_min(0) if isinstance(self.decay, Tensor) else self.decay
         return self.scale * lag_similarity(support, query, self.max_lag, tau, decay)
 
 
@@ -252,9 +262,9 @@ class _SeveralKernels(Matching):
 
     def encode(self, clip: VideoFeatures) -> Encoded:
         encoded = {}
+        part: Any
         for name, part in self.parts.items():
-            (tensor,) = part.encode(clip).values()
-            encoded[name] = tensor
+            (encoded[name],) = part.encode(clip).values()
         return encoded
 
     def scores(self, name: str, support: Tensor, query: Tensor) -> Float[Tensor, "*B Q V"]:

@@ -52,16 +52,23 @@ class QueryClass(TupleMatching):
         present = slice(None) if shot_mask is None else shot_mask[label]
         mine = self.by_size(support["relations"][label][present])
         theirs = self.by_size(query["relations"])
-        contributions, weights = 0.0, 0.0
+        contributions: list[Tensor] = []
+        weights: list[Tensor] = []
         for i, (branch, count) in enumerate(zip(self.branches, self.tuple_counts, strict=True)):
             distances = torch.cdist(theirs[i].float(), mine[i].flatten(0, 1).float())
             nearest = torch.zeros_like(distances).scatter_(1, distances.argmin(1, keepdim=True), 1.0)
             share = nearest.unflatten(-1, (-1, count)) / count
             shortest = distances.amin(1)[:, None, None]
             members, steps = branch.linear.members, self.spec.steps
-            contributions = contributions - self.scale * spread_over_steps(share * shortest, members, steps)
-            weights = weights + spread_over_steps(share, members, steps) / len(self.tuple_counts)
-        return {"qc": Evidence(contributions=contributions, weights=weights, kind="nearest tuples")}
+            contributions.append(-self.scale * spread_over_steps(share * shortest, members, steps))
+            weights.append(spread_over_steps(share, members, steps) / len(self.tuple_counts))
+        return {
+            "qc": Evidence(
+                contributions=torch.stack(contributions).sum(0),
+                weights=torch.stack(weights).sum(0),
+                kind="nearest tuples",
+            )
+        }
 
     def floats_per_pair(self, encoded: Encoded) -> int:
         tuples, width = encoded["relations"].shape[-2:]

@@ -14,16 +14,16 @@ def check_shot_mask(shot_mask: Tensor, way_and_shot: Sequence[int]) -> None:
 
     Args:
         shot_mask: true where a clip is present.
-        way_and_shot: N and K of the support.
+        way_and_shot: leading axes of the support, which end in N and K.
 
     Raises:
         InputError: the mask is not of booleans ``[..., N, K]``, or leaves a class without a clip (not checked in
             compiled code, where it would break the graph).
     """
-    if shot_mask.dtype != torch.bool or shot_mask.shape[-2:] != tuple(way_and_shot):
+    if shot_mask.dtype != torch.bool or shot_mask.shape[-len(way_and_shot) :] != tuple(way_and_shot):
         raise InputError(
             f"shot_mask of shape {list(shot_mask.shape)} and type {shot_mask.dtype}: this support needs booleans "
-            f"[..., {way_and_shot[0]}, {way_and_shot[1]}], one for each clip"
+            f"[..., {', '.join(map(str, way_and_shot))}], one for each clip"
         )
     if not torch.compiler.is_compiling() and not shot_mask.any(-1).all():
         raise InputError("shot_mask leaves a class without any support clip")
@@ -34,7 +34,7 @@ def zero_absent(support: Tensor, shot_mask: Tensor | None) -> Tensor:
     if shot_mask is None:
         return support
     extra = support.ndim - shot_mask.ndim
-    return torch.where(shot_mask[(..., *(None,) * extra)], support, 0)
+    return torch.where(shot_mask.reshape(*shot_mask.shape, *(1,) * extra), support, 0)
 
 
 def prototypes(support: Float[Tensor, "*B N K Ls D"], shot_mask: Tensor | None = None) -> Float[Tensor, "*B N Ls D"]:

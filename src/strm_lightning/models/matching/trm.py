@@ -48,8 +48,11 @@ class TRM(TupleMatching):
     def match(
         self, support: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
     ) -> dict[str, Tensor]:
-        parts = [self.by_size(tensors[name]) for tensors in (query, support) for name in _NAMES]
-        logits = [cross_transform(*branch, shot_mask) for branch in zip(*parts, strict=True)]
+        q_keys, q_values, s_keys, s_values = (
+            self.by_size(tensors[name]) for tensors in (query, support) for name in _NAMES
+        )
+        branches = zip(q_keys, q_values, s_keys, s_values, strict=True)
+        logits = [cross_transform(*branch, shot_mask) for branch in branches]
         return {"trm": torch.stack(logits).mean(0)}
 
     def explain(
@@ -59,20 +62,28 @@ class TRM(TupleMatching):
         present = slice(None) if shot_mask is None else shot_mask[label]
         mine = {name: self.by_size(support[name][label][present]) for name in _NAMES}
         theirs = {name: self.by_size(query[name]) for name in _NAMES}
-        contributions, weights, strongest = 0.0, 0.0, []
+        contributions: list[Tensor] = []
+        weights: list[Tensor] = []
+        strongest = []
         for i, branch in enumerate(self.branches):
             members, tuples = branch.key.members, self.tuple_counts[i]
             attention = attend(theirs["keys"][i][None], mine["keys"][i][None])[0].unflatten(-1, (-1, tuples))
             prototypes = torch.einsum("tkj,kjd->td", attention, mine["values"][i])
             distances = (theirs["values"][i] - prototypes).float().square().sum(-1)
             share = attention.float() / tuples / len(self.tuple_sizes)
-            contributions = contributions - spread_over_steps(
-                share * distances[:, None, None], members, self.spec.steps
-            )
-            weights = weights + spread_over_steps(share, members, self.spec.steps)
+            cost = share * distances[:, None, None]
+            contributions.append(spread_over_steps(-cost, members, self.spec.steps))
+            weights.append(spread_over_steps(share, members, self.spec.steps))
             strongest.append(_strongest(attention, members))
         best = max(strongest, key=lambda match: match[3])
-        return {"trm": Evidence(contributions=contributions, weights=weights, kind="attention", strongest=best)}
+        return {
+            "trm": Evidence(
+                contributions=torch.stack(contributions).sum(0),
+                weights=torch.stack(weights).sum(0),
+                kind="attention",
+                strongest=best,
+            )
+        }
 
     def floats_per_pair(self, encoded: Encoded) -> int:
         tuples, width = encoded["keys"].shape[-2:]
