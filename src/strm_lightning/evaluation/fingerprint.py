@@ -43,8 +43,7 @@ def bank_fingerprint(
     """
     store, stamps = data.videos[stage].store, []
     for row in rows:
-        status = store.path_of(row).stat()
-        stamps.append([row, store.videos[row], int(store.frame_counts[row]), status.st_size, status.st_mtime_ns])
+        stamps.append([row, store.videos[row], int(store.frame_counts[row]), store.stamp(row)])
     transform = asdict(data.transform)
     parts = {
         "network": _hash_of(network),
