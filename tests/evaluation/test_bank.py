@@ -102,9 +102,8 @@ def test_space_of_a_mapped_bank_is_reserved(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("os.posix_fallocate", refuse)
     with pytest.raises(WriteError, match=r"a temporary file in .*No space left on device; set TMPDIR"):
         full(limit_gb=1e-9)
-    monkeypatch.setattr(
-        "strm_lightning.evaluation.bank._gather", lambda value: [value, value or "another process: full"]
-    )
+    bank = "strm_lightning.evaluation.bank"
+    monkeypatch.setattr(f"{bank}._gather", lambda value: [value, value or "another process: full"])
     with pytest.raises(WriteError, match="another process: full"):
         full()
 
@@ -138,7 +137,7 @@ def test_a_bank_that_cannot_be_kept_leaves_nothing_half_written(
     bank.save(path, "mark")
     with monkeypatch.context() as patch:
         patch.setattr("strm_lightning.evaluation.bank.save_file", refuse)
-        with pytest.raises(WriteError, match="cannot be written.*No space"):
+        with pytest.raises(WriteError, match=r"cannot be written.*No space"):
             bank.save(path, "other")
     assert list(tmp_path.iterdir()) == [path]
     assert FeatureBank.load(path, "mark") is not None

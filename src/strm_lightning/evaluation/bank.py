@@ -90,7 +90,7 @@ class FeatureBank(Generic[Group]):
         """
         size = len(self.rows) * self.views * sum(part.nbytes // len(part) for part in _tensors(example).values())
         folder = tempfile.gettempdir() if size > self.limit_gb * 1e9 else None
-        disk = (socket.gethostname(), os.stat(folder).st_dev) if folder else None
+        disk = (socket.gethostname(), Path(folder).stat().st_dev) if folder else None
         free = shutil.disk_usage(folder).free if folder else 0
         mapped = [found for found in _gather((disk, folder, size, free)) if found[0]]
         for found, place, _, available in mapped:
@@ -210,11 +210,9 @@ class FeatureBank(Generic[Group]):
             bank.group = _group(about["kind"], tensors, len(bank.rows) * bank.views)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise DamagedBankError(f"{path} is no whole bank of features ({error})") from error
-        wrong = [
-            name for name, tensor in tensors.items() if check and _checksum(tensor, metadata["bank"]) != sums[name]
-        ]
-        if wrong or sums.keys() != tensors.keys():
-            raise DamagedBankError(f"{path} is damaged: {', '.join(wrong) or 'a tensor'} differs from its checksum")
+        for name, tensor in tensors.items():
+            if check and sums.get(name) != _checksum(tensor, metadata["bank"]):
+                raise DamagedBankError(f"{path} is damaged: the checksum of {name} differs")
         bank.place = str(path)
         return bank
 
@@ -278,7 +276,10 @@ def _zeros(like: Any, clips: int, *, mapped: bool) -> Any:
 
 
 def _mapped(path: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """A tensor of zeros in a new file, whose blocks are reserved: a write to a mapping of a full disk kills by SIGBUS."""
+    """A tensor of zeros in a new file whose blocks are reserved.
+
+    A write to a mapped file that has no blocks yet kills the process by SIGBUS when the disk is full.
+    """
     size = torch.Size(shape).numel()
     with path.open("wb") as file:
         if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
