@@ -243,29 +243,6 @@ def test_matching_exports_for_any_way_shot_and_queries() -> None:
     run_script(EXPORT)
 
 
-TRAIN = """
-import torch
-from strm_lightning.models import STRM
-
-torch.manual_seed(0)
-model = STRM("resnet18.tv_in1k", pretrained=False, num_frames=4, match_dim=8, qc_dim=8)
-compiled = torch.compile(model, backend="aot_eager")
-support, query = torch.rand(2, 1, 4, 3, 32, 32), torch.rand(2, 4, 3, 32, 32)
-gradients = []
-for network in (model, compiled):
-    model.zero_grad()
-    torch.cat([network(support, query).trm, network(support, query).qc]).sum().backward()
-    gradients.append([p.grad.clone() for p in model.parameters()])
-torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3)
-"""
-
-
-@pytest.mark.slow
-def test_a_training_step_compiles_on_maps_of_one_place() -> None:
-    """32 pixels give a ResNet maps of 1 x 1."""
-    run_script(TRAIN)
-
-
 @pytest.mark.parametrize("options", [{}, {"variant": "official"}, {"center_clip": True, "patch_pooling": "layout"}])
 def test_every_parameter_is_saved_and_learns(options: dict) -> None:
     torch.manual_seed(0)
