@@ -26,6 +26,7 @@ from strm_lightning.evaluation.plots import log_pictures
 from strm_lightning.evaluation.report import device_name, run_folder, save_results, test_report
 from strm_lightning.evaluation.results import EpisodeRecord, EpisodeResults
 from strm_lightning.models.strm import STRM
+from strm_lightning.sync_batchnorm import use_timm_sync_batchnorm
 
 
 class STRMModule(L.LightningModule):
@@ -100,6 +101,7 @@ class STRMModule(L.LightningModule):
     # Training -----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
+        use_timm_sync_batchnorm(self.trainer)
         data = getattr(self.trainer, "datamodule", None)  # other loaders of episodes will do for training
         if isinstance(data, EpisodeDataModule):
             self.model.backbone.check_size(data.transform.image_size)

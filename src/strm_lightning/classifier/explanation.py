@@ -82,6 +82,7 @@ def explain(
             label: ClassEvidence(
                 [example.name for example in support.clips[label]],
                 matcher.evidence(support.features(label), clip.features),
+                average_qc=matcher.average_qc,
             )
             for label in labels
         },

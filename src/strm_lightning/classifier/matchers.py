@@ -29,10 +29,12 @@ class Matcher(nn.Module, ABC):
     Attributes:
         temperature: divides the logits where no temperature was fitted.
         qc_weight: lambda, the weight of QC in the combined logits.
+        average_qc: whether QC is averaged over Omega instead of summed.
     """
 
     temperature: float = 1.0
     qc_weight: float = 0.0
+    average_qc: bool = False
 
     @abstractmethod
     def encode(self, clips: UInt8[Tensor, "n L 3 S S"]) -> Features:
@@ -83,7 +85,7 @@ class HeadMatcher(Matcher):
 
     def __init__(self, model: STRM, qc_weight: float = 0.1) -> None:
         super().__init__()
-        self.model, self.qc_weight = model.eval(), qc_weight
+        self.model, self.qc_weight, self.average_qc = model.eval(), qc_weight, model.head.averages_qc
 
     def encode(self, clips: UInt8[Tensor, "n L 3 S S"]) -> Features:
         tuples = self.model.head.tuples(self.model.encode(clips))

@@ -1,8 +1,10 @@
 """Folders of frames as image files, ``root/<class>/<video>/00000001.jpg``."""
 
 import io
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from strm_lightning.data.files import entries
 from strm_lightning.data.index import count_all
-from strm_lightning.data.listing import Layout, Listing, PathStore, VideoStore
+from strm_lightning.data.listing import Layout, Listing, PathStore, VideoStore, stamp_of
 from strm_lightning.data.names import without_suffix
 from strm_lightning.data.videos import VideoError
 
@@ -65,6 +67,15 @@ class EncodedStore(VideoStore):
 
 class FrameFolderStore(PathStore, EncodedStore):
     """Folders of frames; frame 0 is the first by number, whatever its number is."""
+
+    def stamp(self, row: SupportsIndex) -> str:
+        """A hash of the names, sizes and times of change of the images: a folder's own time misses rewritten ones."""
+        folder = self._paths[row]
+        try:
+            images = [entry for entry in entries(folder) if is_image(entry.name)]
+        except OSError as error:
+            raise VideoError(f"{folder}: cannot be read ({error.strerror})") from error
+        return sha256(json.dumps([[entry.name, stamp_of(entry)] for entry in images]).encode()).hexdigest()
 
     def encoded(self, row: SupportsIndex, frames: Sequence[int]) -> Iterable[tuple[str, bytes]]:
         """The bytes of these image files."""

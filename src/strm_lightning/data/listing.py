@@ -1,5 +1,6 @@
 """What is under a root by name, before any of it is opened; each layout has its own listing and its own store."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from strm_lightning.data.frames import FramePolicy
+from strm_lightning.data.videos import VideoError
 
 Layout = Literal["videos", "frames", "zip", "cache", "flat"]
 LayoutOption = Literal["auto", "videos", "frames", "zip", "cache", "flat"]
@@ -42,6 +44,14 @@ class VideoStore(ABC):
     @abstractmethod
     def path_of(self, row: SupportsIndex) -> Path:
         """The file or folder that holds a video."""
+
+    def stamp(self, row: SupportsIndex) -> str:
+        """Text that changes when the source of a video changes; here the size and time of change of its one file.
+
+        Raises:
+            VideoError: the source cannot be read.
+        """
+        return stamp_of(self.path_of(row))
 
     @abstractmethod
     def read(self, row: SupportsIndex, frames: Sequence[int]) -> UInt8[Tensor, "n H W 3"]:
@@ -125,6 +135,19 @@ class Listing(ABC):
         """What was found, in words."""
         where = "without class folders" if self.layout == "flat" else f"in {len(self.by_class)} classes"
         return f"{count_of(self.places, 'video')} {where} (layout {self.layout!r})"
+
+
+def stamp_of(path: str | Path | os.DirEntry[str]) -> str:
+    """Size in bytes and time of change in nanoseconds of a file.
+
+    Raises:
+        VideoError: it cannot be read.
+    """
+    try:
+        status = path.stat() if isinstance(path, os.DirEntry) else os.stat(path)  # noqa: PTH116 (for many files)
+    except OSError as error:
+        raise VideoError(f"{os.fspath(path)}: cannot be read ({error.strerror})") from error
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def count_of(items: Iterable[object], noun: str) -> str:

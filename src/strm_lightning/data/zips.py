@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -16,7 +17,7 @@ from jaxtyping import Int, UInt8
 
 from strm_lightning.data.images import EncodedStore, frame_order, is_image
 from strm_lightning.data.index import index_file
-from strm_lightning.data.listing import Layout, Listing
+from strm_lightning.data.listing import Layout, Listing, stamp_of
 from strm_lightning.data.videos import VideoError
 from strm_lightning.errors import InputError
 from strm_lightning.fileio import write_atomically
@@ -77,6 +78,12 @@ class ZipStore(EncodedStore):
     def path_of(self, row: SupportsIndex) -> Path:
         """The place of a video in the zip, as a path below it."""
         return self._path / self.videos[row]
+
+    def stamp(self, row: SupportsIndex) -> str:
+        """Size and time of change of the zip, and a hash of the checksums of the video's entries."""
+        start = int(self._starts[row])
+        checksums = self._table.checksums[start : start + int(self.frame_counts[row])]
+        return f"{stamp_of(self._path)}-{sha256(np.ascontiguousarray(checksums).tobytes()).hexdigest()}"
 
     def encoded(self, row: SupportsIndex, frames: Sequence[int]) -> Iterable[tuple[str, bytes]]:
         """The bytes of these entries."""

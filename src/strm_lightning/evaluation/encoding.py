@@ -16,7 +16,7 @@ from strm_lightning.data.datamodule import EpisodeDataModule
 from strm_lightning.data.splits import Stage
 from strm_lightning.episode import PooledMaps, TupleFeatures
 from strm_lightning.errors import InputTypeError
-from strm_lightning.evaluation.bank import FeatureBank
+from strm_lightning.evaluation.bank import DamagedBankError, FeatureBank
 from strm_lightning.evaluation.fingerprint import bank_fingerprint
 
 Group = TypeVar("Group", PooledMaps, TupleFeatures)
@@ -61,17 +61,28 @@ def encode_videos(
         return _encode(trainer, stage, encode, rows, views, limit_gb)
     data, precision = datamodule_of(trainer), str(trainer.precision)
     mark = bank_fingerprint(data, stage, rows, keep.network, keep.options, views=views, precision=precision)
-    kept = FeatureBank.load(folder := keep.folder / mark[:24], mark)
+    kept = _load(trainer, stage, path := keep.folder / f"{mark[:24]}.safetensors", mark)
     if trainer.strategy.reduce_boolean_decision(kept is not None) and kept is not None:
         _say(stage, f"{kept.describe()}, kept from an earlier run")
         return kept
     bank = _encode(trainer, stage, encode, rows, views, limit_gb)
     if trainer.is_global_zero:
         try:
-            bank.save(folder, mark)
+            bank.save(path, mark)
         except OSError as error:
             warnings.warn(f"the bank of {stage} features could not be kept: {error}", stacklevel=2)
     return bank
+
+
+def _load(trainer: L.Trainer, stage: Stage, path: Path, mark: str) -> FeatureBank[Any] | None:
+    old = [folder for folder in path.parent.glob("*") if (folder / "bank.json").is_file()]
+    if old:
+        _say(stage, f"{len(old)} banks of version 0.1 in {path.parent} are not used; delete the folders to free space")
+    try:
+        return FeatureBank.load(path, mark, check=trainer.local_rank == 0)
+    except DamagedBankError as error:
+        warnings.warn(f"{error}; it is made again", stacklevel=2)
+        return None
 
 
 def _encode(

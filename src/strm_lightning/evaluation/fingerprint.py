@@ -41,10 +41,8 @@ def bank_fingerprint(
         views: random views of each video; 0 for the test choice.
         precision: of the trainer.
     """
-    store, stamps = data.videos[stage].store, []
-    for row in rows:
-        status = store.path_of(row).stat()
-        stamps.append([row, store.videos[row], int(store.frame_counts[row]), status.st_size, status.st_mtime_ns])
+    store = data.videos[stage].store
+    stamps = [[row, store.videos[row], int(store.frame_counts[row]), store.stamp(row)] for row in rows]
     transform = asdict(data.transform)
     parts = {
         "network": _hash_of(network),

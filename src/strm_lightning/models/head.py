@@ -14,7 +14,7 @@ from strm_lightning.models.ple import PatchEnrichment, Variant
 from strm_lightning.models.pooling import LayoutCode, pool_maps
 from strm_lightning.models.qc import TupleRelation, query_class_similarity
 from strm_lightning.models.trm import TemporalCrossTransformer, cross_transform
-from strm_lightning.models.tuples import check_sizes, num_tuples
+from strm_lightning.models.tuples import check_sizes, num_tuples, zero_absent
 
 
 class STRMHead(nn.Module):
@@ -69,7 +69,7 @@ class STRMHead(nn.Module):
         _check_choice("variant", variant, "paper", "official")
         _check_choice("patch_pooling", patch_pooling, "mean", "layout")
         _check_positive(dim=dim, patch_grid=patch_grid, match_dim=match_dim, qc_dim=qc_dim, proj_dim=proj_dim)
-        self.num_frames, self.patch_grid = num_frames, patch_grid
+        self.num_frames, self.patch_grid, self.variant = num_frames, patch_grid, variant
         self.center_clip, self.scale_clip = center_clip, scale_clip
         self.tuple_sizes, self.tuple_counts = sizes, num_tuples(sizes, num_frames)
         num_patches, self.in_dim = patch_grid**2, dim
@@ -135,10 +135,11 @@ class STRMHead(nn.Module):
             support: features of ``[..., N, K]`` clips.
             query: features of ``[..., Q]`` clips.
             shot_mask: True where a support clip is there, for classes with different numbers of shots; every class
-                needs one.
+                needs one. The features of absent clips have no influence on logits and gradients, NaN included.
 
         Returns:
-            Logits ``[..., Q, N]`` of TRM and of QC, each averaged (TRM) or summed (QC) over Omega as in the papers.
+            Logits ``[..., Q, N]`` of TRM and of QC. TRM is averaged over Omega; QC is summed for ``variant="paper"``
+            and averaged for ``variant="official"``.
 
         Raises:
             ValueError: the shapes do not fit the head or each other.
@@ -148,6 +149,13 @@ class STRMHead(nn.Module):
             if len(shape) < 3 + (name == "support") or shape[-2:] != (self.num_frames, self.dim):
                 wanted = f"[..., {axes}, {self.num_frames}, {self.dim}]"
                 raise InputError(f"{name} features of shape {list(shape)}: this head matches {wanted}")
+        if shot_mask is not None:
+            _check_mask(shot_mask, support.frame_level.shape[-4:-2])
+            # Before anything is multiplied: a weight's gradient of zero times NaN is NaN.
+            support = VideoFeatures(
+                patch_level=zero_absent(support.patch_level, shot_mask),
+                frame_level=zero_absent(support.frame_level, shot_mask),
+            )
         return self.match_tuples(self.tuples(support), self.tuples(query), shot_mask)
 
     def match_tuples(
@@ -162,8 +170,14 @@ class STRMHead(nn.Module):
         qc = None
         if query.relations is not None and support.relations is not None:
             pairs = zip(self._by_size(query.relations), self._by_size(support.relations), strict=True)
-            qc = torch.stack([query_class_similarity(q, s, shot_mask) for q, s in pairs]).sum(0)
+            scores = torch.stack([query_class_similarity(q, s, shot_mask) for q, s in pairs])
+            qc = scores.mean(0) if self.averages_qc else scores.sum(0)
         return MatchLogits(trm=torch.stack(trm).mean(0), qc=qc)
+
+    @property
+    def averages_qc(self) -> bool:
+        """Whether QC is averaged over Omega, as in the released code; the paper's equation sums."""
+        return self.variant == "official"
 
     def _by_size(self, tuples: Tensor) -> tuple[Tensor, ...]:
         return tuples.split(self.tuple_counts, dim=-2)

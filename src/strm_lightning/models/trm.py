@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from strm_lightning.models.positions import PositionCode
-from strm_lightning.models.tuples import TupleLinear
+from strm_lightning.models.tuples import TupleLinear, zero_absent
 
 
 class TemporalCrossTransformer(nn.Module):
@@ -39,6 +39,8 @@ def attend(
 ) -> Float[Tensor, "*B N QT KT"]:
     """How much each query tuple looks at each support tuple of each class; sums to 1 over a class's tuples."""
     way, tuples = support_keys.shape[-4], support_keys.shape[-2]
+    if shot_mask is not None:
+        support_keys = zero_absent(support_keys, shot_mask)
     # One product for all classes: the queries' keys are read once, not once a class.
     scores = query_keys.flatten(-3, -2) @ support_keys.flatten(-4, -2).mT
     scores = rearrange(scores, "... qt (n kt) -> ... n qt kt", n=way) * query_keys.shape[-1] ** -0.5
@@ -63,6 +65,8 @@ def cross_transform(
     """
     num_queries = query_keys.shape[-3]
     attention = attend(query_keys, support_keys, shot_mask)
+    if shot_mask is not None:
+        support_values = zero_absent(support_values, shot_mask)  # an attention of 0 does not silence NaN
     prototypes = attention.to(support_values.dtype) @ support_values.flatten(-3, -2)
     difference = query_values.flatten(-3, -2).unsqueeze(-3) - prototypes
     # A sum of a thousand squares does not fit bfloat16: summed in float32 at least.

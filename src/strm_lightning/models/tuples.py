@@ -5,7 +5,7 @@ from math import comb
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,6 +27,11 @@ def check_sizes(sizes: tuple[int, ...], num_frames: int) -> None:
 def num_tuples(sizes: tuple[int, ...], num_frames: int) -> tuple[int, ...]:
     """How many ordered tuples of each size a clip has: L choose w."""
     return tuple(comb(num_frames, size) for size in sizes)
+
+
+def zero_absent(clips: Float[Tensor, "*B N K X d"], shot_mask: Bool[Tensor, "*M N K"]) -> Float[Tensor, "*B N K X d"]:
+    """Replace everything of the support clips that ``shot_mask`` says are absent by 0, in the gradients too."""
+    return torch.where(shot_mask[..., None, None], clips, 0.0)
 
 
 class TupleLinear(nn.Linear):
