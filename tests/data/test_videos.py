@@ -71,7 +71,12 @@ def test_videos_of_too_many_pixels_are_refused_before_decoding(tmp_path: Path, m
     assert count_frames(path) == 3
     monkeypatch.setattr(limits, "MAX_PIXELS", 64 * 96 - 1)
     monkeypatch.setattr(videos, "_whole", lambda *_: pytest.fail("decoded"))
-    for read in (count_frames, foretell_frames, lambda path: read_frames(path, [0]), lambda path: list(iter_frames(path))):
+    for read in (
+        count_frames,
+        foretell_frames,
+        lambda path: read_frames(path, [0]),
+        lambda path: list(iter_frames(path)),
+    ):
         with pytest.raises(VideoError, match=r"a\.mp4: has a frame of 96 x 64 pixels; at most"):
             read(path)
 

@@ -142,8 +142,8 @@ def _whole(frames: Iterable[VideoFrame], path: str | Path) -> Iterator[VideoFram
 class _UprightRGB:
     """Convert frames to RGB, turned and mirrored as the video's display matrix says.
 
-    All frames get the size and the matrix of the first one, also where the stream changes midway. One reformatter serves
-    all frames of a video; with a new one for each frame the conversion takes 4 times as long.
+    All frames get the size and the matrix of the first one, also where the stream changes midway. One reformatter
+    serves all frames of a video; with a new one for each frame the conversion takes 4 times as long.
     """
 
     def __init__(self) -> None:
