@@ -121,12 +121,13 @@ def test_a_video_known_to_be_bad_does_not_stop_the_others(kind: str, tmp_path: P
 def test_names_too_long_for_a_clip_file_do_not_stop_the_others(tmp_path: Path) -> None:
     root, out = tmp_path / "videos", tmp_path / "cache"
     good = write_video(root / "a" / "good.avi", 3, codec="mpeg4", size=(32, 48))
-    for length in (240, 251):
-        os.link(good, root / "a" / f"{'x' * length}.avi")
+    wide = "\u5b57" * 80  # 240 bytes
+    for stem in ("x" * 244, "x" * 251, wide):
+        os.link(good, root / "a" / f"{stem}.avi")
     report = again(root, out)
     assert list(report.failed) == [f"a/{'x' * 251}"]
     assert "name is too long" in next(iter(report.failed.values()))
-    assert open_store(out).videos == ["a/good", f"a/{'x' * 240}"]
+    assert open_store(out).videos == ["a/good", f"a/{'x' * 244}", f"a/{wide}"]
 
 
 @pytest.mark.parametrize("place", ["loop", "a/loop", "a/loop.avi", "loop.avi"])

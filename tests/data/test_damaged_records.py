@@ -65,6 +65,7 @@ def mutations(document: Any) -> list[str]:
         texts += [json.dumps(changed(document, path, dict.pop, value)) for value in WRONG]
         if path and isinstance(path[-1], str):
             texts.append(json.dumps(changed(document, path, lambda inner, key: inner.pop(key), _GONE)))
+            texts.append(json.dumps(changed(document, path, lambda inner, key: inner.update(more=inner[key]), _GONE)))
     return texts
 
 

@@ -159,7 +159,7 @@ def find_examples(folder: str) -> dict[str, list[str]]:
     for inner in sorted(listing.root.iterdir()):
         if inner.is_dir() and inner.name[0] != "." and inner.name not in used:
             raise InputError(f"class {inner.name!r} has no video: {inner} has none; remove the folder")
-    return {name: [listing.places[video] for video in videos] for name, videos in listing.by_class.items()}
+    return {name: [listing.places[video] for video in listing.by_class[name]] for name in listing.class_names}
 
 
 def open_classifier(

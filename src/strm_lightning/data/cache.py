@@ -207,6 +207,7 @@ def _check(manifest: Mapping[str, Any]) -> None:
     policies = options["policies"]
     if options["format"] not in get_args(CacheFormat) or not policies or not {*policies} <= {*get_args(FramePolicy)}:
         raise InputError(f"format {options['format']!r} or policies {policies!r} are not known")
+    options_of(manifest)  # a TypeError where a name is unknown
     if type(manifest["complete"]) is not bool or not isinstance(manifest["source"], str):
         raise InputError("complete or source is of the wrong type")
     for name, (frames, size) in manifest["videos"].items():
