@@ -3,7 +3,9 @@
 import shutil
 import struct
 from pathlib import Path
+from unittest.mock import Mock, PropertyMock
 
+import av
 import numpy as np
 import pytest
 
@@ -63,6 +65,17 @@ def test_the_display_matrix_is_applied(kind: str, tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", count=3)
     plain = read_frames(path, [0, 2]).numpy()
     np.testing.assert_array_equal(read_frames(rotate(path, matrix), [0, 2]).numpy(), shown(plain))
+
+
+@pytest.mark.parametrize("kind", ["none", "clockwise", "half", "counter-clockwise"])
+def test_turns_are_known_where_pyav_does_not_know_all_side_data(kind: str, tmp_path: Path) -> None:
+    matrix, _ = MATRICES[kind]
+    with av.open(str(rotate(write_video(tmp_path / "a.mp4", count=1), matrix))) as container:
+        turned = next(container.decode(video=0)).rotation
+
+    frame = Mock(spec=av.VideoFrame, rotation=turned)
+    type(frame).side_data = PropertyMock(side_effect=ValueError("999 is not a valid Type"))
+    assert videos._display_matrix(frame) == matrix
 
 
 def test_videos_of_too_many_pixels_are_refused_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

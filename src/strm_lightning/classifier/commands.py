@@ -155,9 +155,9 @@ def find_examples(folder: str) -> dict[str, list[str]]:
         ValueError: no videos in it, or a folder without any.
     """
     listing = list_videos(folder, "videos")
-    used = {Path(place).relative_to(listing.root).parts[0] for place in listing.places.values()}
     for inner in sorted(listing.root.iterdir()):
-        if inner.is_dir() and inner.name[0] != "." and inner.name not in used:
+        near = [video for video in _videos_in(inner) if len(Path(video).relative_to(inner).parts) < 3]
+        if inner.is_dir() and inner.name[0] != "." and not near:
             raise InputError(f"class {inner.name!r} has no video: {inner} has none; remove the folder")
     return {name: [listing.places[video] for video in listing.by_class[name]] for name in listing.class_names}
 

@@ -22,6 +22,7 @@ from strm_lightning.data import limits
 from strm_lightning.errors import InputError
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+_TURNS = ((1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))  # display matrices of 0 to 3 turns to the left
 
 
 class VideoError(InputError):
@@ -163,13 +164,16 @@ def _display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
 
     The pixel (x, y) is shown at (a x + c y, b x + d y), with y down. PyAV's ``frame.rotation`` does not give mirroring.
     """
-    for data in frame.side_data:
-        if data.type.name == "DISPLAYMATRIX":
-            a, b, _, c, d = struct.unpack("=5i", bytes(data)[:20])
-            if abs(a) + abs(d) >= abs(b) + abs(c):
-                return -1 if a < 0 else 1, 0, 0, -1 if d < 0 else 1
-            return 0, -1 if b < 0 else 1, -1 if c < 0 else 1, 0
-    return 1, 0, 0, 1
+    try:
+        data = bytes(frame.side_data["DISPLAYMATRIX"])
+    except KeyError:
+        return 1, 0, 0, 1
+    except ValueError:  # the frame also has a kind of side data that PyAV does not know
+        return _TURNS[round(frame.rotation / 90) % 4]
+    a, b, _, c, d = struct.unpack("=5i", data[:20])
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return -1 if a < 0 else 1, 0, 0, -1 if d < 0 else 1
+    return 0, -1 if b < 0 else 1, -1 if c < 0 else 1, 0
 
 
 def _displayed(image: UInt8[np.ndarray, "H W 3"], matrix: tuple[int, int, int, int]) -> UInt8[np.ndarray, "h w 3"]:
