@@ -6,7 +6,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -165,7 +165,8 @@ def _display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
     The pixel (x, y) is shown at (a x + c y, b x + d y), with y down. PyAV's ``frame.rotation`` does not give mirroring.
     """
     try:
-        data = bytes(frame.side_data["DISPLAYMATRIX"])
+        side_data: Any = frame.side_data  # PyAV's annotation lacks this key
+        data = bytes(side_data["DISPLAYMATRIX"])
     except KeyError:
         return 1, 0, 0, 1
     except ValueError:  # the frame also has a kind of side data that PyAV does not know
