@@ -34,7 +34,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name[:180]}.{uuid4().hex[:12]}{PART_SUFFIX}")
+    stem = os.fsdecode(os.fsencode(path.name)[:180])  # file systems count bytes, at most 255
+    part = path.with_name(f".{stem}.{uuid4().hex[:12]}{PART_SUFFIX}")
     try:
         yield part
         if part.exists():

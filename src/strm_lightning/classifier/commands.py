@@ -148,19 +148,18 @@ def _videos_in(folder: Path) -> list[str]:
 
 
 def find_examples(folder: str) -> dict[str, list[str]]:
-    """Videos by class, from a folder with a folder for each class.
+    """Videos by class, by the rule of `strm fit`: the class is the folder that holds the videos (see `list_files`).
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: no videos in it, or a class without any.
+        ValueError: no videos in it, or a folder without any.
     """
-    list_videos(folder, "videos")  # says what is wrong with the folder
-    classes = sorted(f for f in Path(folder).expanduser().iterdir() if f.is_dir() and f.name[0] != ".")
-    examples = {f.name: _videos_in(f) for f in classes}
-    empty = [name for name, videos in examples.items() if not videos]
-    if empty:
-        raise InputError(f"class {empty[0]!r} has no video: {Path(folder) / empty[0]} has none; remove the folder")
-    return examples
+    listing = list_videos(folder, "videos")
+    for inner in sorted(listing.root.iterdir()):
+        near = [video for video in _videos_in(inner) if len(Path(video).relative_to(inner).parts) < 3]
+        if inner.is_dir() and inner.name[0] != "." and not near:
+            raise InputError(f"class {inner.name!r} has no video: {inner} has none; remove the folder")
+    return {name: [listing.places[video] for video in listing.by_class[name]] for name in listing.class_names}
 
 
 def open_classifier(

@@ -19,6 +19,9 @@ Layout = Literal["videos", "frames", "zip", "cache", "flat"]
 LayoutOption = Literal["auto", "videos", "frames", "zip", "cache", "flat"]
 
 
+GONE = "gone"  # stamp of a source that cannot be read
+
+
 class VideoStore(ABC):
     """Videos that can be read, in the order of their names. May be pickled; files are opened where they are read.
 
@@ -51,7 +54,12 @@ class VideoStore(ABC):
         Raises:
             VideoError: the source cannot be read.
         """
-        return stamp_of(self.path_of(row))
+        if (stamp := self._stamp(row)) == GONE:
+            raise VideoError(f"{self.path_of(row)}: cannot be read")
+        return stamp
+
+    def _stamp(self, row: SupportsIndex) -> str:
+        return stamp_of_file(str(self.path_of(row)))
 
     @abstractmethod
     def read(self, row: SupportsIndex, frames: Sequence[int]) -> UInt8[Tensor, "n H W 3"]:
@@ -115,6 +123,10 @@ class Listing(ABC):
     def open(self, frame_counts: Mapping[str, int], unreadable: Mapping[str, str]) -> VideoStore:
         """A store of the videos that were counted."""
 
+    def stamp(self, name: str) -> str:
+        """Text that changes when the source of a video is replaced or rewritten: its size and time of change."""
+        return stamp_of_file(self.places[name])
+
     @cached_property
     def by_class(self) -> Mapping[str, list[str]]:
         """Names of the videos of each class, ascending; none in a flat folder."""
@@ -137,16 +149,12 @@ class Listing(ABC):
         return f"{count_of(self.places, 'video')} {where} (layout {self.layout!r})"
 
 
-def stamp_of(path: str | Path | os.DirEntry[str]) -> str:
-    """Size in bytes and time of change in nanoseconds of a file.
-
-    Raises:
-        VideoError: it cannot be read.
-    """
+def stamp_of_file(place: str) -> str:
+    """Size in bytes and time of change in nanoseconds of a file or folder; ``gone`` where there is none."""
     try:
-        status = path.stat() if isinstance(path, os.DirEntry) else os.stat(path)  # noqa: PTH116 (for many files)
-    except OSError as error:
-        raise VideoError(f"{os.fspath(path)}: cannot be read ({error.strerror})") from error
+        status = os.stat(place)  # noqa: PTH116 (of 200,000 places: a Path of each would take longer)
+    except OSError:
+        return GONE
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
