@@ -17,8 +17,12 @@ from torch.utils.data import DataLoader
 
 from strm_lightning.episode import Episode
 from strm_lightning.evaluation.report import RESULTS
-from tests.test_module import data, module, trainer, weights
-from tests.test_module import pytestmark as pytestmark
+from tests.test_module import data, module, pytestmark, trainer, weights
+
+pytestmark = [
+    *pytestmark,
+    pytest.mark.filterwarnings("ignore:You requested to overfit"),  # Lightning says that it replaces the sampler
+]
 
 
 class Seen(L.Callback):
@@ -64,7 +68,7 @@ def test_every_precision_trains_and_tests(actions: Path, tmp_path: Path, precisi
         assert run.callback_metrics["test/loss"].isfinite()
 
 
-@pytest.mark.parametrize("plugin", [HalfPrecision("bf16-true"), DoublePrecision(), FSDPPrecision("bf16-mixed")])
+@pytest.mark.parametrize("plugin", [HalfPrecision("bf16-true"), DoublePrecision(), FSDPPrecision("bf16-true")])
 def test_precision_plugins_convert_floats_alone(actions: Path, plugin: Any) -> None:
     episodes = data(actions)
     episodes.setup("fit")
@@ -188,14 +192,14 @@ def test_own_loaders_serve_training_validation_and_test(actions: Path, tmp_path:
     assert torch.cat([part["index"] for part in predicted]).tolist() == list(range(9))
 
     theirs = run.validate(model, datamodule=data(actions), verbose=False)[0]
-    assert own == pytest.approx(theirs, abs=1e-6)
+    assert own == pytest.approx(theirs, rel=1e-4)
     run.test(model, datamodule=data(actions), verbose=False)
     assert model.results.predicted.tolist() == results.predicted.tolist()
     # The data module of the last run is still the trainer's, but these episodes are not of it.
     run.test(model, [loaders["test"], loaders["val"]], verbose=False)
     assert "card" not in model.report
     assert [row["episodes"] for row in model.report["sweep"]] == [9, 7]
-    assert "test/accuracy/dataloader_idx_1" in run.callback_metrics
+    assert "test/accuracy_loader_1" in run.callback_metrics
 
 
 def test_episodes_without_clips_and_without_a_bank_are_refused(actions: Path, tmp_path: Path) -> None:

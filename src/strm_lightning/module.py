@@ -295,7 +295,7 @@ class STRMModule(L.LightningModule):
             rates = {f"{stage}/accuracy_{way}way_{shot}shot": r.accuracy for (way, shot), r in found}
             self.log_dict(rates, sync_dist=True)
         elif len(found) > 1:
-            rates = {f"{stage}/accuracy/dataloader_idx_{n}": r.accuracy for n, r in enumerate(results)}
+            rates = {f"{stage}/accuracy_loader_{n}": r.accuracy for n, r in enumerate(results)}
             self.log_dict(rates, sync_dist=True)
         if stage == "test":
             timing = {"encoding_s": self._encoded_s, "matching_s": perf_counter() - self._matching_since}
