@@ -298,7 +298,10 @@ class STRMModule(L.LightningModule):
             rates = {f"{stage}/accuracy_loader_{n}": r.accuracy for n, r in enumerate(results)}
             self.log_dict(rates, sync_dist=True)
         if stage == "test":
-            timing = {"encoding_s": self._encoded_s, "matching_s": perf_counter() - self._matching_since}
+            timing: dict[str, Any] = {
+                "encoding_s": self._encoded_s,
+                "matching_s": perf_counter() - self._matching_since,
+            }
             timing |= {"device": device_name(self.device), "processes": self.trainer.world_size}
             source = describe_checkpoint(self._source, self.trainer.ckpt_path)
             options = {**self.hparams, "precision": str(self.trainer.precision)}
