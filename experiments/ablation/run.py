@@ -37,6 +37,7 @@ from strm_lightning import EpisodeDataModule, STRMModule
 from strm_lightning.data.splits import Stage
 from strm_lightning.episode import Episode, PooledMaps, TupleFeatures
 from strm_lightning.evaluation.bank import FeatureBank
+from strm_lightning.evaluation.encoding import datamodule_of
 from strm_lightning.evaluation.fingerprint import bank_fingerprint
 from strm_lightning.evaluation.results import half_interval
 from strm_lightning.evaluation.tables import markdown_table
@@ -121,7 +122,7 @@ class Stored(STRMModule):
     def _encode_maps(self, stage: Stage, *, views: int = 0) -> FeatureBank[PooledMaps]:
         if stage == "train":
             return self.banks["training"]
-        rows = _rows(self._datamodule, stage)
+        rows = _rows(datamodule_of(self.trainer, stage), stage)
         part: FeatureBank[PooledMaps] = FeatureBank(rows.tolist())
         part.put(torch.stack([rows, torch.zeros_like(rows)], 1), self.banks["testing"].get(rows))
         return part

@@ -10,9 +10,13 @@ from torch import Tensor
 _T = TypeVar("_T", bound="_Tensors")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class _Tensors:
-    """A named group of tensors that moves between devices as one (Lightning calls ``to`` and ``pin_memory``)."""
+    """A named group of tensors that moves between devices as one (Lightning calls ``to`` and ``pin_memory``).
+
+    Not frozen, because Lightning's precision plugins set the fields of a copy (`apply_to_collection`). Equality is
+    identity, because tensors do not compare to one truth value.
+    """
 
     def _map(self: _T, function: Any) -> _T:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -31,7 +35,7 @@ class _Tensors:
         return self._map(Tensor.pin_memory)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class PooledMaps(_Tensors):
     """The backbone's maps of a clip, pooled: all that the heads need of them, and a fraction of their size.
 
@@ -44,7 +48,7 @@ class PooledMaps(_Tensors):
     mean: Float[Tensor, "*B L D"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class VideoFeatures(_Tensors):
     """What STRM knows of a clip by itself, before any episode.
 
@@ -57,7 +61,7 @@ class VideoFeatures(_Tensors):
     frame_level: Float[Tensor, "*B L D"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class TupleFeatures(_Tensors):
     """All that matching needs of a clip, so that it is computed once however many episodes the clip is in.
 
@@ -74,7 +78,7 @@ class TupleFeatures(_Tensors):
     relations: Float[Tensor, "*B T Dz"] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class MatchLogits(_Tensors):
     """How well each query matches each class.
 
@@ -91,7 +95,7 @@ class MatchLogits(_Tensors):
         return self.trm if self.qc is None else self.trm + qc_weight * self.qc
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Episode(_Tensors):
     """One N-way K-shot task, or ``B`` of them with a leading axis.
 
@@ -119,6 +123,10 @@ class Episode(_Tensors):
     query_views: Int[Tensor, "*B Q"]
     support: UInt8[Tensor, "*B N K L 3 H W"] | None = None
     query: UInt8[Tensor, "*B Q L 3 H W"] | None = None
+
+    def batched(self) -> "Episode":
+        """The episode with a leading axis of one, if it has none."""
+        return self if self.index.ndim else self[None]
 
     @staticmethod
     def stack(episodes: "list[Episode]") -> "Episode":

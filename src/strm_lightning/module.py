@@ -12,18 +12,34 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import MeanMetric
 
 from strm_lightning.data.datamodule import EpisodeDataModule
+from strm_lightning.data.episodes import EpisodeDataset, align_progress
 from strm_lightning.data.splits import Stage
 from strm_lightning.episode import Episode, MatchLogits, PooledMaps, TupleFeatures
 from strm_lightning.errors import InputError
 from strm_lightning.evaluation.bank import FeatureBank
 from strm_lightning.evaluation.card import SOURCE_KEYS, describe_checkpoint
-from strm_lightning.evaluation.encoding import Keep, coming_rows, datamodule_of, encode_videos, share_buffers
+from strm_lightning.evaluation.encoding import (
+    Keep,
+    coming_rows,
+    encode_videos,
+    loaders_of,
+    share_buffers,
+    source_of,
+    without_clips,
+)
 from strm_lightning.evaluation.fingerprint import feature_options
 from strm_lightning.evaluation.matching import match_from_bank
 from strm_lightning.evaluation.plots import log_pictures
-from strm_lightning.evaluation.report import device_name, run_folder, save_results, test_report
+from strm_lightning.evaluation.report import (
+    device_name,
+    report_of_episodes,
+    run_folder,
+    save_results,
+    test_report,
+)
 from strm_lightning.evaluation.results import EpisodeRecord, EpisodeResults
 from strm_lightning.models.strm import STRM
 from strm_lightning.sync_batchnorm import use_timm_sync_batchnorm
@@ -85,6 +101,8 @@ class STRMModule(L.LightningModule):
         self.hparams["milestones"] = list(milestones)
         _check_choice(optimizer=(optimizer, _OPTIMIZERS), schedule=(schedule, ("constant", "milestones", *_ANNEALED)))
         _check_choice(loss_reduction=(loss_reduction, ("mean", "sum")))
+        if frozen_views < 1:
+            raise InputError(f"frozen_views is {frozen_views}: give a positive number")
         self.model = STRM(backbone, **model_options)
         self.model.backbone.requires_grad_(not freeze_backbone)
         self.qc_weight, self.loss_reduction = qc_weight, loss_reduction
@@ -92,7 +110,10 @@ class STRMModule(L.LightningModule):
         self.bank_dir, self.bank_limit_gb = bank_dir, bank_limit_gb
         self._maps: dict[Stage, FeatureBank[PooledMaps]] = {}
         self._tuples: FeatureBank[TupleFeatures] | None = None
+        self._loaders: list[Any] = []  # of the validation or test that is running
         self._records: list[EpisodeRecord] = []
+        self._shapes: dict[int, tuple[int, int]] = {}  # way and shot of each loader
+        self._losses: dict[str, MeanMetric] = {}
         self._source: dict[str, Any] | None = None  # the checkpoint that the weights are of
         self._encoded_s = self._matching_since = 0.0
         self.results: EpisodeResults | None = None
@@ -102,21 +123,35 @@ class STRMModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         use_timm_sync_batchnorm(self.trainer)
-        data = getattr(self.trainer, "datamodule", None)  # other loaders of episodes will do for training
+        data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, EpisodeDataModule):
             self.model.backbone.check_size(data.transform.image_size)
-        if stage == "fit" and self.freeze_backbone:
-            self._datamodule.train_views = self.frozen_views
+        if stage == "fit":
+            self._maps = {}  # a fit that was interrupted by an error has left its own
         if self.freeze_backbone or self.model.backbone.batch_norm == "frozen":
             warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # the frozen ones: they are meant
 
     def on_fit_start(self) -> None:
         self._source = None
-        if self.freeze_backbone:
+
+    def on_train_start(self) -> None:
+        loaders = loaders_of(self.trainer, "train")
+        for loader in loaders:
+            align_progress(self.trainer, loader)
+        # Not in on_fit_start: a learning-rate or batch-size finder trains before that hook.
+        if any(map(without_clips, loaders)) and "train" not in self._maps:
             self._maps["train"] = self._encode_maps("train", views=self.frozen_views)
 
     def on_fit_end(self) -> None:
         self._maps = {}  # of these videos, and large
+
+    @property
+    def train_views(self) -> int:
+        """Views of each training video whose features this module keeps; 0 where it learns from pixels.
+
+        `EpisodeDataModule.train_dataloader` asks for it.
+        """
+        return self.frozen_views if self.freeze_backbone else 0
 
     def train(self, mode: bool = True) -> "STRMModule":
         super().train(mode)
@@ -129,6 +164,7 @@ class STRMModule(L.LightningModule):
         return self.model(support, query)
 
     def training_step(self, episode: Episode, batch_idx: int) -> Tensor:
+        episode = episode.batched()
         with self._dropout_of_step():
             logits = self._logits(episode)
         losses = self.losses(logits, episode.query_labels)
@@ -175,11 +211,43 @@ class STRMModule(L.LightningModule):
     def on_test_epoch_start(self) -> None:
         self._start_evaluation("test")
 
-    def validation_step(self, episode: Episode, batch_idx: int) -> None:
-        self._evaluate(episode, "val", 0)
+    def on_predict_epoch_start(self) -> None:
+        loaders = [loader for loader in loaders_of(self.trainer, "test") if without_clips(loader)]
+        if not loaders:
+            return
+        stages = {loader.dataset.sampler.stage for loader in loaders}
+        if len(stages) > 1:
+            raise InputError(f"predict with the episodes of one stage at a time, not of {' and '.join(sorted(stages))}")
+        self._tuples = self._encode_tuples(stages.pop())
+        self._tuples.move(self.device)
+
+    def on_predict_epoch_end(self) -> None:
+        self._tuples = None
+
+    def validation_step(self, episode: Episode, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(episode, dataloader_idx)
 
     def test_step(self, episode: Episode, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(episode, "test", dataloader_idx)
+        self._evaluate(episode, dataloader_idx)
+
+    def predict_step(self, episode: Episode, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Predictions of a batch of ``B`` episodes.
+
+        Returns:
+            ``index [B]``, the episodes' numbers; ``logits [B, Q, N]``, combined as in a test; ``predicted [B, Q]``, the
+            class of each query among the N of its episode; ``class_ids [B, N]``, the classes of the video set that
+            these are. Episodes that only even out the processes' steps are left out.
+        """
+        episode = episode.batched()
+        logits = self._logits(episode).combined(self.qc_weight)
+        counted = _counted(loaders_of(self.trainer, "test")[dataloader_idx], episode)
+        found = {
+            "index": episode.index,
+            "logits": logits,
+            "predicted": logits.argmax(-1),
+            "class_ids": episode.class_ids,
+        }
+        return {name: tensor[counted] for name, tensor in found.items()}
 
     def on_validation_epoch_end(self) -> None:
         self._end_evaluation("val")
@@ -188,42 +256,61 @@ class STRMModule(L.LightningModule):
         self._end_evaluation("test")
 
     def on_test_end(self) -> None:
-        if self.trainer.is_global_zero:
+        if self.trainer.is_global_zero and self.report and "card" in self.report:
             log_pictures(self.trainer.loggers, run_folder(self.trainer))
 
     def _start_evaluation(self, stage: Stage) -> None:
-        data, start = self._datamodule, perf_counter()
-        self._records = [EpisodeRecord(data.episodes[stage]).to(self.device) for _ in data.settings(stage)]
+        loaders, start = loaders_of(self.trainer, stage), perf_counter()
+        self._loaders, self._shapes, self._losses = loaders, {}, {}
+        self._records = [EpisodeRecord(_num_episodes(loader)).to(self.device) for loader in loaders]
         share_buffers(self.model)
-        if data.evaluation == "bank":
+        if any(map(without_clips, loaders)):
             self._tuples = self._encode_tuples(stage)
             self._tuples.move(self.device)
         self._encoded_s, self._matching_since = perf_counter() - start, perf_counter()
 
-    def _evaluate(self, episode: Episode, stage: Stage, setting: int) -> None:
+    def _evaluate(self, episode: Episode, setting: int) -> None:
+        episode = episode.batched()
         logits = self._logits(episode)
         self._records[setting].update(logits.combined(self.qc_weight), episode)
+        self._shapes[setting] = (episode.support_ids.shape[-2], episode.support_ids.shape[-1])
         if setting == 0:
-            losses = self.losses(logits, episode.query_labels)
-            values = {f"{stage}/{name}": loss for name, loss in losses.items()}
-            size = len(episode.index)
-            self.log_dict(values, on_epoch=True, sync_dist=True, batch_size=size, add_dataloader_idx=False)
+            counted = _counted(self._loaders[0], episode)
+            weight = int(counted.sum())
+            which = counted if weight else slice(None)  # every process has the same metrics, also one of padding alone
+            for name, loss in self.losses(logits[which], episode.query_labels[which]).items():
+                metric = self._losses.setdefault(name, MeanMetric().to(self.device))
+                metric.update(loss.float(), weight)
 
     def _end_evaluation(self, stage: Stage) -> None:
-        found = dict(zip(self._datamodule.settings(stage), (r.results() for r in self._records), strict=True))
-        self.results, *others = found.values()
-        self._records, self._tuples = [], None
+        data = source_of(self.trainer, stage)
+        results = [record.results() for record in self._records]
+        shapes = data.settings(stage) if data else [self._shapes[number] for number in range(len(results))]
+        found = list(zip(shapes, results, strict=True))
+        self.results = results[0]
+        losses = {f"{stage}/{name}": metric.compute() for name, metric in self._losses.items()}
+        self._records, self._tuples, self._losses, self._loaders = [], None, {}, []
+        self.log_dict(losses, sync_dist=True)
         self.log(f"{stage}/accuracy", self.results.accuracy, prog_bar=True, sync_dist=True)
         self.log(f"{stage}/ci95", self.results.ci95, sync_dist=True)
-        if others:
-            rates = {f"{stage}/accuracy_{way}way_{shot}shot": r.accuracy for (way, shot), r in found.items()}
+        if len(found) > 1 and data:
+            rates = {f"{stage}/accuracy_{way}way_{shot}shot": r.accuracy for (way, shot), r in found}
+            self.log_dict(rates, sync_dist=True)
+        elif len(found) > 1:
+            rates = {f"{stage}/accuracy_loader_{n}": r.accuracy for n, r in enumerate(results)}
             self.log_dict(rates, sync_dist=True)
         if stage == "test":
-            timing = {"encoding_s": self._encoded_s, "matching_s": perf_counter() - self._matching_since}
-            where = {"device": device_name(self.device), "processes": self.trainer.world_size}
+            timing: dict[str, Any] = {
+                "encoding_s": self._encoded_s,
+                "matching_s": perf_counter() - self._matching_since,
+            }
+            timing |= {"device": device_name(self.device), "processes": self.trainer.world_size}
             source = describe_checkpoint(self._source, self.trainer.ckpt_path)
             options = {**self.hparams, "precision": str(self.trainer.precision)}
-            self.report = test_report(self._datamodule, self.model, options, found, source, timing | where)
+            if data:
+                self.report = test_report(data, self.model, options, dict(found), source, timing)
+            else:
+                self.report = report_of_episodes(found, source, timing)
             if self.trainer.is_global_zero:
                 save_results(run_folder(self.trainer), self.report)
 
@@ -234,6 +321,8 @@ class STRMModule(L.LightningModule):
             return self.model(episode.support, episode.query)
         if self._tuples is not None:
             return match_from_bank(self.model.head, self._tuples, episode, self.device)
+        if "train" not in self._maps or not self.trainer.training:
+            raise InputError("these episodes have no clips, and there is no bank of features for them")
         head, maps, ids = self.model.head, self._maps["train"], episode.to("cpu")
         support_maps = maps.get(ids.support_ids, ids.support_views).to(self.device)
         query_maps = maps.get(ids.query_ids, ids.query_views).to(self.device)
@@ -268,10 +357,6 @@ class STRMModule(L.LightningModule):
             return None
         options = feature_options(self.hparams, pooled=network is self.model.backbone)
         return Keep(Path(self.bank_dir).expanduser(), network, options)
-
-    @property
-    def _datamodule(self) -> EpisodeDataModule:
-        return datamodule_of(self.trainer)
 
     @contextmanager
     def _dropout_of_step(self) -> Iterator[None]:
@@ -310,6 +395,18 @@ _ANNEALED: dict[str, Any] = {
     ),
     "cosine": torch.optim.lr_scheduler.CosineAnnealingLR,
 }
+
+
+def _num_episodes(loader: Any) -> int | None:
+    """Episodes of a loader that count; None for all, where it is not of an `EpisodeDataset`."""
+    dataset = getattr(loader, "dataset", None)
+    return len(dataset) if isinstance(dataset, EpisodeDataset) else None
+
+
+def _counted(loader: Any, episode: Episode) -> Tensor:
+    """Which episodes of a batch count, ``[B]``; the others even out the processes' steps."""
+    number = _num_episodes(loader)
+    return torch.ones_like(episode.index, dtype=torch.bool) if number is None else episode.index < number
 
 
 def _check_choice(**options: tuple[str, Any]) -> None:
