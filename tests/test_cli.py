@@ -72,7 +72,9 @@ def test_help_is_short_and_ours_comes_first(monkeypatch: Any, capsys: Any, name:
     short, _, status = said(monkeypatch, capsys, name, "--help")
     everything, _, status_of_all = said(monkeypatch, capsys, name, "--help-all")
     assert status == status_of_all == 0
-    options, all_options = (set(re.findall(r"^  (?:-c CONFIG, )?(--[\w.-]+)", text, re.M)) for text in (short, everything))
+    options, all_options = (
+        set(re.findall(r"^  (?:-c CONFIG, )?(--[\w.-]+)", text, re.MULTILINE)) for text in (short, everything)
+    )
     assert {"--config", "--ckpt_path", "--data.root", "--data.split", "--model.backbone", "--help-all"} <= options
     assert options < all_options
     assert 15 <= len(options) <= 27

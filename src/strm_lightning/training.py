@@ -201,10 +201,10 @@ class STRMCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Check that the run's folders can be written before anything is computed."""
-        folders = {"trainer.logger": logger.save_dir for logger in self.trainer.loggers}
+        folders = [("trainer.logger", logger.save_dir) for logger in self.trainer.loggers]
         if self.subcommand == "fit" and self.trainer.loggers:
-            folders["checkpoint.dirpath"] = getattr(self._get(self.config_init, "checkpoint"), "dirpath", None)
-        for option, folder in folders.items():
+            folders.append(("checkpoint.dirpath", self._get(self.config_init, "checkpoint").dirpath))
+        for option, folder in folders:
             if folder and "://" not in str(folder):
                 _check_writable(Path(folder), option)
 
@@ -261,7 +261,7 @@ def run(arguments: list[str] | None, commands: dict[str, str]) -> STRMCLI:
             seed_everything_default=0,
             trainer_defaults={"logger": _CSV},
             parser_kwargs={"prog": "strm", **parsers},
-            auto_configure_optimizers=False,  # optimiser and schedule are options of the module, kept in its checkpoints
+            auto_configure_optimizers=False,  # optimiser and schedule are options of the module
             args=arguments,
         )
     except MisconfigurationException as error:
