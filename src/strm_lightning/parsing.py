@@ -20,7 +20,7 @@ class Parser(ArgumentParser):
         hint = f"did you mean {', '.join(near)}? " if near else ""
         program = parser.prog.replace(" [options]", "")
         show = getattr(parser, "help_option", "--help")
-        sys.stderr.write(f"error: {_shorten(message)}; {hint}all options: {program} {show}\n")
+        sys.stderr.write(f"error: {one_line(message)}; {hint}all options: {program} {show}\n")
         raise SystemExit(2)
 
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -36,7 +36,7 @@ def near_names(word: str, names: Any) -> list[str]:
     return get_close_matches(word, list(names), n=3, cutoff=0.6)
 
 
-def _shorten(message: str) -> str:
+def one_line(message: str) -> str:
     """A message on one line, without the list of types that jsonargparse repeats in its list of reasons."""
     line = " ".join(message.split())
     return re.sub(r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors: - ", "", line)

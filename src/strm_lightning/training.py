@@ -13,9 +13,9 @@ from typing import Any
 import lightning as L
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # as Lightning's own init_parser does
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from strm_lightning.checkpoints import LastCheckpoint, WholeFiles, check_checkpoint
 from strm_lightning.data.datamodule import MOVING_SHAPES, EpisodeDataModule
@@ -24,7 +24,7 @@ from strm_lightning.evaluation.plots import METRICS, draw
 from strm_lightning.evaluation.report import RESULTS, run_folder
 from strm_lightning.evaluation.tables import plain_table
 from strm_lightning.module import STRMModule
-from strm_lightning.parsing import Parser
+from strm_lightning.parsing import Parser, one_line
 
 _CSV = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}
 
@@ -189,7 +189,7 @@ class STRMCLI(LightningCLI):
         except ValueError as error:
             if isinstance(error, InputError) or "given class_path" not in str(error):
                 raise
-            raise InputError(" ".join(str(error).split())) from error
+            raise InputError(one_line(str(error))) from error
         self.datamodule.videos = data.videos
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -197,7 +197,7 @@ class STRMCLI(LightningCLI):
         try:
             return super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, ModuleNotFoundError) as error:
-            raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+            raise InputError(f"trainer: {one_line(str(error))}") from error
 
     def after_instantiate_classes(self) -> None:
         """Check that the run's folders can be written before anything is computed."""
@@ -265,11 +265,11 @@ def run(arguments: list[str] | None, commands: dict[str, str]) -> STRMCLI:
             args=arguments,
         )
     except MisconfigurationException as error:
-        raise InputError(" ".join(str(error).split())) from error
+        raise InputError(one_line(str(error))) from error
     except (ValueError, RuntimeError) as error:
         if not str(error).strip().startswith(_LIGHTNINGS_ERRORS):
             raise
-        raise InputError(" ".join(str(error).split())) from error
+        raise InputError(one_line(str(error))) from error
 
 
 _EPILOG = "The same options go into YAML files: `strm {} --print_config` prints one with all of them."

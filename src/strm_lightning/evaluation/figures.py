@@ -22,7 +22,7 @@ def confusion_figure(document: Mapping[str, Any]) -> "Figure":
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     long = max(map(len, names)) > _LONG
     cells = max(2.6, 0.3 * len(names))
-    figure, axes = _figure(cells + 1.2 + _room(names), cells + (0.9 if long else 0.7 + 0.7 * _room(names)))
+    figure, axes = _figure(cells + 1.6 + _room(names), cells + (0.9 if long else 0.7 + 0.7 * _room(names)))
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if long:
         axes.set_xticks(range(len(names)), [str(number) for number in range(1, len(names) + 1)])
@@ -166,8 +166,10 @@ def _colour(number: int) -> str:
 
 
 def _room(names: Sequence[str]) -> float:
-    """Inches that the longest of these names takes in small print."""
-    return 0.075 * max(map(len, names))
+    """Inches that the widest of these names takes in small print."""
+    from matplotlib.textpath import TextPath
+
+    return max(0.1, *(TextPath((0, 0), name, size=_SMALL).get_extents().width / 72 for name in names))
 
 
 def _columns(entries: Collection[str]) -> int:
