@@ -131,7 +131,7 @@ def test_bad_configuration_files_are_one_line(tmp_path: Path, monkeypatch: Any, 
         ("trainer.val_check_interval=99", "val_check_interval"),
         ("trainer.logger=CometLogger", "given class_path 'lightning.pytorch.loggers.CometLogger'.*comet"),
         ("trainer.logger.init_args.save_dir=file/runs", "--trainer.logger: the folder file/runs cannot be written to"),
-        ("checkpoint.dirpath=file/runs", "--checkpoint.dirpath: the folder file/runs cannot be written to"),
+        ("checkpoint.dirpath=file/runs", "--checkpoint.dirpath: the folder .*file/runs cannot be written to"),
         ("checkpoint.monitor=nope", "monitor='nope'"),
         ("trainer.callbacks={class_path: EarlyStopping, init_args: {monitor: nope}}", "`nope` which is not available"),
         ("seed_everything=-1", "--seed_everything is -1: the lowest value is 0"),
@@ -146,6 +146,7 @@ def test_wrong_options_of_lightning_are_one_line(
     Path("file").touch()
     steps = ["--data.train_episodes=2", "--data.val_episodes=2", "--data.test_episodes=2"]
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+    quiet.append("--trainer.log_every_n_steps=1")
     line = ["fit", *TINY, *steps, *quiet, "--data.root", str(actions), f"--{option}"]
     _, error, status = said(monkeypatch, capsys, *line)
     assert status == 2
@@ -158,7 +159,7 @@ def test_wrong_options_of_lightning_are_one_line(
 def test_the_data_come_before_the_model(tmp_path: Path, monkeypatch: Any, capsys: Any, name: str) -> None:
     """A wrong folder is reported at once, not after the weights have been asked for."""
     built: list[str] = []
-    monkeypatch.setattr("strm_lightning.module.STRM", lambda *_, **__: built.append("model"))
+    monkeypatch.setattr("timm.create_model", lambda *_, **__: built.append("model"))
     monkeypatch.chdir(tmp_path)
     _, error, status = said(monkeypatch, capsys, name, "--data.root", "nofolder")
     assert (status, built) == (2, [])
@@ -253,7 +254,6 @@ def test_a_bug_in_a_command_keeps_its_traceback(monkeypatch: Any, capsys: Any, e
     ("place", "error"),
     [
         ("data.datamodule.load_video_sets", TypeError),
-        ("module.STRM", ValueError),
         ("module.STRMModule.configure_optimizers", ValueError),
         ("module.STRMModule.training_step", RuntimeError),
         ("training.SaveConfig.setup", TypeError),
