@@ -84,7 +84,7 @@ def test_three_hours_in_constant_memory(monkeypatch: pytest.MonkeyPatch) -> None
 
     short, long = peak(0.25), peak(3)
     assert (short[0], long[0]) == (29, 359)
-    assert long[1] < 1.2 * short[1] + 100_000
+    assert long[1] < 2 * short[1]  # of a stream twelve times as long
 
 
 @pytest.mark.parametrize("lengths", [(0.0, 1.0), (1.0, 0.0), (-2.0, 1.0)])

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from strm_lightning.classifier.matchers import PatchMatcher
 from strm_lightning.models import Backbone
 from tests.classifier.conftest import HOW, moving, save_weights, write_video
 
-pytest.importorskip("gradio", reason="the page needs the extra `web`")
-sync_api = pytest.importorskip("playwright.sync_api", reason="driving a browser needs playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+# Only looked for: importing gradio takes as long as importing torch, and collecting the tests does not need it.
 pytestmark = [
+    pytest.mark.skipif(find_spec("gradio") is None, reason="the page needs the extra `web`"),
+    pytest.mark.skipif(find_spec("playwright") is None, reason="driving a browser needs playwright"),
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (Debian: apt-get install chromium)"),
     pytest.mark.filterwarnings("ignore"),  # gradio's and its server's own
 ]
@@ -40,7 +42,9 @@ def address(bare: PatchMatcher, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as driver:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield chromium
         chromium.close()

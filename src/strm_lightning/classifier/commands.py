@@ -225,7 +225,7 @@ def demo(
     try:
         from strm_lightning.classifier import web
     except ModuleNotFoundError as error:
-        raise MissingPackageError(f'the page needs {error.name}; run: pip install "strm-lightning[web]"') from error
+        raise MissingPackageError(f'the page needs {error.name}: in a checkout, run pip install ".[web]"') from error
     if max_mb < 1:
         raise InputError(f"--max_mb {max_mb}: give 1 megabyte or more")
     web.check_address(host, port)
