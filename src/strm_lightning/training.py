@@ -8,12 +8,12 @@ from typing import Any
 
 import lightning as L
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # as Lightning's own init_parser does
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from strm_lightning.checkpoints import LastCheckpoint, WholeFiles, check_checkpoint
+from strm_lightning.checkpoints import LastCheckpoint, check_checkpoint
 from strm_lightning.data.datamodule import EpisodeDataModule
+from strm_lightning.errors import InputError
 from strm_lightning.evaluation.plots import METRICS, draw
 from strm_lightning.evaluation.report import RESULTS, run_folder
 from strm_lightning.evaluation.tables import plain_table
@@ -21,9 +21,6 @@ from strm_lightning.module import STRMModule
 from strm_lightning.parsing import Parser
 
 _CSV = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}
-
-
-_WORDS = ("best", "last", "hpc", "registry")  # that Lightning takes for a checkpoint's path
 
 
 class _Parser(Parser, LightningArgumentParser):
@@ -53,9 +50,12 @@ class STRMCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         super().parse_arguments(parser, args)
-        path = self.config[self.config["subcommand"]]["ckpt_path"]
-        if path and "://" not in str(path) and not str(path).startswith(_WORDS):
-            check_checkpoint(Path(path))
+        options = self.config[self.config["subcommand"]]
+        if options["ckpt_path"]:
+            check_checkpoint(options["ckpt_path"])
+        if options.get("weights_only") is False:
+            raise InputError("--weights_only=false: checkpoints are tensors and plain values; leave it out")
+        options["weights_only"] = True
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--test_after_fit", type=bool, default=True, help="test the best checkpoint after a fit")
@@ -79,9 +79,7 @@ class STRMCLI(LightningCLI):
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
 
     def before_fit(self) -> None:
-        """Without validation classes there is no best checkpoint, only the last; each is written whole."""
-        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            self.trainer.strategy.checkpoint_io = WholeFiles()
+        """Without validation classes there is no best checkpoint, only the last."""
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         if "val" not in self.datamodule.videos:
