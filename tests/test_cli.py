@@ -75,6 +75,7 @@ def test_every_option_of_ours_has_its_meaning(monkeypatch: Any, capsys: Any) -> 
         (["doctor", "--splitt=x", "."], "splitt"),
         (["fit", "--ckpt_path", "absent.ckpt"], "--ckpt_path absent.ckpt: no such file"),
         (["test", "--ckpt_path", "."], "--ckpt_path .: is a folder"),
+        (["test", "--ckpt_path", "best"], "--ckpt_path best: name the file"),
         (["test", "--ckpt_path", "cut.ckpt"], "--ckpt_path cut.ckpt: cannot be read safely"),
         (["test", "--ckpt_path", "code.ckpt"], "code.ckpt: cannot be read safely; it holds more than tensors"),
         (["test", "--ckpt_path", "other.ckpt"], "other.ckpt: not a checkpoint of `strm fit`.*strm convert"),

@@ -16,7 +16,7 @@ from strm_lightning.errors import InputError
 from strm_lightning.fileio import atomic_path
 from strm_lightning.models.loading import load_tensors
 
-_WORDS = re.compile(r"best|last|hpc|registry(:.*)?", re.IGNORECASE)  # Lightning finds the file of these itself
+_WORDS = re.compile(r"best|last|hpc|(?i:registry)(:.*)?")  # Lightning finds the file of these itself
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -95,8 +95,7 @@ def read_checkpoint(path: str | Path, what: str = "checkpoint") -> Any:
 def check_checkpoint(path: str | Path) -> None:
     """Refuse a ``--ckpt_path`` that cannot be read safely or is of something else, before anything is built.
 
-    Lightning's words (``best``, ``last``, ``hpc``, ``registry:NAME``) pass: the files that they stand for are read by
-    `WholeFiles`.
+    Lightning's words ``last``, ``hpc`` and ``registry:NAME`` pass; `WholeFiles` reads the files that they stand for.
 
     Raises:
         MissingFileError: there is no such file.
@@ -106,6 +105,8 @@ def check_checkpoint(path: str | Path) -> None:
     if _WORDS.fullmatch(name):
         if Path(name).exists():  # Lightning's command line would read its options from this file
             raise InputError(f"--ckpt_path {name}: is a word of Lightning and a file here; give ./{name} for the file")
+        if name == "best":  # of an earlier fit in the same process, which a command line never has
+            raise InputError("--ckpt_path best: name the file, such as runs/version_0/checkpoints/best.ckpt")
         return
     content = read_checkpoint(path, "--ckpt_path")
     if not isinstance(content, dict) or "hyper_parameters" not in content or "state_dict" not in content:

@@ -384,7 +384,7 @@ class STRMModule(L.LightningModule):
         return super().load_state_dict(state, strict=strict, assign=assign)
 
     @_restricted_classmethod
-    def load_from_checkpoint(  # type: ignore[override]  # Lightning's annotation is Self, which beartype cannot check
+    def load_from_checkpoint(
         cls: type[_Module],  # noqa: N805
         checkpoint_path: str | Path | IO[bytes],
         map_location: Any = None,
