@@ -189,6 +189,7 @@ def test_a_test_that_cannot_run_is_reported_before_training(
         (["doctor", "--splitt=x", "."], "splitt"),
         (["fit", "--ckpt_path", "absent.ckpt"], "--ckpt_path absent.ckpt: no such file"),
         (["test", "--ckpt_path", "."], "--ckpt_path .: is a folder"),
+        (["test", "--ckpt_path", "best"], "--ckpt_path best: name the file"),
         (["test", "--ckpt_path", "cut.ckpt"], "--ckpt_path cut.ckpt: cannot be read safely"),
         (["test", "--ckpt_path", "code.ckpt"], "code.ckpt: cannot be read safely; it holds more than tensors"),
         (["test", "--ckpt_path", "other.ckpt"], "other.ckpt: not a checkpoint of `strm fit`.*strm convert"),

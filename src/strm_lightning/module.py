@@ -1,19 +1,26 @@
 """STRMModule: STRM as a LightningModule - build, step, log, optimise."""
 
+import io
+import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal, cast
+from typing import IO, Any, Literal, TypeVar, cast
 
 import lightning as L
+import numpy as np
 import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
+from strm_lightning.checkpoints import read_checkpoint, use_whole_files
 from strm_lightning.data.datamodule import EpisodeDataModule
 from strm_lightning.data.episodes import EpisodeDataset, align_progress
 from strm_lightning.data.splits import Stage
@@ -31,6 +38,7 @@ from strm_lightning.evaluation.encoding import (
     without_clips,
 )
 from strm_lightning.evaluation.fingerprint import feature_options
+from strm_lightning.evaluation.handover import Handover
 from strm_lightning.evaluation.matching import match_from_bank
 from strm_lightning.evaluation.plots import log_pictures
 from strm_lightning.evaluation.report import (
@@ -41,8 +49,11 @@ from strm_lightning.evaluation.report import (
     test_report,
 )
 from strm_lightning.evaluation.results import EpisodeRecord, EpisodeResults
-from strm_lightning.models.strm import STRM
+from strm_lightning.models.state import plain_name
+from strm_lightning.models.strm import STRM, own_classes
 from strm_lightning.sync_batchnorm import use_timm_sync_batchnorm
+
+_Module = TypeVar("_Module", bound="STRMModule")
 
 
 class STRMModule(L.LightningModule):
@@ -116,13 +127,30 @@ class STRMModule(L.LightningModule):
         self._losses: dict[str, MeanMetric] = {}
         self._source: dict[str, Any] | None = None  # the checkpoint that the weights are of
         self._encoded_s = self._matching_since = 0.0
-        self.results: EpisodeResults | None = None
-        self.report: dict[str, Any] | None = None
+        self._results: EpisodeResults | None = None
+        self._report: dict[str, Any] | None = None
+        self._handover = Handover()
+        self._dropout_seed = 0
+        self._accumulated = 0  # batches whose gradients wait for the next optimiser step
+        self._resumed: dict[str, Any] = {}  # what a checkpoint says of a fit that goes on
+
+    @property
+    def results(self) -> EpisodeResults | None:
+        """Predictions of the last validation or test; None before one."""
+        self._take_results()
+        return self._results
+
+    @property
+    def report(self) -> dict[str, Any] | None:
+        """What the last test wrote to ``results.json``; None before one."""
+        self._take_results()
+        return self._report
 
     # Training -----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         use_timm_sync_batchnorm(self.trainer)
+        use_whole_files(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, EpisodeDataModule):
             self.model.backbone.check_size(data.transform.image_size)
@@ -132,7 +160,12 @@ class STRMModule(L.LightningModule):
             warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # the frozen ones: they are meant
 
     def on_fit_start(self) -> None:
-        self._source = None
+        self._source, self._accumulated = None, 0
+        if not self.trainer.ckpt_path:
+            self._resumed = {}
+        # A resumed run drops what the first one would have dropped, whatever its own seed is.
+        own_seed = int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))
+        self._dropout_seed = self.trainer.strategy.broadcast(self._resumed.pop("dropout_seed", own_seed))
 
     def on_train_start(self) -> None:
         loaders = loaders_of(self.trainer, "train")
@@ -162,6 +195,16 @@ class STRMModule(L.LightningModule):
     def forward(self, support: Tensor, query: Tensor) -> MatchLogits:
         """Logits of ``query [..., Q, L, 3, H, W]`` for the classes of ``support [..., N, K, L, 3, H, W]``."""
         return self.model(support, query)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if pending := self._resumed.pop("pending_gradients", None):
+            self._restore_gradients(**pending)
+
+    def on_after_backward(self) -> None:
+        self._accumulated += 1
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self._accumulated = 0
 
     def training_step(self, episode: Episode, batch_idx: int) -> Tensor:
         episode = episode.batched()
@@ -199,8 +242,13 @@ class STRMModule(L.LightningModule):
         if options["schedule"] == "milestones":
             scheduler: Any = torch.optim.lr_scheduler.MultiStepLR(optimizer, options["milestones"], options["gamma"])
         else:
-            steps = int(self.trainer.estimated_stepping_batches)
-            scheduler = _ANNEALED[options["schedule"]](optimizer, steps)
+            steps = self.trainer.estimated_stepping_batches
+            if steps == float("inf"):
+                raise InputError(
+                    f"schedule {options['schedule']!r} ends at a known optimiser step: set trainer.max_epochs or "
+                    "trainer.max_steps (trainer.max_time may end the run earlier), or model.schedule: constant"
+                )
+            scheduler = _ANNEALED[options["schedule"]](optimizer, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # Validation and test ------------------------------------------------------------------------------------------
@@ -284,20 +332,20 @@ class STRMModule(L.LightningModule):
 
     def _end_evaluation(self, stage: Stage) -> None:
         data = source_of(self.trainer, stage)
-        results = [record.results() for record in self._records]
-        shapes = data.settings(stage) if data else [self._shapes[number] for number in range(len(results))]
-        found = list(zip(shapes, results, strict=True))
-        self.results = results[0]
+        every = [record.results() for record in self._records]
+        shapes = data.settings(stage) if data else [self._shapes[number] for number in range(len(every))]
+        found = list(zip(shapes, every, strict=True))
+        results = self._results = every[0]
         losses = {f"{stage}/{name}": metric.compute() for name, metric in self._losses.items()}
         self._records, self._tuples, self._losses, self._loaders = [], None, {}, []
         self.log_dict(losses, sync_dist=True)
-        self.log(f"{stage}/accuracy", self.results.accuracy, prog_bar=True, sync_dist=True)
-        self.log(f"{stage}/ci95", self.results.ci95, sync_dist=True)
+        self.log(f"{stage}/accuracy", results.accuracy, prog_bar=True, sync_dist=True)
+        self.log(f"{stage}/ci95", results.ci95, sync_dist=True)
         if len(found) > 1 and data:
             rates = {f"{stage}/accuracy_{way}way_{shot}shot": r.accuracy for (way, shot), r in found}
             self.log_dict(rates, sync_dist=True)
         elif len(found) > 1:
-            rates = {f"{stage}/accuracy_loader_{n}": r.accuracy for n, r in enumerate(results)}
+            rates = {f"{stage}/accuracy_loader_{n}": r.accuracy for n, r in enumerate(every)}
             self.log_dict(rates, sync_dist=True)
         if stage == "test":
             timing: dict[str, Any] = {
@@ -308,11 +356,17 @@ class STRMModule(L.LightningModule):
             source = describe_checkpoint(self._source, self.trainer.ckpt_path)
             options = {**self.hparams, "precision": str(self.trainer.precision)}
             if data:
-                self.report = test_report(data, self.model, options, dict(found), source, timing)
+                self._report = test_report(data, self.model, options, dict(found), source, timing)
             else:
-                self.report = report_of_episodes(found, source, timing)
+                self._report = report_of_episodes(found, source, timing)
             if self.trainer.is_global_zero:
-                save_results(run_folder(self.trainer), self.report)
+                save_results(run_folder(self.trainer), self._report)
+        if self.trainer.is_global_zero:
+            self._handover.give(results, self._report)
+
+    def _take_results(self) -> None:
+        if given := self._handover.take():
+            self._results, self._report = given
 
     # Features, from pixels or from a bank ---------------------------------------------------------------------------
 
@@ -360,10 +414,11 @@ class STRMModule(L.LightningModule):
 
     @contextmanager
     def _dropout_of_step(self) -> Iterator[None]:
-        """Make dropout a function of (step, rank), so that a resumed run drops what an uninterrupted one does."""
+        """Make dropout a function of (seed, step, rank), so that a resumed run drops what an uninterrupted one does."""
         devices = [self.device] if self.device.type == "cuda" else []
+        key = (self._dropout_seed, self.trainer.fit_loop.epoch_loop.total_batch_idx, self.global_rank)
         with torch.random.fork_rng(devices):
-            torch.manual_seed(hash((self.trainer.fit_loop.epoch_loop.total_batch_idx, self.global_rank)))
+            torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
             yield
 
     # Checkpoints --------------------------------------------------------------------------------------------------
@@ -372,20 +427,116 @@ class STRMModule(L.LightningModule):
         # The checkpoint holds all weights: loading it asks for no others.
         if "hyper_parameters" in checkpoint:
             checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "pretrained": False, "weights": None}
+        checkpoint["state_dict"] = {plain_name(name): value for name, value in checkpoint["state_dict"].items()}
+        if classes := own_classes(self.model):
+            checkpoint["own_classes"] = classes
+        if "optimizer_states" in checkpoint:  # else only the weights are wanted
+            checkpoint["dropout_seed"] = self._dropout_seed
+            if self._accumulated:
+                checkpoint["pending_gradients"] = self._pending_gradients()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._source = {name: value for name, value in checkpoint.items() if name in SOURCE_KEYS}
-        mine, other = self.state_dict(), checkpoint["state_dict"]
-        shapes = [k for k in mine.keys() & other.keys() if mine[k].shape != other[k].shape]
-        wrong = sorted(shapes + list(mine.keys() ^ other.keys()))
+        names = ("dropout_seed", "pending_gradients")
+        self._resumed = {name: checkpoint[name] for name in names if checkpoint.get(name) is not None}
+        mine, theirs = own_classes(self.model), checkpoint.get("own_classes", {})
+        if missing := {name: of for name, of in theirs.items() if mine.get(name) != of}:
+            name, of = next(iter(missing.items()))
+            raise InputError(
+                f"the checkpoint's {name} is a {of}, a class of your own that the checkpoint does not hold: build "
+                "STRMModule, put your part in, and load with trainer.test(module, ckpt_path=...) or load_state_dict"
+            )
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load tensors by name, with or without the prefixes of `torch.compile`.
+
+        Raises:
+            InputError: ``strict`` is set and names differ, or shapes differ.
+        """
+        mine = self.state_dict()
+        names = {plain_name(name): name for name in mine}
+        state = {names.get(plain_name(name), name): value for name, value in state_dict.items()}
+        wrong = [name for name in mine.keys() & state.keys() if mine[name].shape != state[name].shape]
+        if strict:
+            wrong += mine.keys() ^ state.keys()
         if wrong:
-            name = wrong[0]
-            sizes = [list(state[name].shape) if name in state else "absent" for state in (other, mine)]
+            name = min(wrong)
+            sizes = [list(of[name].shape) if name in of else "absent" for of in (state, mine)]
             raise InputError(
                 f"the checkpoint is of another model: {len(wrong)} tensors differ, such as {name!r}: {sizes[0]} in the "
                 f"checkpoint, {sizes[1]} here; build the model with the checkpoint's options (model.tuple_sizes, "
                 "model.backbone, ...)"
             )
+        return super().load_state_dict(state, strict=strict, assign=assign)
+
+    @_restricted_classmethod
+    def load_from_checkpoint(
+        cls: type[_Module],  # noqa: N805
+        checkpoint_path: str | Path | IO[bytes],
+        map_location: Any = None,
+        hparams_file: str | Path | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> _Module:
+        """The module of a checkpoint, as Lightning's method of this name, without running code that the file holds.
+
+        Args:
+            checkpoint_path: a local file, a file of a remote storage (``s3://`` and the like), or an open file.
+            map_location: where to put the tensors; see `torch.load`.
+            hparams_file: a YAML file of options that replace those of the checkpoint.
+            strict: whether names of tensors that differ are an error; shapes that differ always are.
+            weights_only: True or None; False is refused.
+            **kwargs: options that replace those of the checkpoint.
+
+        Raises:
+            MissingFileError: there is no such file.
+            InputError: the file is damaged, unsafe, on a web server, or of another model.
+        """
+        if weights_only is False:
+            raise InputError("weights_only=False: checkpoints of STRMModule are tensors and plain values; leave it out")
+        source: Any = checkpoint_path
+        if isinstance(source, (str, Path)):
+            content = read_checkpoint(source)
+            if not isinstance(content, dict) or "state_dict" not in content:
+                raise InputError(f"checkpoint {source}: not one of STRMModule")
+        else:
+            content = torch.load(source, "cpu", weights_only=True)
+        # Lightning gets what was read safely: some of its versions load any pickle here.
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        buffer.seek(0)
+        return super().load_from_checkpoint(buffer, map_location, hparams_file, strict, **kwargs)
+
+    def _pending_gradients(self) -> dict[str, Any] | None:
+        """Gradients of the batches since the last optimiser step, by rank; a resumed run needs them."""
+        strategy = self.trainer.strategy
+        kinds = (SingleDeviceStrategy, DDPStrategy)
+        if not isinstance(strategy, kinds) or strategy.handles_gradient_accumulation:
+            rank_zero_warn(
+                f"this checkpoint is inside a gradient accumulation, and {type(strategy).__name__} shards gradients: a "
+                f"run resumed from it loses those of {self._accumulated} batches"
+            )
+            return None
+        mine = {plain_name(n): p.grad.to("cpu", copy=True) for n, p in self.named_parameters() if p.grad is not None}
+        ranks: list[Any] = [mine] * self.trainer.world_size
+        if self.trainer.world_size > 1:
+            torch.distributed.all_gather_object(ranks, mine)
+        return {"batches": self._accumulated, "of": self.trainer.accumulate_grad_batches, "ranks": ranks}
+
+    def _restore_gradients(self, batches: int, of: int, ranks: Sequence[Mapping[str, Tensor]]) -> None:
+        now = {"accumulate_grad_batches": self.trainer.accumulate_grad_batches, "processes": self.trainer.world_size}
+        then = {"accumulate_grad_batches": of, "processes": len(ranks)}
+        if now != then:
+            raise InputError(
+                f"the checkpoint was written inside a gradient accumulation with {_listed(then)}; here {_listed(now)}; "
+                "resume with the same, or from a checkpoint of the end of an epoch"
+            )
+        gradients = ranks[self.global_rank]
+        for name, parameter in self.named_parameters():
+            if (gradient := gradients.get(plain_name(name))) is not None:
+                parameter.grad = gradient.to(parameter.device)
+        self._accumulated = batches
 
 
 _OPTIMIZERS: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -413,3 +564,7 @@ def _check_choice(**options: tuple[str, Any]) -> None:
     for name, (value, choices) in options.items():
         if value not in choices:
             raise InputError(f"{name} {value!r}: choose one of {', '.join(choices)}")
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())

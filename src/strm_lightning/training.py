@@ -12,12 +12,11 @@ from typing import Any
 
 import lightning as L
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # as Lightning's own init_parser does
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from strm_lightning.checkpoints import LastCheckpoint, WholeFiles, check_checkpoint
+from strm_lightning.checkpoints import LastCheckpoint, check_checkpoint
 from strm_lightning.data.datamodule import MOVING_SHAPES, EpisodeDataModule
 from strm_lightning.errors import InputError, WriteError
 from strm_lightning.evaluation.plots import METRICS, draw
@@ -27,9 +26,6 @@ from strm_lightning.module import STRMModule
 from strm_lightning.parsing import Parser, one_line
 
 _CSV = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}
-
-
-_WORDS = ("best", "last", "hpc", "registry")  # that Lightning takes for a checkpoint's path
 
 
 _EVALUATION = {
@@ -144,10 +140,13 @@ class STRMCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         super().parse_arguments(parser, args)
-        _check_lowest(self.config[self.config["subcommand"]])
-        path = self.config[self.config["subcommand"]]["ckpt_path"]
-        if path and "://" not in str(path) and not str(path).startswith(_WORDS):
-            check_checkpoint(Path(path))
+        options = self.config[self.config["subcommand"]]
+        _check_lowest(options)
+        if options["ckpt_path"]:
+            check_checkpoint(options["ckpt_path"])
+        if options.get("weights_only") is False:
+            raise InputError("--weights_only=false: checkpoints are tensors and plain values; leave it out")
+        options["weights_only"] = True
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add Lightning's groups in another order: ours first."""
@@ -209,9 +208,7 @@ class STRMCLI(LightningCLI):
                 _check_writable(Path(folder), option)
 
     def before_fit(self) -> None:
-        """Without validation classes there is no best checkpoint, only the last; each is written whole."""
-        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            self.trainer.strategy.checkpoint_io = WholeFiles()
+        """Without validation classes there is no best checkpoint, only the last."""
         if "val" not in self.datamodule.videos:
             for callback in self.trainer.checkpoint_callbacks:
                 if isinstance(callback, ModelCheckpoint) and callback.monitor == "val/accuracy":

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import fields
-from hashlib import sha256
 from itertools import combinations
 from typing import Any
 
@@ -17,6 +16,7 @@ from strm_lightning.classifier.evidence import TupleEvidence
 from strm_lightning.episode import MatchLogits, TupleFeatures
 from strm_lightning.models.backbone import Backbone
 from strm_lightning.models.pooling import pool_maps
+from strm_lightning.models.state import hash_state
 from strm_lightning.models.strm import STRM
 from strm_lightning.models.trm import attend
 
@@ -68,11 +68,7 @@ class Matcher(nn.Module, ABC):
 
     def fingerprint(self) -> str:
         """32 hexadecimal digits that differ between any two models whose features differ."""
-        found = sha256(repr(sorted(self.settings.items())).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            found.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
-            found.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return found.hexdigest()[:32]
+        return hash_state(self.state_dict(), repr(sorted(self.settings.items())))[:32]
 
 
 class HeadMatcher(Matcher):
