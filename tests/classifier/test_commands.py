@@ -86,8 +86,8 @@ def test_windows_of_a_long_video(run, place: Path, tmp_path: Path) -> None:
     assert [round(o["start"], 1) for o in objects] == [0, 1.2, 2.4]
     table = run(path, "--window=1.2", "--stride=1.2").splitlines()
     assert len(table) == 2
-    assert "0:00-0:01  up" in table[0]
-    assert "0:01-0:04  left" in table[1]
+    assert "0:00.0-0:01.2  up" in table[0]
+    assert "0:01.2-0:03.5  left" in table[1]
 
 
 def test_saved_examples_need_no_videos(run, place: Path, tmp_path: Path) -> None:

@@ -76,12 +76,29 @@ def test_the_class_opens_the_backbone_that_the_file_names(examples, tmp_path: Pa
     classifier.fit(examples).save(tmp_path / "actions.safetensors")
     other = FewShotClassifier.load(tmp_path / "actions.safetensors", jobs=2)
     assert other.jobs == 2
+    named = FewShotClassifier.load(tmp_path / "actions.safetensors", threshold=0.99, temperature=3.0, device="cpu")
+    assert (named.threshold, named.temperature) == (0.99, 3.0)
     assert other.predict(moving("up", 3)) == classifier.predict(moving("up", 3))
     FewShotClassifier(classifier.matcher, classifier.preprocessing).fit(examples).save(
         tmp_path / "nameless.safetensors"
     )
     with pytest.raises(ValueError, match="names no checkpoint"):
         FewShotClassifier.load(tmp_path / "nameless.safetensors")
+
+
+def test_options_of_load_take_precedence_over_the_file(classifier, examples, tmp_path: Path) -> None:
+    path = tmp_path / "actions.safetensors"
+    classifier.set_params(threshold=0.4, temperature=2.0).fit(examples).save(path)
+    other = FewShotClassifier(classifier.matcher, HOW).load(path, threshold=0.99, jobs=2)
+    assert (other.threshold, other.temperature, other.jobs) == (0.99, 2.0, 2)
+    assert other.calibration_.min_probability == 0.99
+    assert other.load(path, threshold=None).threshold is None
+    expected = other.classes_.tolist(), other.get_params()
+    with pytest.raises(ValueError, match=r"threshold 2\.0: give a probability"):
+        other.remove("up").load(path, threshold=2.0)
+    with pytest.raises(ValueError, match="no parameter 'shots'"):
+        other.load(path, shots=3)
+    assert (other.classes_.tolist(), other.get_params()) == (["left", "right"], expected[1])  # as before the errors
 
 
 @pytest.fixture

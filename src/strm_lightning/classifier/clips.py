@@ -1,5 +1,6 @@
 """From a video, of whatever kind and length, to clips of L frames as the model was trained on."""
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -102,7 +103,8 @@ def windows(
 
     A clip takes a frame from the middle of each of L equal parts of its window. Only these frames are kept, so memory
     depends on ``seconds / stride`` and not on the length of the video. A window that the video's end cuts off is
-    completed with the last frame if more than half of it was seen; a video shorter than a window is one clip.
+    completed with the last frame if more than half of it was seen; a video shorter than a window is one clip. Times
+    count from the first frame. A window in which a file has no frame, as in a gap between its time stamps, is left out.
 
     Args:
         video: a file or an array.
@@ -121,14 +123,20 @@ def windows(
     opened: deque[_Window] = deque()
     coming, now, any_closed = 0.0, 0.0, False
     image: np.ndarray | None = None
-    for image, now in _timed_frames(video, fps):
+    for newest, time in _from_zero(_timed_frames(video, fps)):
+        gap, before = time - now > seconds, image
+        image, now = newest, time
+        if coming + seconds <= now:
+            coming += stride * math.ceil((now - seconds - coming) / stride)
         while now >= coming:
             opened.append(_Window(coming))
             coming += stride
         small = None
         for window in opened:
             due = sum(now >= window.start + middle for middle in middles) - len(window.picks)
-            if due:
+            if due and gap and before is not None and window.start + seconds <= now:
+                window.picks += [_shrink(before, how)] * due  # the new frame is not of this window
+            elif due:
                 small = _shrink(image, how) if small is None else small
                 window.picks += [small] * due
         while opened and len(opened[0].picks) == how.num_frames:
@@ -147,6 +155,16 @@ def _timed_frames(video: Video, fps: float) -> Iterator[tuple[np.ndarray, float]
     if isinstance(video, (str, Path)):
         return iter_frames(video)
     return ((image, i / fps) for i, image in enumerate(check_array(video).numpy()))
+
+
+def _from_zero(frames: Iterator[tuple[np.ndarray, float]]) -> Iterator[tuple[np.ndarray, float]]:
+    """Count times from the first frame; where time stamps jump back, as in joined files, go on from the last time."""
+    origin, last = math.inf, 0.0
+    for image, time in frames:
+        if time - origin < last:
+            origin = time - last
+        last = time - origin
+        yield image, last
 
 
 def _shrink(image: np.ndarray, how: Preprocessing) -> UInt8[Tensor, "3 S S"]:

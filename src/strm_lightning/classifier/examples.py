@@ -7,6 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from strm_lightning.classifier.clips import Video, Videos, in_a_row, is_one
+from strm_lightning.classifier.predictions import UNKNOWN
 from strm_lightning.classifier.support import EncodedClip, SupportSet
 from strm_lightning.data.store import DataWarning
 from strm_lightning.data.videos import VideoError
@@ -35,6 +36,16 @@ def by_class(
     for video, label in zip(in_a_row(videos), labels, strict=True):
         grouped.setdefault(str(label), []).append(video)
     return grouped
+
+
+def check_labels(labels: Iterable[str]) -> None:
+    """Refuse the label of rejected videos as the name of a class.
+
+    Raises:
+        ValueError: a class is named ``unknown``.
+    """
+    if UNKNOWN in labels:
+        raise InputError(f"class {UNKNOWN!r}: this is the label of rejected videos; rename the class, such as 'other'")
 
 
 def add_examples(

@@ -29,10 +29,12 @@ class Matcher(nn.Module, ABC):
     Attributes:
         temperature: divides the logits where no temperature was fitted.
         qc_weight: lambda, the weight of QC in the combined logits.
+        attends: whether frames are matched by attention; else each frame is compared with the one of the same number.
     """
 
     temperature: float = 1.0
     qc_weight: float = 0.0
+    attends: bool = True
 
     @abstractmethod
     def encode(self, clips: UInt8[Tensor, "n L 3 S S"]) -> Features:
@@ -138,6 +140,7 @@ class PatchMatcher(Matcher):
     """
 
     temperature = 0.02
+    attends = False
 
     def __init__(self, backbone: Backbone, patch_grid: int = 4) -> None:
         super().__init__()

@@ -62,7 +62,7 @@ class Csv:
 
     def __init__(self, videos: Sequence[str]) -> None:
         self.writer = csv.DictWriter(
-            sys.stdout, ("video", "start", "end", "label", "probability", "error"), extrasaction="ignore"
+            sys.stdout, ("video", "start", "end", "label", "probability", "rejected", "error"), extrasaction="ignore"
         )
         self.writer.writeheader()
 
@@ -76,7 +76,7 @@ def _record(video: str, found: Found) -> dict[str, Any]:
         return {"video": video, "error": str(found)}
     prediction = found.prediction if isinstance(found, WindowPrediction) else found
     times = {"start": found.start, "end": found.end} if isinstance(found, WindowPrediction) else {}
-    scores = {"label": prediction.label, "probability": prediction.probability}
+    scores = {"label": prediction.label, "probability": prediction.probability, "rejected": prediction.rejected}
     return {"video": video, **times, **scores, "probabilities": dict(prediction.probabilities)}
 
 
