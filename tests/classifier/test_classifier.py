@@ -164,13 +164,13 @@ def test_a_rejection_is_an_attribute(bare, examples) -> None:
     query = moving("left", 9)
     windows = [classifier.predict(query), classifier.set_params(threshold=0.999).predict(query)]
     assert [(p.label, p.rejected) for p in windows] == [(UNKNOWN, False), (UNKNOWN, True)]
-    merged = list(merge_windows(WindowPrediction(i, i + 1, p) for i, p in enumerate(windows)))
+    merged = list(merge_windows(WindowPrediction(float(i), i + 1.0, p) for i, p in enumerate(windows)))
     assert [w.prediction.rejected for w in merged] == [False, True]
 
 
 def test_parameters_that_are_refused_are_not_set(classifier) -> None:
     before = classifier.get_params()
-    for wrong in ({"threshold": 2}, {"batch_size": 3, "temperature": -1}, {"jobs": 2, "shots": 1}):
+    for wrong in ({"threshold": 2.0}, {"batch_size": 3, "temperature": -1.0}, {"jobs": 2, "shots": 1}):
         with pytest.raises(ValueError):
             classifier.set_params(**wrong)
         assert classifier.get_params() == before

@@ -58,6 +58,15 @@ def read_clip(video: Video, how: Preprocessing) -> UInt8[Tensor, "L 3 S S"]:
     return how.transform(frames[chosen], None)
 
 
+def check_first_frame(path: str | Path) -> None:
+    """Decode the first frame of a video file, which takes milliseconds; damage further on is found by `read_clip`.
+
+    Raises:
+        VideoError: there is no such file, or it is empty, has no video in it or is damaged at its start.
+    """
+    next(iter(iter_frames(path)))
+
+
 def check_array(video: np.ndarray | Tensor) -> UInt8[Tensor, "F H W 3"]:
     """A decoded video as a tensor, refused in words where it is anything but ``[F, H, W, 3]`` of uint8."""
     if not isinstance(video, (np.ndarray, Tensor)):
@@ -127,7 +136,7 @@ def windows(
         gap, before = time - now > seconds, image
         image, now = newest, time
         if coming + seconds <= now:
-            coming += stride * math.ceil((now - seconds - coming) / stride)
+            coming += stride * (math.floor((now - seconds - coming) / stride) + 1)
         while now >= coming:
             opened.append(_Window(coming))
             coming += stride

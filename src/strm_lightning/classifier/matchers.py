@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from strm_lightning.classifier.evidence import TupleEvidence
-from strm_lightning.episode import MatchLogits, TupleFeatures
+from strm_lightning.episode import MatchLogits, TupleFeatures, VideoFeatures
 from strm_lightning.models.backbone import Backbone
 from strm_lightning.models.pooling import pool_maps
 from strm_lightning.models.strm import STRM
@@ -56,10 +56,19 @@ class Matcher(nn.Module, ABC):
     def floats_per_class(self, features: Features) -> int:
         """Numbers that matching one query with one class of one clip needs at once."""
 
+    @abstractmethod
+    def feature_shapes(self, num_frames: int) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the features of one clip of ``num_frames`` frames, by name."""
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights and of the features."""
+        return next(self.parameters()).dtype
 
     @property
     @abstractmethod
@@ -88,8 +97,17 @@ class HeadMatcher(Matcher):
         self.model, self.qc_weight = model.eval(), qc_weight
 
     def encode(self, clips: UInt8[Tensor, "n L 3 S S"]) -> Features:
-        tuples = self.model.head.tuples(self.model.encode(clips))
+        return self._named(self.model.encode(clips))
+
+    def _named(self, features: VideoFeatures) -> Features:
+        tuples = self.model.head.tuples(features)
         return {f.name: getattr(tuples, f.name) for f in fields(tuples) if getattr(tuples, f.name) is not None}
+
+    @torch.inference_mode()
+    def feature_shapes(self, num_frames: int) -> Mapping[str, tuple[int, ...]]:
+        blank = torch.zeros(num_frames, self.model.head.dim, device=self.device, dtype=self.dtype)
+        named = self._named(VideoFeatures(patch_level=blank, frame_level=blank))
+        return {name: tuple(tensor.shape) for name, tensor in named.items()}
 
     def match(self, support: Features, query: Features, shot_mask: Bool[Tensor, "N K"] | None = None) -> MatchLogits:
         return self.model.head.match_tuples(TupleFeatures(**support), TupleFeatures(**query), shot_mask)
@@ -150,6 +168,9 @@ class PatchMatcher(Matcher):
         grid = pool_maps(self.backbone(clips), self.patch_grid).grid
         moving = grid - grid.mean(1, keepdim=True)
         return {"patches": F.normalize(moving.flatten(1), dim=1).view_as(moving)}
+
+    def feature_shapes(self, num_frames: int) -> Mapping[str, tuple[int, ...]]:
+        return {"patches": (num_frames, self.patch_grid**2, self.backbone.dim)}
 
     def match(self, support: Features, query: Features, shot_mask: Bool[Tensor, "N K"] | None = None) -> MatchLogits:
         clips, queries = support["patches"].flatten(2), query["patches"].flatten(1)

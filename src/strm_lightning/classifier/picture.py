@@ -14,7 +14,7 @@ from matplotlib.patches import ConnectionPatch, Rectangle
 
 from strm_lightning.classifier.explanation import Explanation
 from strm_lightning.errors import InputError
-from strm_lightning.fileio import atomic_path
+from strm_lightning.fileio import atomic_path, sweep_parts, write_errors
 
 _INK, _QUIET, _LINK, _STRONG = "#1f2933", "#7b8794", "#c2410c", "#c2410c"
 _TRM, _QC = "#2563a8", "#8fb8de"
@@ -206,5 +206,6 @@ def check_name(path: str | Path) -> Path:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with atomic_path(path) as part:
+    with write_errors(path), atomic_path(path) as part:
         figure.savefig(part, format=path.suffix.lower()[1:])
+    sweep_parts(path.parent)
