@@ -151,7 +151,7 @@ def test_a_class_named_unknown_is_refused_before_anything_is_encoded(classifier,
         lambda: classifier.fit([moving("up"), moving("down")], ["up", UNKNOWN]),
         lambda: classifier.add(UNKNOWN, moving("down")),
     ):
-        with pytest.raises(ValueError, match=r"class 'unknown': this is the label of rejected videos; rename the class"):
+        with pytest.raises(ValueError, match="class 'unknown': this is the label of rejected videos; rename"):
             call()
     assert count_encoded() == 0
 
@@ -171,7 +171,7 @@ def test_a_rejection_is_an_attribute(bare, examples) -> None:
 def test_parameters_that_are_refused_are_not_set(classifier) -> None:
     before = classifier.get_params()
     for wrong in ({"threshold": 2.0}, {"batch_size": 3, "temperature": -1.0}, {"jobs": 2, "shots": 1}):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=r"threshold|temperature|shots"):
             classifier.set_params(**wrong)
         assert classifier.get_params() == before
 

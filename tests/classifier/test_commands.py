@@ -122,7 +122,7 @@ def test_a_full_disk_behind_the_output_is_told_in_one_line(place: Path) -> None:
     words = ["classify", f"--support={place / 'examples'}", *model, str(place / "queries"), "--json"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "strm_lightning", *words]
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w") as full:
         ended = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert ended.stderr == "error: standard output: cannot be written (No space left on device)\n"
     assert ended.returncode == 2

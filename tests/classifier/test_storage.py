@@ -119,17 +119,20 @@ def saved(trained, bare, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 
 ABSENT = object()
+GOOD_HOW = {"num_frames": 4, "image_size": 64, "short_side": 64, "frame_policy": "segments"}
 WRONG_ABOUT = {
     "format": [ABSENT, None, 3, "strm-lightning examples 9"],
     "fingerprint": [ABSENT, None, 7, "", [], "0" * 32],
-    "preprocessing": [ABSENT, None, [], {}, {"num_frames": 4}, {"shots": 1}]
-    + [
-        {"num_frames": 4, "image_size": 64, "short_side": 64, "frame_policy": "segments", **change}
-        for change in ({"num_frames": -5}, {"num_frames": "4"}, {"image_size": 0}, {"image_size": 10**12})
-        + ({"short_side": None}, {"short_side": True}, {"frame_policy": "best"}, {"frame_policy": []}, {"fps": 3})
+    "preprocessing": [
+        *(ABSENT, None, [], {}, {"num_frames": 4}, {"shots": 1}),
+        *(GOOD_HOW | change for change in ({"num_frames": -5}, {"num_frames": "4"}, {"image_size": 0}, {"fps": 3})),
+        *(GOOD_HOW | change for change in ({"image_size": 10**12}, {"short_side": None}, {"short_side": True})),
+        *(GOOD_HOW | change for change in ({"frame_policy": "best"}, {"frame_policy": []})),
     ],
-    "clips": [ABSENT, None, 4, "x", {}, [], [None] * 4, [{}] * 4, [{"label": 1, "name": "a", "digest": "b"}] * 4]
-    + [[{"label": "a", "name": "b"}] * 4, [{"label": "a", "name": "b", "digest": "c"}] * 5],
+    "clips": [
+        *(ABSENT, None, 4, "x", {}, [], [None] * 4, [{}] * 4, [{"label": 1, "name": "a", "digest": "b"}] * 4),
+        *([{"label": "a", "name": "b"}] * 4, [{"label": "a", "name": "b", "digest": "c"}] * 5),
+    ],
     "source": [ABSENT, 3, "best.ckpt", [], {"path": None}, {"path": "a", "lr": 1}, {"backbone": 3}, {"url": "x"}],
     "temperature": [ABSENT, None, True, "auto", 0, -1, float("nan"), float("inf"), [1], {}],
     "threshold": [ABSENT, False, "auto", -0.1, 1.5, float("nan"), [1], {}],
@@ -216,11 +219,13 @@ def test_a_damaged_header_is_refused_in_one_line_or_changes_nothing_that_matters
         damaged = bytearray(data)
         damaged[place] ^= int(rng.integers(1, 256))
         path.write_bytes(damaged)
+        message = ""
         try:
             classifier.load(path)  # a letter of a label or of a digest is another one
             survived += 1
         except InputError as error:
-            assert len(str(error).splitlines()) == 1
+            message = str(error)
+        assert len(message.splitlines()) <= 1
     assert survived < 300
 
 

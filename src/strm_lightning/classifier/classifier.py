@@ -170,8 +170,8 @@ class FewShotClassifier(ScikitLearnHabits):
             progress: show a bar.
 
         Raises:
-            ValueError: fewer than two classes, a class without any readable clip, or a class named ``unknown``, which is
-                the label of rejected videos.
+            ValueError: fewer than two classes, a class without any readable clip, or a class named ``unknown``,
+                which is the label of rejected videos.
         """
         grouped = by_class(videos, labels)
         check_labels(grouped)

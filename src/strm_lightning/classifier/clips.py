@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias, cast
@@ -140,14 +140,9 @@ def windows(
         while now >= coming:
             opened.append(_Window(coming))
             coming += stride
-        small = None
-        for window in opened:
-            due = sum(now >= window.start + middle for middle in middles) - len(window.picks)
-            if due and gap and before is not None and window.start + seconds <= now:
-                window.picks += [_shrink(before, how)] * due  # the new frame is not of this window
-            elif due:
-                small = _shrink(image, how) if small is None else small
-                window.picks += [small] * due
+        if gap and before is not None:  # windows that end in the gap do not have the new frame
+            _fill([w for w in opened if w.start + seconds <= now], before, now, middles, how)
+        _fill(opened, image, now, middles, how)
         while opened and len(opened[0].picks) == how.num_frames:
             any_closed = True
             yield opened[0].start, opened[0].start + seconds, torch.stack(opened.popleft().picks)
@@ -158,6 +153,18 @@ def windows(
         if len(window.picks) > how.num_frames / 2:
             missing = how.num_frames - len(window.picks)
             yield window.start, now, torch.stack(window.picks + [_shrink(image, how)] * missing)
+
+
+def _fill(
+    opened: Iterable[_Window], image: np.ndarray, now: float, middles: Sequence[float], how: Preprocessing
+) -> None:
+    """Give a frame to the windows that are due for one at this time; it is resized once."""
+    small = None
+    for window in opened:
+        due = sum(now >= window.start + middle for middle in middles) - len(window.picks)
+        if due:
+            small = _shrink(image, how) if small is None else small
+            window.picks += [small] * due
 
 
 def _timed_frames(video: Video, fps: float) -> Iterator[tuple[np.ndarray, float]]:

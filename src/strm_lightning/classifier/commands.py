@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from tqdm import tqdm
@@ -18,6 +17,7 @@ from strm_lightning.classifier.clips import check_first_frame
 from strm_lightning.classifier.examples import bar_options
 from strm_lightning.classifier.predictions import merge_windows
 from strm_lightning.classifier.reports import REPORTS, Found, Report
+from strm_lightning.classifier.uploads import Uploads, upload_folder
 from strm_lightning.data.layouts import list_videos
 from strm_lightning.data.videos import VIDEO_SUFFIXES, VideoError
 from strm_lightning.errors import InputError, MissingPackageError, WriteError
@@ -118,7 +118,7 @@ def _print(report: Report, video: str, found: Found) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is left in the buffer cannot be written at exit either
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - the rest of the buffer cannot be written at exit either
         raise WriteError(f"standard output: cannot be written ({error.strerror})") from error
 
 
@@ -248,6 +248,7 @@ def demo(
     host: str = "127.0.0.1",
     port: int | None = None,
     max_mb: int = 100,
+    max_total_mb: int = 1000,
     device: str | None = None,
 ) -> None:
     """Open a web page on this computer that recognises actions from a few clips of each.
@@ -259,6 +260,7 @@ def demo(
         host: address to listen on; 0.0.0.0 lets other computers in, and whoever reaches it may use it.
         port: number of the port; null takes the first free one from 7860.
         max_mb: size in megabytes of the largest file that may be uploaded.
+        max_total_mb: megabytes of all uploads together, with what is kept of them while their pages are open.
         device: such as ``cuda:0``; null for the GPU where there is one.
     """
     try:
@@ -267,11 +269,13 @@ def demo(
         raise MissingPackageError(f'the page needs {error.name}; run: pip install "strm-lightning[web]"') from error
     if max_mb < 1:
         raise InputError(f"--max_mb {max_mb}: give 1 megabyte or more")
+    if max_total_mb < max_mb:
+        raise InputError(f"--max_total_mb {max_total_mb}: give as much as --max_mb, {max_mb}, or more")
     web.check_address(host, port)
     plain = _without_examples(ckpt, backbone, weights, device)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploads go then too, as with Ctrl-C
-    with TemporaryDirectory(prefix="strm-demo-") as folder:
-        # gradio keeps uploads here; all of it goes when the server stops.
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        page = web.build(lambda: FewShotClassifier(plain.matcher, plain.preprocessing), Path(folder) / "examples")
-        web.serve(page, host=host, port=port, max_mb=max_mb)
+    with upload_folder() as folder:
+        os.environ["GRADIO_TEMP_DIR"] = str(folder)  # where gradio stores uploads
+        uploads = Uploads(max_total_mb * 10**6)
+        page = web.build(lambda: FewShotClassifier(plain.matcher, plain.preprocessing), folder / "examples", uploads)
+        web.serve(page, uploads, host=host, port=port, max_mb=max_mb)

@@ -35,7 +35,7 @@ def save(
 ) -> None:
     """Write a support set, whole or not at all.
 
-    Of a clip's path, the file name is kept, with as many parent folders as it takes to tell the clips of its class apart.
+    Of a clip's path, the file name is kept, with parent folders only where two clips of a class have the same name.
 
     Raises:
         WriteError: the disk is full, or the folder cannot be written to.
@@ -163,12 +163,8 @@ def _wrong_about(about: Mapping[str, Any]) -> str | None:
         return f"no {_listed(missing)} in its header"
     if not (isinstance(about["fingerprint"], str) and about["fingerprint"]):
         return f"fingerprint {_short(about['fingerprint'])}"
-    clips = about["clips"]
-    if not isinstance(clips, list):
-        return f"clips {_short(clips)}: a list is expected"
-    for number, clip in enumerate(clips):
-        if not (isinstance(clip, dict) and all(isinstance(clip.get(key), str) for key in ("label", "name", "digest"))):
-            return f"clip {number} is {_short(clip)}: label, name and digest are expected"
+    if wrong := _wrong_clips(about["clips"]):
+        return wrong
     how, source = about["preprocessing"], about["source"]
     if not (isinstance(how, dict) and set(how) == set(_HOW) and all(_HOW[key](value) for key, value in how.items())):
         return f"preprocessing {_short(how)}"
@@ -176,6 +172,19 @@ def _wrong_about(about: Mapping[str, Any]) -> str | None:
         known = _CHECKPOINT if isinstance(source, dict) and "path" in source else _BACKBONE
         if not (isinstance(source, dict) and all(key in known and known[key](value) for key, value in source.items())):
             return f"source {_short(source)}"
+    return _wrong_calibration(about)
+
+
+def _wrong_clips(clips: Any) -> str | None:
+    if not isinstance(clips, list):
+        return f"clips {_short(clips)}: a list is expected"
+    for number, clip in enumerate(clips):
+        if not (isinstance(clip, dict) and all(isinstance(clip.get(key), str) for key in ("label", "name", "digest"))):
+            return f"clip {number} is {_short(clip)}: label, name and digest are expected"
+    return None
+
+
+def _wrong_calibration(about: Mapping[str, Any]) -> str | None:
     for key in ("temperature", "threshold"):
         value, is_number = about[key], isinstance(about[key], (int, float)) and not isinstance(about[key], bool)
         if not (is_number or value == "fit" or (value is None and key == "threshold")):
@@ -195,7 +204,12 @@ def _wrong_tensors(tensors: Mapping[str, Tensor], count: int) -> str | None:
         if not tensor.ndim or len(tensor) != count:
             return f"{name!r} is {_described(tensor)}, where there are {count} clips"
         if name == _THUMBNAILS:
-            if tensor.dtype != torch.uint8 or tensor.ndim != 5 or tensor.shape[2] != 3 or tensor.shape[3] != tensor.shape[4]:
+            if (
+                tensor.dtype != torch.uint8
+                or tensor.ndim != 5
+                or tensor.shape[2] != 3
+                or tensor.shape[3] != tensor.shape[4]
+            ):
                 return f"{name!r} is {_described(tensor)}, not [clips, frames, 3, side, side] of uint8"
         elif not tensor.is_floating_point():
             return f"{name!r} is of {_plain(tensor.dtype)}, not floating point"
