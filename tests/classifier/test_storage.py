@@ -134,12 +134,13 @@ WRONG_ABOUT = {
         *([{"label": "a", "name": "b"}] * 4, [{"label": "a", "name": "b", "digest": "c"}] * 5),
     ],
     "source": [ABSENT, 3, "best.ckpt", [], {"path": None}, {"path": "a", "lr": 1}, {"backbone": 3}, {"url": "x"}],
-    "temperature": [ABSENT, None, True, "auto", 0, -1, float("nan"), float("inf"), [1], {}],
+    "temperature": [ABSENT, None, True, "auto", 0, -1, 10**400, float("nan"), float("inf"), [1], {}],
     "threshold": [ABSENT, False, "auto", -0.1, 1.5, float("nan"), [1], {}],
 }
 WRONG_TENSORS = {
     "integers": lambda t: t.int(),
     "half": lambda t: t.half(),
+    "eighth": lambda t: t.float().to(torch.float8_e4m3fn),
     "double": lambda t: t.double(),
     "bytes": lambda t: torch.zeros(t.shape, dtype=torch.uint8),
     "nan": lambda t: torch.where(torch.arange(t.numel()).view(t.shape) == 3, torch.nan, t),

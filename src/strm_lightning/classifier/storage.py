@@ -191,7 +191,7 @@ def _wrong_calibration(about: Mapping[str, Any]) -> str | None:
             return f"{key} {_short(value)}"
     try:
         check_options(*(v if v in (None, "fit") else float(v) for v in (about["temperature"], about["threshold"])))
-    except InputError as error:
+    except (InputError, OverflowError) as error:
         return str(error)
     return None
 
@@ -211,7 +211,7 @@ def _wrong_tensors(tensors: Mapping[str, Tensor], count: int) -> str | None:
                 or tensor.shape[3] != tensor.shape[4]
             ):
                 return f"{name!r} is {_described(tensor)}, not [clips, frames, 3, side, side] of uint8"
-        elif not tensor.is_floating_point():
+        elif tensor.dtype not in _FLOATS:
             return f"{name!r} is of {_plain(tensor.dtype)}, not floating point"
         elif not tensor.isfinite().all():
             return f"{name!r} has values that are not finite"
@@ -234,6 +234,7 @@ def _is_policy(value: Any) -> bool:
     return value in get_args(FramePolicy)
 
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of others, isfinite may not be known
 _KEYS = ("fingerprint", "preprocessing", "clips", "source", "temperature", "threshold")
 _HOW: dict[str, Callable[[Any], bool]] = {
     "num_frames": _is_count,

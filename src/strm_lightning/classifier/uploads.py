@@ -133,10 +133,12 @@ class Uploads:
     def room(self) -> int:
         """Bytes that may still be uploaded."""
         now = time.monotonic()
-        for name in [name for name, session in self._sessions.items() if now - session.used > _IDLE_S]:
-            self.drop(name)
-        kept = sum(one.nbytes for one in self._all.values())
-        return self.max_bytes - self.under_way - kept - _size(Path(os.environ.get("GRADIO_TEMP_DIR", "")))
+        for name, session in list(self._sessions.items()):  # a copy, since other threads add to it
+            if now - session.used > _IDLE_S:
+                self.drop(name)
+        kept = sum(one.nbytes for one in list(self._all.values()))
+        folder = os.environ.get("GRADIO_TEMP_DIR")
+        return self.max_bytes - self.under_way - kept - (_size(Path(folder)) if folder else 0)
 
     def _of(self, session: str) -> dict[str, Kept]:
         found = self._sessions.setdefault(session, _Session(0.0))
