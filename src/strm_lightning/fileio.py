@@ -65,9 +65,10 @@ def write_errors(path: str | Path, *kinds: type[Exception]) -> Iterator[None]:
     Raises:
         WriteError: the block raised an `OSError` or one of ``kinds``.
     """
+    errors: tuple[type[Exception], ...] = (OSError, *kinds)
     try:
         yield
-    except (OSError, *kinds) as error:
+    except errors as error:
         reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
         raise WriteError(f"{path}: cannot be written ({reason})") from error
 
