@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from strm_lightning.classifier.predictions import Prediction, WindowPrediction, clock
 from strm_lightning.data.videos import VideoError
@@ -14,6 +14,7 @@ from strm_lightning.data.videos import VideoError
 Found = Prediction | WindowPrediction | VideoError
 
 
+@runtime_checkable
 class Report(Protocol):
     """Prints what was found, line by line as it comes."""
 
