@@ -243,8 +243,8 @@ with upload_folder() as folder:
         server.kill()
     assert (folder / "private.mp4").exists()
     with upload_folder() as own:
-        assert [path.name for path in tmp_path.iterdir()] == [own.name]
-    assert not list(tmp_path.iterdir())
+        assert list(tmp_path.glob("strm-demo-*")) == [own]
+    assert not list(tmp_path.glob("strm-demo-*"))
 
 
 def test_a_port_in_use_is_told_before_a_model_is_loaded(address: str, capsys: pytest.CaptureFixture[str]) -> None:
