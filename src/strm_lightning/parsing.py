@@ -44,7 +44,8 @@ def one_line(message: str) -> str:
 
 def _unknown(message: str) -> list[str]:
     """Options that a message calls unknown, without the dashes."""
-    told = re.search(r"unrecognized arguments: (.*)|does not accept option '([\w.]+)'", message)
+    # Before jsonargparse 4.48 the message starts with a capital.
+    told = re.search(r"[Uu]nrecognized arguments: (.*)|does not accept option '([\w.]+)'", message)
     if told is None:
         return []
     words = told[1].split() if told[1] else [told[2]]
