@@ -33,7 +33,7 @@ class TimmSyncBatchNorm(LayerSync):
         for name, original in self._originals.items():
             synchronised = model.get_submodule(name)
             original._parameters, original._buffers = synchronised._parameters, synchronised._buffers
-            original.momentum = synchronised.momentum
+            original.momentum = synchronised.momentum  # type: ignore[assignment]  # nn.Module types attributes so
             _put(model, name, original.train(synchronised.training))
         self._originals = {}
         return model

@@ -39,7 +39,7 @@ def by_class(
     return grouped
 
 
-def bar_options() -> dict[str, float]:
+def bar_options() -> dict[str, Any]:
     """Options of a progress bar on stderr: smooth on a terminal; in a log, a line every ten seconds of a long task."""
     return {} if sys.stderr.isatty() else {"delay": 5.0, "mininterval": 10.0, "maxinterval": 10.0}
 
