@@ -129,12 +129,17 @@ def match(
     labels: Tensor,
     query: tuple[Tensor, Tensor],
     query_class: bool = True,
+    official: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """(H, E) of support [S, L, D] and queries [Q, L, D] -> TM logits and QC's M, both [Q, N]."""
+    """(H, E) of support [S, L, D] and queries [Q, L, D] -> TM logits and QC's M, both [Q, N].
+
+    The paper sums M over Omega; the released code averages it.
+    """
     tm = sum(trm(state, i, w, support[1], labels, query[1]) for i, w in enumerate(sizes)) / len(sizes)
     if not query_class:
         return tm, None
-    return tm, sum(qc(state, i, w, support[0], labels, query[0]) for i, w in enumerate(sizes))
+    m = sum(qc(state, i, w, support[0], labels, query[0]) for i, w in enumerate(sizes))
+    return tm, m / len(sizes) if official else m
 
 
 def cosine(x: Tensor, y: Tensor, eps: float) -> Tensor:

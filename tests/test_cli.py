@@ -1,6 +1,8 @@
 """The command line as people meet it: what it tells, and that it refuses in one line."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import lightning as L
 import pytest
 import torch
 
+from strm_lightning import errors
 from strm_lightning.checkpoints import LastCheckpoint, WholeFiles
 from strm_lightning.cli import COMMANDS, TRAINING, main
 from strm_lightning.training import STRMCLI
@@ -53,10 +56,11 @@ def test_training_commands_are_lightnings() -> None:
 
 def test_every_option_of_ours_has_its_meaning(monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    out, _, status = said(monkeypatch, capsys, "fit", "--help")
+    out, _, status = said(monkeypatch, capsys, "fit", "--help-all")
     assert status == 0
+    # Python 3.13 writes "--name, --name+ [ITEM,...]", earlier ones "--name [ITEM,...], --name+ [ITEM,...]".
     options = re.findall(
-        r"^  (--(?:model|data|last_checkpoint)\.\w+)(?: [^\n]*)?\n?((?: {20,}.*\n)*)", out, re.MULTILINE
+        r"^  (--(?:model|data|last_checkpoint)\.\w+)(?:[ ,][^\n]*)?\n?((?: {20,}.*\n)*)", out, re.MULTILINE
     )
     assert len(options) > 60
     for name, words in options:
@@ -64,17 +68,129 @@ def test_every_option_of_ours_has_its_meaning(monkeypatch: Any, capsys: Any) -> 
         assert len(meaning) > 5 or re.search(rf"{re.escape(name)} .*  +\w+ .*\(type", out), name
 
 
+@pytest.mark.parametrize("name", TRAINING)
+def test_help_is_short_and_ours_comes_first(monkeypatch: Any, capsys: Any, name: str) -> None:
+    short, _, status = said(monkeypatch, capsys, name, "--help")
+    everything, _, status_of_all = said(monkeypatch, capsys, name, "--help-all")
+    assert status == status_of_all == 0
+    options, all_options = (
+        set(re.findall(r"^  (?:-c CONFIG, )?(--[\w.-]+)", text, re.MULTILINE)) for text in (short, everything)
+    )
+    assert {"--config", "--ckpt_path", "--data.root", "--data.split", "--model.backbone", "--help-all"} <= options
+    assert options < all_options
+    assert 15 <= len(options) <= 27
+    assert len(all_options) > 100
+    for text in (short, everything):
+        assert text.index("--data.root ") < text.index("--model.backbone ") < text.index("--trainer.devices ")
+
+
+BAD_FILES = {
+    "cut.yaml": b"data: {way: [\n",
+    "list.yaml": b"- 1\n- 2\n",
+    "words.yaml": b"way is five\n",
+    "empty.yaml": b"",
+    "tab.yaml": b"data:\n\tway: 3\n",
+    "picture.yaml": b"\x89PNG\x00\xff\xfe",
+    "code.yaml": b"data: !!python/object/apply:os.system [ls]\n",
+    "option.yaml": b"data: {wayy: 3}\n",
+    "group.yaml": b"trainr: {max_epochs: 3}\n",
+    "type.yaml": b"data: {way: many}\n",
+    "class.yaml": b"trainer: {logger: {class_path: nope.Nope}}\n",
+    "argument.yaml": b"trainer: {callbacks: [{class_path: EarlyStopping, init_args: {nope: 1}}]}\n",
+}
+SAID = {"option.yaml": "--data.way", "group.yaml": "--trainer.max_epochs", "class.yaml": "nope.Nope"}
+SAID |= {"picture.yaml": "picture.yaml is not a YAML file", "type.yaml": "way.*many", "argument.yaml": "'nope'"}
+
+
+@pytest.mark.parametrize("name", [*BAD_FILES, "folder"])
+def test_bad_configuration_files_are_one_line(tmp_path: Path, monkeypatch: Any, capsys: Any, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    for file, content in BAD_FILES.items():
+        Path(file).write_bytes(content)
+    _, error, status = said(monkeypatch, capsys, "fit", "--config", name)
+    assert status == 2
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert re.search(SAID.get(name, ""), error)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("trainer.accelerator=abacus", "trainer: .*accelerator='abacus'"),
+        ("trainer.devices=-3", "trainer: .*devices"),
+        ("trainer.strategy=nope", "trainer: .*strategy='nope'"),
+        ("trainer.num_nodes=0", "trainer: `num_nodes`"),
+        ("trainer.barebones=true", "trainer: .*barebones"),
+        ("trainer.profiler=nope", "profiler"),
+        ("trainer.max_epochs=-2", "max_epochs"),
+        ("trainer.max_epochs=x", r"trainer.max_epochs\W+Expected a <class 'int'>.*x; all options: strm fit --help-all"),
+        ("trainer.precision=8", "trainer.precision"),
+        ("trainer.accumulate_grad_batches=0", "--trainer.accumulate_grad_batches is 0: the lowest value is 1"),
+        ("trainer.check_val_every_n_epoch=0", "--trainer.check_val_every_n_epoch is 0: the lowest value is 1"),
+        ("trainer.val_check_interval=99", "val_check_interval"),
+        ("trainer.logger=CometLogger", "given class_path 'lightning.pytorch.loggers.CometLogger'.*comet"),
+        ("trainer.logger.init_args.save_dir=file/runs", "--trainer.logger: the folder file/runs cannot be written to"),
+        ("checkpoint.dirpath=file/runs", "--checkpoint.dirpath: the folder .*file/runs cannot be written to"),
+        ("checkpoint.monitor=nope", "monitor='nope'"),
+        ("trainer.callbacks={class_path: EarlyStopping, init_args: {monitor: nope}}", "`nope` which is not available"),
+        ("seed_everything=-1", "--seed_everything is -1: the lowest value is 0"),
+        ("model.lr=-1", "--model.lr is -1.0: the lowest value is 0"),
+        ("data.num_workers=-1", "--data.num_workers is -1: the lowest value is 0"),
+    ],
+)
+def test_wrong_options_of_lightning_are_one_line(
+    actions: Path, tmp_path: Path, monkeypatch: Any, capsys: Any, option: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    steps = ["--data.train_episodes=2", "--data.val_episodes=2", "--data.test_episodes=2"]
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+    quiet.append("--trainer.log_every_n_steps=1")
+    line = ["fit", *TINY, *steps, *quiet, "--data.root", str(actions), f"--{option}"]
+    _, error, status = said(monkeypatch, capsys, *line)
+    assert status == 2
+    last = error.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert re.search(message, last)
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_the_data_come_before_the_model(tmp_path: Path, monkeypatch: Any, capsys: Any, name: str) -> None:
+    """A wrong folder is reported at once, not after the weights have been asked for."""
+    built: list[str] = []
+    monkeypatch.setattr("timm.create_model", lambda *_, **__: built.append("model"))
+    monkeypatch.chdir(tmp_path)
+    _, error, status = said(monkeypatch, capsys, name, "--data.root", "nofolder")
+    assert (status, built) == (2, [])
+    assert error.splitlines()[-1].startswith("error: ")
+    assert "nofolder" in error
+
+
+def test_a_test_that_cannot_run_is_reported_before_training(
+    actions: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = ["fit", *TINY, "--data.root", str(actions), "--data.test_shots=[1,9]"]
+    _, error, status = said(monkeypatch, capsys, *line)
+    assert status == 2
+    assert re.search("9-shot .*needs 10 .test split", error.splitlines()[-1])
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["fitt"], "no command 'fitt'; did you mean fit"),
-        (["fit", "--model.lrr=3"], "unrecognized arguments: --model.lrr=3; did you mean --model.lr[,?]"),
+        (["fit", "--model.lrr=3"], "nrecognized arguments: --model.lrr=3; did you mean --model.lr[,?]"),
         (["fit", "--model.way=3"], "--model.way=3; did you mean --data.way?"),
-        (["fit", "--model.lr=much"], "model.lr.*float.*much; all options: strm fit --help"),
+        (["fit", "--model.lr=much"], "model.lr.*float.*much; all options: strm fit --help-all"),
         (["fit", "--config", "absent.yaml"], "absent.yaml"),
         (["doctor", "--splitt=x", "."], "splitt"),
         (["fit", "--ckpt_path", "absent.ckpt"], "--ckpt_path absent.ckpt: no such file"),
         (["test", "--ckpt_path", "."], "--ckpt_path .: is a folder"),
+        (["test", "--ckpt_path", "best"], "--ckpt_path best: name the file"),
         (["test", "--ckpt_path", "cut.ckpt"], "--ckpt_path cut.ckpt: cannot be read safely"),
         (["test", "--ckpt_path", "code.ckpt"], "code.ckpt: cannot be read safely; it holds more than tensors"),
         (["test", "--ckpt_path", "other.ckpt"], "other.ckpt: not a checkpoint of `strm fit`.*strm convert"),
@@ -110,10 +226,65 @@ def test_what_is_wrong_is_told_in_one_line(
     assert not list(tmp_path.rglob("*.ckpt.part"))
 
 
-def test_bugs_keep_their_trace(monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.setattr("strm_lightning.cli._overview", lambda: {}["absent"])
-    with pytest.raises(KeyError):
-        said(monkeypatch, capsys, "--help")
+ERRORS = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.InputError)]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_every_class_of_input_errors_is_one_line(monkeypatch: Any, capsys: Any, error: type[Exception]) -> None:
+    def doctor(root: str) -> None:
+        raise error(f"{root}: it's wrong")
+
+    monkeypatch.setattr("strm_lightning.cli.command", lambda _: doctor)
+    assert said(monkeypatch, capsys, "doctor", "here") == ("", "error: here: it's wrong\n", 2)
+    monkeypatch.setenv("STRM_TRACEBACK", "1")
+    with pytest.raises(error):
+        said(monkeypatch, capsys, "doctor", "here")
+
+
+@pytest.mark.parametrize("error", [TypeError, ValueError, KeyError, RuntimeError, OSError, AttributeError, ImportError])
+def test_a_bug_in_a_command_keeps_its_traceback(monkeypatch: Any, capsys: Any, error: type[Exception]) -> None:
+    def doctor(root: str) -> None:
+        raise error("'NoneType' object is not iterable")
+
+    monkeypatch.setattr("strm_lightning.cli.command", lambda _: doctor)
+    with pytest.raises(error, match="not iterable"):
+        said(monkeypatch, capsys, "doctor", "here")
+    assert "error:" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("data.datamodule.load_video_sets", TypeError),
+        ("module.STRMModule.configure_optimizers", ValueError),
+        ("module.STRMModule.training_step", RuntimeError),
+        ("training.SaveConfig.setup", TypeError),
+    ],
+)
+def test_a_bug_in_training_keeps_its_traceback(
+    actions: Path, tmp_path: Path, monkeypatch: Any, capsys: Any, place: str, error: type[Exception]
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise error("'NoneType' object is not iterable")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(f"strm_lightning.{place}", broken)
+    with pytest.raises(error, match="not iterable"):
+        said(monkeypatch, capsys, "fit", *TINY, "--data.root", str(actions))
+    assert "error:" not in capsys.readouterr().err
+
+
+def test_the_shell_shows_the_traceback_of_a_bug_and_its_status(tmp_path: Path) -> None:
+    code = (
+        "import strm_lightning.cli as cli\n"
+        "def doctor(root: str):\n    return list(None)\n"
+        "cli.command = lambda name: doctor\n"
+        "cli.main(['doctor', '.'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "TypeError: 'NoneType' object is not iterable" in done.stderr
 
 
 def test_lightnings_tips_are_left_out(

@@ -13,6 +13,7 @@ FLOORS = {
     "models": 2,
     "data": 2,
     "evaluation": 3,
+    "sync_batchnorm": 0,
     "module": 4,
     "classifier": 4,
     "training": 5,

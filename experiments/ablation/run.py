@@ -30,13 +30,14 @@ import torch
 import yaml
 from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import ModelCheckpoint
-from strm_lightning.models.pooling import pool_maps, scale
+from safetensors import safe_open
 from tqdm import tqdm
 
 from strm_lightning import EpisodeDataModule, STRMModule
 from strm_lightning.data.splits import Stage
 from strm_lightning.episode import Episode, PooledMaps, TupleFeatures
 from strm_lightning.evaluation.bank import FeatureBank
+from strm_lightning.evaluation.encoding import datamodule_of
 from strm_lightning.evaluation.fingerprint import bank_fingerprint
 from strm_lightning.evaluation.results import half_interval
 from strm_lightning.evaluation.tables import markdown_table
@@ -101,8 +102,8 @@ class Plan:
         return self.recipe["model"] | behind | {"num_frames": self.recipe["data"].get("num_frames", 8)}
 
     def maps(self, use: Use, center: bool) -> Path:
-        """Where the pooled maps of all videos lie."""
-        return self.out / "maps" / f"{use}{'-centered' if center else ''}"
+        """The file of the pooled maps of all videos."""
+        return self.out / "maps" / f"{use}{'-centered' if center else ''}.safetensors"
 
 
 class _Scaled(FeatureBank[PooledMaps]):
@@ -120,7 +121,7 @@ class Stored(STRMModule):
     def _encode_maps(self, stage: Stage, *, views: int = 0) -> FeatureBank[PooledMaps]:
         if stage == "train":
             return self.banks["training"]
-        rows = _rows(self._datamodule, stage)
+        rows = _rows(datamodule_of(self.trainer, stage), stage)
         part: FeatureBank[PooledMaps] = FeatureBank(rows.tolist())
         part.put(torch.stack([rows, torch.zeros_like(rows)], 1), self.banks["testing"].get(rows))
         return part
@@ -140,10 +141,10 @@ def encode(plan: Plan) -> None:
     for use, views in (("training", options.get("frozen_views", 1)), ("testing", 0)):
         about = {"patch_grid": grid, "videos": data.videos["test"].store.videos}
         mark = bank_fingerprint(data, "test", rows, backbone, about, views=views, precision="32-true")
-        folders = {center: plan.maps(use, center) for center in (False, True)}
-        if all(FeatureBank.load(folder, mark) for folder in folders.values()):
+        paths = {center: plan.maps(use, center) for center in (False, True)}
+        if all(FeatureBank.load(path, mark) for path in paths.values()):
             continue
-        banks: dict[bool, FeatureBank[PooledMaps]] = {c: FeatureBank(rows, views=max(views, 1)) for c in folders}
+        banks: dict[bool, FeatureBank[PooledMaps]] = {c: FeatureBank(rows, views=max(views, 1)) for c in paths}
         backbone.to(device)
         with torch.no_grad():
             for keys, clips in tqdm(data.video_loader("test", rows, views=views), f"Encoding for {use}", unit="batch"):
@@ -152,7 +153,7 @@ def encode(plan: Plan) -> None:
                     bank.put(keys, pool_maps(maps, grid, center_clip=center))
         backbone.to("cpu")
         for center, bank in banks.items():
-            bank.save(folders[center], mark)
+            bank.save(paths[center], mark)
 
 
 def run(plan: Plan, variant: str, split: int, seed: int) -> dict[str, list[float]]:
@@ -173,8 +174,10 @@ def run(plan: Plan, variant: str, split: int, seed: int) -> dict[str, list[float
 
 
 def _load(plan: Plan, kind: Any, use: Use, center: bool) -> FeatureBank[PooledMaps]:
-    folder = plan.maps(use, center)
-    bank = kind.load(folder, json.loads((folder / "bank.json").read_text())["fingerprint"])
+    path = plan.maps(use, center)
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["bank"])
+    bank = kind.load(path, about["fingerprint"])
     assert bank is not None
     return bank
 

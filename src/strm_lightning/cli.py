@@ -1,4 +1,4 @@
-"""The commands ``strm`` and ``lightning``, which are one and the same."""
+"""The command ``strm``, which is also installed as ``lightning``."""
 
 import importlib
 import inspect
@@ -28,7 +28,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run a command line; what we refuse is told in one line, with exit status 2."""
+    """Run a command line; an `InputError` is printed in one line, with exit status 2.
+
+    Other exceptions are defects and keep their traceback; ``STRM_TRACEBACK=1`` shows it for an `InputError` too.
+    """
     try:
         _run(args)
         sys.stdout.flush()
@@ -38,8 +41,8 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
-    except Exception as error:
-        if os.environ.get("STRM_TRACEBACK") or not _is_input_error(error):
+    except InputError as error:
+        if os.environ.get("STRM_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -74,7 +77,7 @@ def _overview() -> str:
     commands = TRAINING | {name: text for name, (_, text) in COMMANDS.items()}
     lines = [f"  {name:<10}{text}" for name, text in commands.items()]
     first = (about or "").splitlines()[0]
-    how = "Options of a command: strm COMMAND --help.  Version: strm --version.  `lightning` is the same command."
+    how = "Options of a command: strm COMMAND --help.  Version: strm --version."
     return "\n".join(["usage: strm COMMAND [--OPTION=VALUE ...]", "", first, "", *lines, "", how])
 
 
@@ -119,8 +122,3 @@ def command(name: str) -> Callable[..., Any]:
     """The function behind a command."""
     module, function = COMMANDS[name][0].split(":")
     return getattr(importlib.import_module(f"strm_lightning.{module}"), function)
-
-
-def _is_input_error(error: Exception) -> bool:
-    """Whether the user can correct it; everything else is a defect and keeps its traceback."""
-    return isinstance(error, InputError) or type(error).__name__ == "MisconfigurationException"

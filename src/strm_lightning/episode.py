@@ -11,9 +11,13 @@ from torch import Tensor
 _T = TypeVar("_T", bound="_Tensors")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class _Tensors:
-    """A named group of tensors; Lightning moves it between devices with ``to`` and ``pin_memory``."""
+    """A named group of tensors; Lightning moves it between devices with ``to`` and ``pin_memory``.
+
+    Not frozen, because Lightning's precision plugins set the fields of a copy (`apply_to_collection`). Equality is
+    identity, because tensors do not compare to one truth value.
+    """
 
     def map(self: _T, function: Callable[[Tensor], Tensor]) -> _T:
         """Apply a function to every tensor."""
@@ -35,7 +39,7 @@ class _Tensors:
         return self.map(Tensor.pin_memory)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class PooledMaps(_Tensors):
     """The backbone's maps of a clip, pooled: all that the heads need of them, and a fraction of their size.
 
@@ -48,7 +52,7 @@ class PooledMaps(_Tensors):
     mean: Float[Tensor, "*B L D"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class VideoFeatures(_Tensors):
     """Features of clips, each clip by itself; the parts that no matching method reads are None.
 
@@ -65,7 +69,7 @@ class VideoFeatures(_Tensors):
     maps: PooledMaps | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class MatchLogits(_Tensors):
     """Logits of each query for each class.
 
@@ -82,7 +86,7 @@ class MatchLogits(_Tensors):
         return self.trm if self.qc is None else self.trm + qc_weight * self.qc
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Episode(_Tensors):
     """One N-way K-shot task, or ``B`` of them with a leading axis.
 
@@ -110,6 +114,10 @@ class Episode(_Tensors):
     query_views: Int[Tensor, "*B Q"]
     support: UInt8[Tensor, "*B N K L 3 H W"] | None = None
     query: UInt8[Tensor, "*B Q L 3 H W"] | None = None
+
+    def batched(self) -> "Episode":
+        """The episode with a leading axis of one, if it has none."""
+        return self if self.index.ndim else self[None]
 
     @staticmethod
     def stack(episodes: "list[Episode]") -> "Episode":

@@ -7,7 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+from strm_lightning.errors import WriteError
+
 PART_SUFFIX = ".part"  # of a temporary file of `atomic_path`: ``.NAME.ID.part``
+_ID_DIGITS = 12
 
 
 def cache_folder() -> Path:
@@ -34,7 +37,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name[:180]}.{uuid4().hex[:12]}{PART_SUFFIX}")
+    stem = os.fsdecode(os.fsencode(path.name)[:180])  # file systems count bytes, at most 255
+    part = path.with_name(f".{stem}.{uuid4().hex[:_ID_DIGITS]}{PART_SUFFIX}")
     try:
         yield part
         if part.exists():
@@ -51,6 +55,25 @@ def write_atomically(path: str | Path, data: bytes | str) -> None:
         part.write_bytes(data if isinstance(data, bytes) else data.encode("utf-8", "surrogateescape"))
 
 
+@contextmanager
+def write_errors(path: str | Path, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn errors of a block that does nothing but write one file into a `WriteError`.
+
+    Args:
+        path: the file, for the message.
+        *kinds: errors of the library that writes, beside `OSError`.
+
+    Raises:
+        WriteError: the block raised an `OSError` or one of ``kinds``.
+    """
+    errors: tuple[type[Exception], ...] = (OSError, *kinds)
+    try:
+        yield
+    except errors as error:
+        reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
+        raise WriteError(f"{path}: cannot be written ({reason})") from error
+
+
 def sweep_parts(folder: str | Path, *, older_than_s: float = 86400.0) -> int:
     """Delete temporary files in ``folder`` that a killed process left; return how many.
 
@@ -59,7 +82,7 @@ def sweep_parts(folder: str | Path, *, older_than_s: float = 86400.0) -> int:
         older_than_s: seconds since the last change; younger files may belong to a process that is still writing.
     """
     deleted = 0
-    for part in Path(folder).glob(f".*{PART_SUFFIX}"):
+    for part in Path(folder).glob(f".*.{'[0-9a-f]' * _ID_DIGITS}{PART_SUFFIX}"):
         try:
             if time.time() - part.stat().st_mtime > older_than_s:
                 part.unlink()

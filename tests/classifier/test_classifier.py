@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from strm_lightning import FewShotClassifier
-from strm_lightning.classifier import UNKNOWN
+from strm_lightning.classifier import UNKNOWN, WindowPrediction
 from strm_lightning.classifier import support as support_module
 from strm_lightning.classifier.clips import read_clip
+from strm_lightning.classifier.predictions import merge_windows
 from strm_lightning.data.store import DataWarning
 from strm_lightning.data.videos import VideoError, read_frames
 from tests.classifier.conftest import HOW, make_matcher, moving, write_video
@@ -142,6 +143,37 @@ def test_unknown_below_the_threshold(bare, examples) -> None:
     assert prediction.label == UNKNOWN
     assert prediction.probability == prediction.probabilities["left"]
     assert classifier.set_params(threshold=0.1).predict(moving("left", 9)).label == "left"
+
+
+def test_a_class_named_unknown_is_refused_before_anything_is_encoded(classifier, examples, count_encoded) -> None:
+    for call in (
+        lambda: classifier.fit({**examples, UNKNOWN: [moving("down")]}),
+        lambda: classifier.fit([moving("up"), moving("down")], ["up", UNKNOWN]),
+        lambda: classifier.add(UNKNOWN, moving("down")),
+    ):
+        with pytest.raises(ValueError, match="class 'unknown': this is the label of rejected videos; rename"):
+            call()
+    assert count_encoded() == 0
+
+
+def test_a_rejection_is_an_attribute(bare, examples) -> None:
+    """An old file of examples may have a class of the name that rejected videos get."""
+    classifier = FewShotClassifier(bare, HOW, temperature=1.0).fit(examples)
+    classifier.support.add(UNKNOWN, classifier.support.clips["left"])
+    classifier.support.remove("left")
+    query = moving("left", 9)
+    windows = [classifier.predict(query), classifier.set_params(threshold=0.999).predict(query)]
+    assert [(p.label, p.rejected) for p in windows] == [(UNKNOWN, False), (UNKNOWN, True)]
+    merged = list(merge_windows(WindowPrediction(float(i), i + 1.0, p) for i, p in enumerate(windows)))
+    assert [w.prediction.rejected for w in merged] == [False, True]
+
+
+def test_parameters_that_are_refused_are_not_set(classifier) -> None:
+    before = classifier.get_params()
+    for wrong in ({"threshold": 2.0}, {"batch_size": 3, "temperature": -1.0}, {"jobs": 2, "shots": 1}):
+        with pytest.raises(ValueError, match=r"threshold|temperature|shots"):
+            classifier.set_params(**wrong)
+        assert classifier.get_params() == before
 
 
 def test_reading_with_several_jobs_keeps_the_order(classifier, examples, tmp_path: Path) -> None:

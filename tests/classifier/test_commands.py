@@ -77,6 +77,57 @@ def test_what_cannot_be_read_is_told_and_the_rest_goes_on(run, place: Path, tmp_
     assert "cannot be read" in run(broken, "--window=1", status=1)
 
 
+def test_broken_videos_are_told_before_examples_are_encoded(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], count_encoded
+) -> None:
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    model = ["--backbone=test_resnet", f"--weights={place / 'weights.safetensors'}"]
+    words = ["classify", f"--support={place / 'examples'}", *model, "--json"]
+    with pytest.raises(SystemExit, match="1"):
+        main([*words, str(broken), str(tmp_path / "none.mp4")])
+    assert [json.loads(line)["video"][-8:] for line in capsys.readouterr().out.splitlines()] == ["oken.mp4", "none.mp4"]
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, str(broken), str(place / "queries"), f"--explain={tmp_path / 'why.png'}"])
+    assert "broken.mp4: cannot be decoded" in capsys.readouterr().err
+    assert count_encoded() == 0
+    with pytest.raises(SystemExit, match="1"):
+        main([*words, str(place / "queries" / "up.mp4"), str(broken)])
+    out, err = capsys.readouterr()
+    assert ["error" in json.loads(line) for line in out.splitlines()] == [False, True]
+    assert err.startswith("warning: ")
+    assert "broken.mp4: cannot be decoded" in err
+
+
+def test_long_encoding_shows_its_progress(
+    run, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from strm_lightning.classifier import commands, examples
+
+    for module in (commands, examples):
+        monkeypatch.setattr(module, "bar_options", lambda: {"delay": 1e-9, "mininterval": 0.0, "miniters": 1})
+    model = ["--backbone=test_resnet", f"--weights={place / 'weights.safetensors'}"]
+    main(["classify", f"--support={place / 'examples'}", *model, str(place / "queries")])
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 3
+    assert "Encoding examples:" in err
+    assert "4/6" in err
+    assert "Classifying:" in err
+
+
+def test_a_full_disk_behind_the_output_is_told_in_one_line(place: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    model = ["--backbone=test_resnet", f"--weights={place / 'weights.safetensors'}"]
+    words = ["classify", f"--support={place / 'examples'}", *model, str(place / "queries"), "--json"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "strm_lightning", *words]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.stderr == "error: standard output: cannot be written (No space left on device)\n"
+    assert ended.returncode == 2
+
+
 def test_windows_of_a_long_video(run, place: Path, tmp_path: Path) -> None:
     import numpy as np
 
@@ -86,8 +137,8 @@ def test_windows_of_a_long_video(run, place: Path, tmp_path: Path) -> None:
     assert [round(o["start"], 1) for o in objects] == [0, 1.2, 2.4]
     table = run(path, "--window=1.2", "--stride=1.2").splitlines()
     assert len(table) == 2
-    assert "0:00-0:01  up" in table[0]
-    assert "0:01-0:04  left" in table[1]
+    assert "0:00.0-0:01.2  up" in table[0]
+    assert "0:01.2-0:03.5  left" in table[1]
 
 
 def test_saved_examples_need_no_videos(run, place: Path, tmp_path: Path) -> None:

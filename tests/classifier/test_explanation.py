@@ -11,7 +11,7 @@ from tests.classifier.conftest import HOW, make_matcher, moving
 MODELS = {
     "paper": {},
     "beyond the paper": {"center_clip": True, "patch_pooling": "layout", "tuple_sizes": (1, 2)},
-    "released": {"variant": "official", "qc_dim": 6},
+    "released": {"variant": "official", "qc_dim": 6, "tuple_sizes": (2, 3)},
     "TRX": {"patch_enrichment": False, "frame_enrichment": False, "query_class": False, "tuple_sizes": (2, 3)},
 }
 

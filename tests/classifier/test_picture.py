@@ -70,6 +70,17 @@ def test_models_that_lack_a_part(options: dict, examples, tmp_path: Path) -> Non
     assert rows == (2 if "patch_enrichment" in options else 3)
 
 
+@pytest.mark.parametrize("kind", ["trained", "bare"])
+def test_the_legend_names_what_the_model_does(kind: str, examples, request: pytest.FixtureRequest) -> None:
+    matcher = request.getfixturevalue(kind)
+    figure = draw(FewShotClassifier(matcher, HOW).fit(examples).explain(moving("left", 9)))
+    words = " ".join(text.get_text() for text in figure.texts)
+    sides = [axes.get_ylabel() for axes in figure.axes]
+    assert ("attention" in words) == (kind == "trained")
+    assert ("where it\nlooked" in sides) == (kind == "trained")
+    assert kind == "trained" or ("lines: frames compared with each other" in words and "what\nchanged" in sides)
+
+
 def test_other_formats_are_refused(explanation, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"ends in \.png, \.pdf or \.svg"):
         draw(explanation, tmp_path / "why.gif")

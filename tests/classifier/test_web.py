@@ -2,9 +2,12 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from http.client import HTTPConnection
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +16,15 @@ import torch
 
 from strm_lightning.classifier import FewShotClassifier
 from strm_lightning.classifier.matchers import PatchMatcher
+from strm_lightning.classifier.uploads import Guard, Uploads, upload_folder
 from strm_lightning.models import Backbone
 from tests.classifier.conftest import HOW, moving, save_weights, write_video
 
-pytest.importorskip("gradio", reason="the page needs the extra `web`")
-sync_api = pytest.importorskip("playwright.sync_api", reason="driving a browser needs playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+# Only looked for: importing gradio takes as long as importing torch, and collecting the tests does not need it.
 pytestmark = [
+    pytest.mark.skipif(find_spec("gradio") is None, reason="the page needs the extra `web`"),
+    pytest.mark.skipif(find_spec("playwright") is None, reason="driving a browser needs playwright"),
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (Debian: apt-get install chromium)"),
     pytest.mark.filterwarnings("ignore"),  # gradio's and its server's own
 ]
@@ -32,15 +37,18 @@ def address(bare: PatchMatcher, tmp_path_factory: pytest.TempPathFactory) -> Ite
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
     from strm_lightning.classifier import web
 
-    page = web.build(lambda: FewShotClassifier(bare, HOW), folder / "uploads" / "examples")
-    yield web.serve(page, host="127.0.0.1", port=None, max_mb=1, block=False)
+    uploads = Uploads(6_000_000)
+    page = web.build(lambda: FewShotClassifier(bare, HOW), folder / "uploads" / "examples", uploads)
+    yield web.serve(page, uploads, host="127.0.0.1", port=None, max_mb=1, block=False)
     page.close()
     del os.environ["GRADIO_TEMP_DIR"]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as driver:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield chromium
         chromium.close()
@@ -128,27 +136,119 @@ def test_it_listens_on_this_computer_only(address: str) -> None:
     assert address.startswith("http://127.0.0.1:")
 
 
-def test_uploads_are_deleted_after_their_time(
-    bare: PatchMatcher, browser: Any, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_uploads_are_deleted_once_encoded_and_still_recognised(
+    browser: Any, address: str, tmp_path: Path, count_encoded
 ) -> None:
-    from strm_lightning.classifier import web
-
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
-    monkeypatch.setattr(web, "_LOOK_AND_KEEP", (1, 4))
-    page = web.build(lambda: FewShotClassifier(bare, HOW), tmp_path / "examples")
+    """Also after the time at which gradio deletes files: nothing of them is left then anyway."""
     tab = browser.new_page()
-    tab.goto(web.serve(page, host="127.0.0.1", port=None, max_mb=1, block=False))
+    tab.goto(address)
     tab.get_by_role("button", name="Recognise").wait_for(timeout=SECONDS)
-    give(tab, -1, write_video(tmp_path / "query.mp4", moving("up")))
-    assert list((tmp_path / "uploads").rglob("query.mp4"))
-    for _ in range(200):
-        if not list((tmp_path / "uploads").rglob("query.mp4")):
+    for slot, motion in enumerate(("left", "up")):
+        tab.get_by_placeholder(f"Name of action {slot + 1}").fill(motion)
+        give(tab, slot, *(write_video(tmp_path / f"gone_{motion}_{i}.mp4", moving(motion, 20 + i)) for i in range(2)))
+    give(tab, -1, write_video(tmp_path / "gone_query.mp4", moving("up", 29)))
+    folder = Path(os.environ["GRADIO_TEMP_DIR"])
+    for _ in range(300):
+        if count_encoded() == 5 and not list(folder.rglob("gone_*.mp4")):
             break
         tab.wait_for_timeout(100)
-    else:
-        pytest.fail("the upload is still there")
+    assert not list(folder.rglob("gone_*.mp4"))
+    assert count_encoded() == 5
+    tab.get_by_role("button", name="Recognise").click()
+    tab.locator("[data-testid='label-output-value']").get_by_text("up").wait_for(timeout=SECONDS)
     tab.close()
-    page.close()
+    assert count_encoded() <= 6  # where a bare backbone looked takes one more
+
+
+def ask(address: str, path: str = "/", host: str | None = None, body: int | None = None) -> int:
+    """Status of a request with this ``Host``, or with a body of so many bytes announced."""
+    machine = address.removeprefix("http://").rstrip("/")
+    connection = HTTPConnection(machine, timeout=30)
+    connection.putrequest("GET" if body is None else "POST", path, skip_host=True)
+    connection.putheader("Host", host or machine)
+    if body is not None:
+        connection.putheader("Content-Type", "multipart/form-data; boundary=x")
+        connection.putheader("Content-Length", str(body))
+    connection.endheaders()
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+def test_other_hosts_are_not_answered(address: str) -> None:
+    """Else a page of another site reads this one by DNS rebinding."""
+    port = address.rstrip("/").rpartition(":")[2]
+    for path in ("/", "/config", "/gradio_api/info", "/gradio_api/queue/data?session_hash=x"):
+        for host in (
+            "evil.example",
+            f"evil.example:{port}",
+            "127.0.0.1.evil.example",
+            "a@127.0.0.1",
+            "[",
+        ):
+            assert ask(address, path, host) == 400, (path, host)
+    for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}", "LOCALHOST"):
+        assert ask(address, "/config", host) == 200, host
+
+
+def test_uploads_have_a_limit_together(address: str) -> None:
+    assert ask(address, "/gradio_api/upload", body=7_000_000) == 413
+    assert ask(address, "/gradio_api/queue/join", body=2_000_000) == 413
+    assert ask(address, "/gradio_api/process_recording", body=2_000_000) == 413
+
+
+def test_kept_clips_and_uploads_under_way_count(monkeypatch: pytest.MonkeyPatch, bare: PatchMatcher, tmp_path) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    uploads = Uploads(10_000_000)
+    path = write_video(tmp_path / "a.mp4", moving("up"))
+    size = path.stat().st_size
+    assert uploads.room() == 10_000_000 - size
+    encode = FewShotClassifier(bare, HOW).encode_one
+    uploads.keep("one", [str(path)], encode, delete=lambda _: True)
+    assert not path.exists()
+    kept = uploads.get("one", str(path), encode)
+    assert kept.nbytes > 100_000
+    assert uploads.room() == 10_000_000 - kept.nbytes
+    assert uploads.get("two", str(path), encode) is kept  # the same file in another browser
+    uploads.drop("one")
+    assert uploads.room() == 10_000_000 - kept.nbytes
+    uploads.keep("two", [], encode, delete=lambda _: True)  # removed from the page
+    del kept
+    assert uploads.room() == 10_000_000
+    assert "no longer kept" in str(uploads.get("two", str(path), encode).error)
+
+
+def test_a_name_of_this_computer_is_trusted_only_if_others_may_come_in() -> None:
+    uploads, own = Uploads(1), socket.gethostname().lower()
+    assert Guard(None, host="0.0.0.0", uploads=uploads).is_trusted([f"{own}:7860"])
+    assert Guard(None, host="page.example", uploads=uploads).is_trusted(["page.example"])
+    assert not Guard(None, host="0.0.0.0", uploads=uploads).is_trusted(["evil.example"])
+    assert not Guard(None, host="0.0.0.0", uploads=uploads).is_trusted(["127.0.0.1", "evil.example"])
+    assert not Guard(None, host="0.0.0.0", uploads=uploads).is_trusted([])
+
+
+def test_what_a_killed_demo_left_is_swept_at_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code = """
+import os, pathlib
+from strm_lightning.classifier.uploads import upload_folder
+with upload_folder() as folder:
+    (folder / "private.mp4").write_bytes(b"pixels")
+    print(folder, flush=True)
+    input()
+"""
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        folder = Path(server.stdout.readline().strip())
+        with upload_folder():
+            assert (folder / "private.mp4").exists()  # its server lives
+        server.kill()
+    assert (folder / "private.mp4").exists()
+    with upload_folder() as own:
+        assert list(tmp_path.glob("strm-demo-*")) == [own]
+    assert not list(tmp_path.glob("strm-demo-*"))
 
 
 def test_a_port_in_use_is_told_before_a_model_is_loaded(address: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,6 +260,7 @@ def test_a_port_in_use_is_told_before_a_model_is_loaded(address: str, capsys: py
         (["--port=99999"], "port 99999: bind(): port must be 0-65535"),
         (["--host=203.0.113.1"], "cannot listen on 203.0.113.1"),
         (["--max_mb=0"], "--max_mb 0: give 1 megabyte or more"),
+        (["--max_total_mb=50"], "--max_total_mb 50: give as much as --max_mb, 100, or more"),
     ):
         with pytest.raises(SystemExit):
             main(["demo", "--ckpt=none.ckpt", *words])

@@ -3,7 +3,6 @@
 import io
 import random
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,10 +59,8 @@ def test_damaged_videos_are_refused_or_read_alike_by_all(name: str, tmp_path: Pa
     good = write_video(tmp_path / name, 30, **KINDS[name]).read_bytes()
     path = tmp_path / f"bad-{name}"
     outcomes = {"refused": 0, "read": 0}
-    slowest = 0.0
     for seed in range(60):
         path.write_bytes(damaged(good, random.Random(f"{name}/{seed}")))
-        start = time.monotonic()
         count, refusal = outcome(lambda: count_frames(path))
         outcomes["refused" if refusal else "read"] += 1
         if refusal:
@@ -75,9 +72,7 @@ def test_damaged_videos_are_refused_or_read_alike_by_all(name: str, tmp_path: Pa
             assert np.array_equal(frames[-1], again[0])
             if count == 30 and name != "a.webm":  # VP8 carries nothing by which a decoder could tell
                 assert [number_of(frame) for frame in frames.numpy()] == list(range(30))
-        slowest = max(slowest, time.monotonic() - start)
     assert outcomes["refused"] > 5
-    assert slowest < 10
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -1,11 +1,11 @@
 """Episodes: a pure function of seed, stage, epoch and index, whoever asks and however often."""
 
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from strm_lightning.data.episodes import (
     ClipReader,
@@ -96,8 +96,7 @@ def test_evaluation_never_changes(stage: str) -> None:
 
 
 def test_workers_change_nothing() -> None:
-    keys = EpisodeKeys(6, 2, training=True)
-    loaders = [DataLoader(dataset(), batch_size=2, sampler=keys, num_workers=n, collate_fn=lambda e: e) for n in (0, 2)]
+    loaders = [EpisodeLoader(dataset(num_episodes=6), batch_size=2, num_workers=n) for n in (0, 2)]
     for alone, shared in zip(*loaders, strict=True):
         assert same(alone, shared)
         assert alone.support.shape == (2, 4, 2, 4, 3, 8, 8)
@@ -129,9 +128,9 @@ def test_ranks_share_the_indices(world: int, batch: int) -> None:
 
 def test_a_resumed_epoch_goes_on_where_it_was() -> None:
     def loader(epoch: int) -> EpisodeLoader:
-        keys = EpisodeKeys(10, 2, training=True)
-        keys.set_epoch(epoch)
-        return EpisodeLoader(dataset(pixels=False), keys)
+        loader = EpisodeLoader(dataset(pixels=False, num_episodes=10), batch_size=2)
+        loader.keys.set_epoch(epoch)
+        return loader
 
     whole, cut, resumed = loader(3), loader(3), loader(3)
     batches = iter(cut)
@@ -143,6 +142,63 @@ def test_a_resumed_epoch_goes_on_where_it_was() -> None:
     assert all(same(a, b) for a, b in zip(rest, list(whole)[2:], strict=True))
     resumed.keys.set_epoch(4)
     assert len(list(resumed)) == len(resumed) == 5
+
+
+def ranks(world: int, batch: int, **options: int) -> list[EpisodeLoader]:
+    """A loader for each process."""
+    keys = [EpisodeKeys(24, batch, training=True, rank=rank, world_size=world) for rank in range(world)]
+    return [EpisodeLoader(dataset(pixels=False, num_episodes=24), batch_size=batch, sampler=k) for k in keys]
+
+
+def drawn(loader: EpisodeLoader, batches: int | None = None) -> list[int]:
+    return [index for batch in islice(loader, batches) for index in batch.index.tolist()]
+
+
+@pytest.mark.parametrize(("before", "after"), [((1, 4), (1, 2)), ((1, 2), (1, 3)), ((2, 2), (3, 1)), ((1, 8), (2, 2))])
+def test_another_batch_size_or_world_continues_after_the_same_episodes(
+    before: tuple[int, int], after: tuple[int, int]
+) -> None:
+    first = ranks(*before)
+    done = [index for loader in first for index in drawn(loader, 2)]
+    assert sorted(done) == list(range(2 * before[0] * before[1]))
+    states = [loader.state_dict() for loader in first]
+    assert all(state == states[0] for state in states)
+    rest = []
+    for loader in ranks(*after):
+        loader.load_state_dict(states[0])
+        rest += drawn(loader)
+    steps = (24 - len(done)) // (after[0] * after[1])
+    assert sorted(rest) == list(range(len(done), len(done) + steps * after[0] * after[1]))
+
+
+def test_states_of_version_0_1_continue_after_their_steps() -> None:
+    (loader,) = ranks(1, 4)
+    loader.load_state_dict({"epoch": 2, "steps": 3})
+    assert drawn(loader) == list(range(12, 24))
+    assert loader.keys.epoch == 2
+    assert loader.state_dict() == {"epoch": 2, "episodes": 24, "step_episodes": 4}
+
+
+def test_a_finished_epoch_is_followed_by_the_next() -> None:
+    (loader,), (resumed,) = ranks(1, 10), ranks(1, 4)
+    drawn(loader)  # 20 of 24: the rest is too few for a step
+    resumed.load_state_dict(loader.state_dict())
+    assert drawn(resumed) == list(range(24))
+    assert resumed.keys.epoch == 1
+    resumed.keys.set_epoch(2)
+    assert resumed.state_dict() == {"epoch": 2, "episodes": 0, "step_episodes": 4}
+
+
+def test_a_plain_loop_sees_other_episodes_in_each_epoch() -> None:
+    loader = EpisodeLoader(dataset(pixels=False, num_episodes=4), batch_size=2)
+    epochs = [torch.cat([batch.query_ids for batch in loader]) for _ in range(3)]
+    assert not torch.equal(epochs[0], epochs[1])
+    assert not torch.equal(epochs[1], epochs[2])
+    loader.keys.set_epoch(1)
+    assert torch.equal(torch.cat([batch.query_ids for batch in loader]), epochs[1])
+    next(iter(loader))  # an epoch that is broken off is over
+    assert torch.equal(next(iter(loader)).index, torch.tensor([0, 1]))
+    assert loader.keys.epoch == 3
 
 
 def test_without_pixels_views_are_drawn() -> None:

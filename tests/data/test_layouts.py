@@ -3,7 +3,9 @@
 import io
 import pickle
 import struct
+import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from strm_lightning.data import images, zips
+from strm_lightning.data import images, limits, zips
 from strm_lightning.data.layouts import list_videos
 from strm_lightning.data.listing import VideoStore
 from strm_lightning.data.store import DataWarning, load_video_sets, open_store
@@ -201,3 +203,104 @@ def test_a_store_is_a_video_store(frames_root: Path) -> None:
     assert isinstance(store, VideoStore)
     store.require("segments", 8, 256)
     assert store.path_of(0) == frames_root / "Jump High" / "v1"
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
+def test_grey_images_of_16_bits_keep_their_upper_8(mode: str) -> None:
+    levels = np.linspace(0, 65535, 32 * 48).reshape(32, 48).astype(np.uint16)
+    buffer = io.BytesIO()
+    stored = levels.astype(">u2" if mode.endswith("B") else "<u2").tobytes()
+    Image.frombytes(mode, (48, 32), stored).save(buffer, "PNG")
+    image = images.decode_image(buffer.getvalue(), "place")
+    np.testing.assert_array_equal(image, np.repeat((levels >> 8).astype(np.uint8)[..., None], 3, axis=2))
+
+
+def test_colour_images_of_16_bits_keep_their_upper_8() -> None:
+    levels = np.arange(4 * 4 * 3, dtype=np.uint16).reshape(4, 4, 3) * 1300 + 255
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
+    chunks = [(b"IHDR", struct.pack(">2I5B", 4, 4, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, body in chunks:
+        data += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    np.testing.assert_array_equal(images.decode_image(data, "place"), (levels >> 8).astype(np.uint8))
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_frame_in_two_formats_is_one_frame(zipped: bool, tmp_path: Path) -> None:
+    for suffix in ("png", "jpg"):
+        write_frames(tmp_path / "frames" / "a" / "v", 12, suffix=suffix)
+    (tmp_path / "frames" / "a" / "v" / "00000012.jpg").unlink()
+    root = zip_folder(tmp_path / "frames", tmp_path / "a.zip") if zipped else tmp_path / "frames"
+    store = open_store(root)
+    assert store.frame_counts.tolist() == [12]
+    assert [number_of(f) for f in store.read(0, range(12)).numpy()] == list(range(12))
+    (first, last) = [data[:2] for _, data in store.encoded(0, [0, 11])]
+    assert (first, last) == (b"\xff\xd8", b"\x89P")
+
+
+def test_entries_of_one_name_are_one_frame_and_the_last_counts(tmp_path: Path) -> None:
+    path = entries_of(tmp_path / "a.zip", {"a/v/1.jpg": jpeg(7), "a/v/2.jpg": jpeg(1), "a/v/X.jpg": jpeg(0)})
+    path.write_bytes(path.read_bytes().replace(b"a/v/X.jpg", b"a/v/1.jpg"))
+    store = open_store(path)
+    assert store.frame_counts.tolist() == [2]
+    assert [number_of(f) for f in store.read(0, [0, 1]).numpy()] == [0, 1]
+
+
+def test_entries_with_backslashes_and_hidden_ones_are_read_as_on_disk(tmp_path: Path) -> None:
+    names = ["a\\v\\1.jpg", "a\\v\\2.jpg", "a/v/3.jpg", "__MACOSX/a/v/._1.jpg", "a/v/.4.jpg"]
+    store = open_store(entries_of(tmp_path / "a.zip", {name: jpeg(number) for number, name in enumerate(names)}))
+    assert (store.videos, store.frame_counts.tolist()) == (["a/v"], [3])
+    assert [number_of(f) for f in store.read(0, [0, 1, 2]).numpy()] == [0, 1, 2]
+
+
+def claims(data: bytes, height: int, width: int) -> bytes:
+    """A JPEG or PNG whose header has another size."""
+    if data[:2] == b"\xff\xd8":
+        place = data.index(b"\xff\xc0") + 5
+        return data[:place] + struct.pack(">2H", height, width) + data[place + 4 :]
+    head = b"IHDR" + struct.pack(">2I", width, height) + data[24:29]
+    return data[:12] + head + struct.pack(">I", zlib.crc32(head)) + data[33:]
+
+
+@pytest.mark.parametrize("suffix", ["JPEG", "PNG", "JPEG by Pillow"])
+def test_images_of_too_many_pixels_are_refused_before_decoding(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(numbered_frame(1)).save(buffer, suffix.split()[0])
+    if suffix == "JPEG by Pillow":
+        monkeypatch.setattr(images, "simplejpeg", None)
+    tracemalloc.start()
+    for height, width in ((9000, 9000), (30000, 30000)):
+        with pytest.raises(VideoError, match=r"^place: .*(30000 x 30000|9000 x 9000|Image size \(900000000)"):
+            images.decode_image(claims(buffer.getvalue(), height, width), "place")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 9000 * 9000
+    assert images.decode_image(buffer.getvalue(), "place").shape == (64, 96, 3)
+
+
+def test_entries_that_unpack_to_too_much_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/big/1.jpg", jpeg(1) + bytes(3_000_000))
+        archive.writestr("a/liar/1.jpg", jpeg(1) + bytes(3_000_000))
+        archive.writestr("a/good/1.jpg", jpeg(1))
+    data = bytearray(path.read_bytes())
+    entry = data.rindex(b"a/liar/1.jpg") - 46  # the directory says that it is small
+    struct.pack_into("<I", data, entry + 24, 500_000)
+    path.write_bytes(data)
+    monkeypatch.setattr(limits, "MAX_BYTES", 1_000_000)
+    with pytest.warns(DataWarning, match=r"left out 1 video .*a/big \('a/big/1.jpg' is larger than 1 MB"):
+        store = open_store(path)
+    assert store.videos == ["a/good", "a/liar"]
+    tracemalloc.start()
+    with pytest.raises(VideoError, match="frame 0 of a/liar is damaged"):
+        store.read(1, [0])
+    assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    tracemalloc.stop()
+
+
+def test_image_files_of_too_many_bytes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_frames(tmp_path / "a" / "v", 2)
+    monkeypatch.setattr(limits, "MAX_BYTES", 100)
+    with pytest.raises(VideoError, match=r"00000001\.jpg: is larger than"):
+        open_store(tmp_path).read(0, [0])

@@ -1,12 +1,16 @@
 """Frames come out by their number, whatever the container says; damage comes out as one clear line."""
 
 import shutil
+import struct
 from pathlib import Path
+from unittest.mock import Mock, PropertyMock
 
+import av
 import numpy as np
 import pytest
 
-from strm_lightning.data.videos import VideoError, count_frames, iter_frames, read_frames
+from strm_lightning.data import limits, videos
+from strm_lightning.data.videos import VideoError, count_frames, foretell_frames, iter_frames, read_frames
 from tests.data.clips import number_of, rotate, write_audio, write_video
 
 KINDS = {
@@ -42,17 +46,64 @@ def test_times_are_the_presentation_times(tmp_path: Path) -> None:
     assert [seconds for _, seconds in iter_frames(path)] == pytest.approx([t / 100 for t in times], abs=0.002)
 
 
-@pytest.mark.parametrize(
-    ("matrix", "turn"),
-    [((0, 1, -1, 0), -1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1), ((1, 0, 0, 1), 0)],
-    ids=["clockwise", "half", "counter-clockwise", "none"],
-)
-def test_rotation_metadata_is_applied(matrix: tuple[int, ...], turn: int, tmp_path: Path) -> None:
+MATRICES = {
+    "none": ((1, 0, 0, 1), lambda frames: frames),
+    "clockwise": ((0, 1, -1, 0), lambda frames: np.rot90(frames, -1, axes=(1, 2))),
+    "half": ((-1, 0, 0, -1), lambda frames: np.rot90(frames, 2, axes=(1, 2))),
+    "counter-clockwise": ((0, -1, 1, 0), lambda frames: np.rot90(frames, 1, axes=(1, 2))),
+    "mirrored": ((-1, 0, 0, 1), lambda frames: frames[:, :, ::-1]),
+    "upside down": ((1, 0, 0, -1), lambda frames: frames[:, ::-1]),
+    "transposed": ((0, 1, 1, 0), lambda frames: frames.swapaxes(1, 2)),
+    "transposed the other way": ((0, -1, -1, 0), lambda frames: frames[:, ::-1, ::-1].swapaxes(1, 2)),
+}
+
+
+@pytest.mark.parametrize("kind", MATRICES)
+def test_the_display_matrix_is_applied(kind: str, tmp_path: Path) -> None:
     """(x, y) is shown at (a x + c y, b x + d y), y down: (0, 1, -1, 0) sends what is right to below, clockwise."""
+    matrix, shown = MATRICES[kind]
     path = write_video(tmp_path / "a.mp4", count=3)
     plain = read_frames(path, [0, 2]).numpy()
-    turned = read_frames(rotate(path, matrix), [0, 2]).numpy()
-    np.testing.assert_array_equal(turned, np.rot90(plain, turn, axes=(1, 2)))
+    np.testing.assert_array_equal(read_frames(rotate(path, matrix), [0, 2]).numpy(), shown(plain))
+
+
+@pytest.mark.parametrize("kind", ["none", "clockwise", "half", "counter-clockwise"])
+def test_turns_are_known_where_pyav_does_not_know_all_side_data(kind: str, tmp_path: Path) -> None:
+    matrix, _ = MATRICES[kind]
+    with av.open(str(rotate(write_video(tmp_path / "a.mp4", count=1), matrix))) as container:
+        turned = next(container.decode(video=0)).rotation
+
+    frame = Mock(spec=av.VideoFrame, rotation=turned)
+    type(frame).side_data = PropertyMock(side_effect=ValueError("999 is not a valid Type"))
+    assert videos._display_matrix(frame) == matrix
+
+
+def test_videos_of_too_many_pixels_are_refused_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mp4", count=3, size=(64, 96))
+    monkeypatch.setattr(limits, "MAX_PIXELS", 64 * 128)  # FFmpeg counts rows as aligned
+    assert count_frames(path) == 3
+    monkeypatch.setattr(limits, "MAX_PIXELS", 64 * 96 - 1)
+    monkeypatch.setattr(videos, "_whole", lambda *_: pytest.fail("decoded"))
+    for read in (
+        count_frames,
+        foretell_frames,
+        lambda path: read_frames(path, [0]),
+        lambda path: list(iter_frames(path)),
+    ):
+        with pytest.raises(VideoError, match=r"a\.mp4: has a frame of 96 x 64 pixels; at most"):
+            read(path)
+
+
+def test_frames_larger_than_the_header_says_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.avi", count=3, codec="mpeg4", size=(64, 96))
+    data = path.read_bytes()
+    start = data.index(b"strf") + 12  # BITMAPINFOHEADER: width and height
+    assert struct.unpack_from("<2i", data, start) == (96, 64)
+    path.write_bytes(data[:start] + struct.pack("<2i", 16, 16) + data[start + 8 :])
+    assert read_frames(path, [0]).shape == (1, 64, 96, 3)
+    monkeypatch.setattr(limits, "MAX_PIXELS", 1000)
+    with pytest.raises(VideoError, match=r"a\.avi: "):
+        read_frames(path, [0])
 
 
 def test_reading_checks_what_is_asked_for(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """Feature banks: what goes in comes out, in memory, in a mapped file, and from an earlier run's folder."""
 
+import errno
+import json
 import os
 import tempfile
+import warnings
 from collections import namedtuple
 from inspect import signature
 from pathlib import Path
@@ -9,9 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 
 from strm_lightning.episode import PooledMaps, TupleFeatures
-from strm_lightning.evaluation.bank import FeatureBank
+from strm_lightning.errors import WriteError
+from strm_lightning.evaluation.bank import DamagedBankError, FeatureBank, _mapped
 from strm_lightning.evaluation.encoding import coming_rows
 from strm_lightning.evaluation.fingerprint import bank_fingerprint, feature_options
 from strm_lightning.models.head import STRMHead
@@ -57,8 +63,49 @@ def test_what_goes_in_comes_out(limit: float, views: int, tmp_path: Path, monkey
 def test_a_bank_that_fits_nowhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(1000, 900, 100))
-    with pytest.raises(ValueError, match=r"a bank of 4 videos takes .*bank_limit_gb 1e-09 and .*evaluation: episodes"):
+    with pytest.raises(
+        ValueError, match=r"a bank of 4 videos is too large: it .*limit_gb 1e-09, .*evaluation: episodes"
+    ):
         full(limit_gb=1e-9)
+
+
+@pytest.mark.parametrize(("others", "fits"), [(0, True), (1, True), (2, False)])
+def test_every_process_of_a_machine_needs_room(others: int, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """960 bytes for each process, and 2,500 are free; processes of other machines do not count."""
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(9000, 6500, 2500))
+
+    def gather(value: Any) -> list[Any]:
+        if not isinstance(value, tuple):
+            return [value]
+        (host, disk), *rest = value
+        return [value] * (1 + others) + [((f"not {host}", disk), *rest)] * 2
+
+    monkeypatch.setattr("strm_lightning.evaluation.bank._gather", gather)
+    if fits:
+        assert "temporary file" in full(limit_gb=1e-9).describe()
+    else:
+        with pytest.raises(ValueError, match=r"each of 3 processes on .* and 0\.0 GB are free"):
+            full(limit_gb=1e-9)
+
+
+def test_space_of_a_mapped_bank_is_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a disk that fills up while videos are encoded would kill the process by SIGBUS."""
+    tensor = _mapped(tmp_path / "bank", (300, 5, 7), torch.float32)
+    assert tensor.shape == (300, 5, 7)
+    assert not tensor.any()
+    assert (tmp_path / "bank").stat().st_blocks * 512 >= tensor.nbytes
+
+    def refuse(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", refuse)
+    with pytest.raises(WriteError, match=r"a temporary file in .*No space left on device; set TMPDIR"):
+        full(limit_gb=1e-9)
+    bank = "strm_lightning.evaluation.bank"
+    monkeypatch.setattr(f"{bank}._gather", lambda value: [value, value or "another process: full"])
+    with pytest.raises(WriteError, match="another process: full"):
+        full()
 
 
 def test_its_size_is_told_before_any_of_it_is_allocated() -> None:
@@ -78,38 +125,102 @@ def test_a_bank_on_a_gpu_finds_the_same() -> None:
     torch.testing.assert_close(moved.get(rows).to("cpu"), bank.get(rows), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("error", [SafetensorError("No space left on device"), OSError("No space left on device")])
 def test_a_bank_that_cannot_be_kept_leaves_nothing_half_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def refuse(*arguments: Any, **options: Any) -> None:
-        raise OSError("No space left on device")
+    def refuse(tensors: Any, path: Path, metadata: Any) -> None:
+        path.write_bytes(b"half")
+        raise error
 
-    bank = full()
-    bank.save(tmp_path / "kept", "mark")
+    bank, path = full(), tmp_path / "kept.safetensors"
+    bank.save(path, "mark")
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", refuse)
-        with pytest.raises(OSError, match="No space"):
-            bank.save(tmp_path / "kept", "other")
-    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
-    assert FeatureBank.load(tmp_path / "kept", "mark") is not None
+        patch.setattr("strm_lightning.evaluation.bank.save_file", refuse)
+        with pytest.raises(WriteError, match=r"cannot be written.*No space"):
+            bank.save(path, "other")
+    assert list(tmp_path.iterdir()) == [path]
+    assert FeatureBank.load(path, "mark") is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_bank_survives_its_folder(tmp_path: Path, dtype: torch.dtype) -> None:
-    bank = full(dtype, views=2)
-    bank.save(tmp_path / "kept", "mark")
-    loaded = FeatureBank.load(tmp_path / "kept", "mark")
+def test_a_bank_survives_its_file(tmp_path: Path, dtype: torch.dtype) -> None:
+    bank, path = full(dtype, views=2), tmp_path / "kept.safetensors"
+    bank.save(path, "mark")
+    loaded = FeatureBank.load(path, "mark")
     assert loaded is not None
+    assert (loaded.rows.tolist(), loaded.views, loaded.place) == (sorted(ROWS), 2, str(path))
     rows, views = torch.tensor([20, 4]), torch.tensor([1, 0])
     torch.testing.assert_close(loaded.get(rows, views), bank.get(rows, views), rtol=0, atol=0)
-    assert FeatureBank.load(tmp_path / "kept", "other mark") is None
+    assert FeatureBank.load(path, "other mark") is None
     assert FeatureBank.load(tmp_path / "nothing", "mark") is None
-    with (tmp_path / "kept" / "keys").open("r+b") as file:
-        file.truncate(7)
-    assert FeatureBank.load(tmp_path / "kept", "mark") is None
-    bank.save(tmp_path / "kept", "mark")  # a damaged one is replaced
-    assert FeatureBank.load(tmp_path / "kept", "mark") is not None
-    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def cut_off(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 7)
+
+
+def zero_some_bytes(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(-100, os.SEEK_END)
+        file.write(bytes(40))
+
+
+def edit(path: Path, change: Any, **about: Any) -> None:
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    metadata["bank"] = json.dumps(json.loads(metadata["bank"]) | about)
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    save_file(change(tensors) or tensors, path, metadata)
+
+
+DAMAGES: dict[str, Any] = {
+    "cut off": cut_off,
+    "not a bank": lambda path: path.write_bytes(b"what is this"),
+    "without our header": lambda path: save_file({"keys": torch.zeros(4, 6, 5)}, path),
+    "zeroed bytes": zero_some_bytes,
+    "swapped rows": lambda path: edit(path, lambda t: {n: x.flip(0) for n, x in t.items()}),
+    "rows of other videos": lambda path: edit(path, lambda t: None, rows=[3, 4, 11, 21]),
+    "more rows than features": lambda path: edit(path, lambda t: None, rows=[3, 4, 11, 20, 21]),
+    "another kind": lambda path: edit(path, lambda t: None, kind="PooledMaps"),
+    "an unknown kind": lambda path: edit(path, lambda t: None, kind="Module"),
+    "a lacking tensor": lambda path: edit(path, lambda t: {"keys": t["keys"]}),
+    "an unknown tensor": lambda path: edit(path, lambda t: t | {"more": t["keys"] + 0}),
+    "another shape": lambda path: edit(path, lambda t: {n: x.flatten(1) for n, x in t.items()}),
+    "swapped axes": lambda path: edit(path, lambda t: {n: x.mT.contiguous() for n, x in t.items()}),
+    "integers": lambda path: edit(path, lambda t: {n: x.int() for n, x in t.items()}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_bank_is_noticed(tmp_path: Path, damage: str) -> None:
+    bank, path = full(), tmp_path / "kept.safetensors"
+    bank.save(path, "mark")
+    DAMAGES[damage](path)
+    with pytest.raises(DamagedBankError, match=r"kept\.safetensors is (damaged|no whole bank)"):
+        FeatureBank.load(path, "mark")
+    bank.save(path, "mark")
+    assert FeatureBank.load(path, "mark") is not None
+
+
+def test_a_damaged_bank_is_made_again_and_old_ones_are_named(
+    actions: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keep = {"bank_dir": str(tmp_path / "banks")}
+    first = run_test(tmp_path / "1", module(**keep), data(actions))
+    (path,) = (tmp_path / "banks").iterdir()
+    zero_some_bytes(path)
+    (tmp_path / "banks" / "0123").mkdir()
+    (tmp_path / "banks" / "0123" / "bank.json").write_text("{}")
+    with pytest.warns(UserWarning, match=r"damaged.*it is made again"), caplog.at_level("INFO"):
+        second = run_test(tmp_path / "2", module(**keep), data(actions))
+    assert second["per_episode"] == first["per_episode"]
+    assert "1 banks of version 0.1" in caplog.text
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        with safe_open(path, "pt") as file:
+            mark = json.loads(file.metadata()["bank"])["fingerprint"]
+        assert FeatureBank.load(path, mark) is not None
 
 
 def test_a_second_test_encodes_nothing_and_finds_the_same(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from strm_lightning.cli import main
 from strm_lightning.evaluation import plots
@@ -65,6 +66,25 @@ def test_shots_and_learning_curves_show_their_points(tmp_path: Path) -> None:
 LONG = ("pretending to put something onto something else without letting go of it", *CLASSES[1:])
 
 
+def overhang(figure: Figure) -> float:
+    """Inches by which text is outside the page."""
+    figure.draw_without_rendering()
+    drawn, page = figure.get_tightbbox(), figure.bbox_inches
+    return max(-drawn.x0, -drawn.y0, drawn.x1 - page.x1, drawn.y1 - page.y1)
+
+
+@pytest.mark.parametrize(("classes", "length"), [(2, 60), (5, 16), (18, 25)])  # columns have numbers beyond 16 letters
+def test_no_label_of_a_confusion_is_cut_off(classes: int, length: int) -> None:
+    results = document(random_results(0.5))
+    names = ["m" * length] * classes
+    counts = np.eye(classes, dtype=int).tolist()
+    figure = confusion_figure(results | {"confusion": {"classes": names, "counts": counts}})
+    assert overhang(figure) <= 0
+    axes = figure.axes[0]
+    label, ticks = axes.yaxis.label.get_window_extent(), axes.get_yticklabels()
+    assert not any(label.overlaps(tick.get_window_extent()) for tick in ticks)
+
+
 @pytest.mark.parametrize("name", ["confusion", "per-class", "shots", "learning-curve"])
 def test_long_names_stay_within_the_picture_and_leave_room_for_it(tmp_path: Path, name: str) -> None:
     runs = {f"a run of a model with many options, number {n}": random_results(0.1 * n) for n in range(3)}
@@ -80,11 +100,7 @@ def test_long_names_stay_within_the_picture_and_leave_room_for_it(tmp_path: Path
         "shots": lambda: shots_figure(documents),
         "learning-curve": lambda: learning_figure(dict.fromkeys(runs, curves)),
     }[name]()
-    figure.draw_without_rendering()
-    drawn, page = figure.get_tightbbox(), figure.bbox_inches
-    assert min(drawn.x0, drawn.y0) >= -0.01
-    assert drawn.x1 <= page.x1 + 0.01
-    assert drawn.y1 <= page.y1 + 0.01
+    assert overhang(figure) <= 0
     for axes in figure.axes[:2]:
         width, height = axes.get_window_extent().size / figure.dpi
         assert width > 2.2 or name == "confusion"  # whose second axes are the bar of colours
@@ -122,5 +138,5 @@ def test_pictures_that_cannot_be_written_are_told(tmp_path: Path, capsys: pytest
 
 def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"strm-lightning\[plots\]"):
+    with pytest.raises(ImportError, match=r"\.\[plots\]"):
         plots.draw([write(tmp_path, 0.5)])

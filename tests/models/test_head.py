@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from strm_lightning.models.qc import query_class_similarity
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,6 +18,7 @@ from tests import reference
 CASES = {
     "paper": {},
     "official": {"variant": "official", "qc_dim": 5},
+    "official {2, 3}": {"variant": "official", "qc_dim": 5, "tuple_sizes": (2, 3), "num_frames": 4},
     "1-way 1-shot": {"way": 1, "shot": 1, "queries": 1},
     "many ways": {"way": 7, "shot": 2, "queries": 3},
     "four frames": {"num_frames": 4, "way": 3},
@@ -78,7 +81,8 @@ def test_equals_the_literal_equations(case: dict) -> None:
     state = dict(head.named_parameters())
     support.requires_grad_()
     s, q = (reference.features(state, maps, **settings) for maps in (support, query))
-    tm, qc = reference.match(state, head.tuple_sizes, s, labels, q, case.get("query_class", True))
+    query_class, official = case.get("query_class", True), case.get("variant") == "official"
+    tm, qc = reference.match(state, head.tuple_sizes, s, labels, q, query_class, official)
 
     mine = head.enrich(support.unflatten(0, (way, shot))), head.enrich(query)
     torch.testing.assert_close(mine[1].patch_level, q[0])
@@ -173,6 +177,72 @@ def test_masked_shots_are_as_if_absent(head: STRMHead, episode: tuple) -> None:
         head.match(support, query, mask & torch.tensor([[True], [True], [False]]))
 
 
+@pytest.mark.parametrize("absent", [1e6, torch.nan, torch.inf])
+def test_absent_shots_have_no_influence_on_values_and_gradients(head: STRMHead, absent: float) -> None:
+    mask = torch.tensor([[True, False], [True, True], [False, True]])
+    maps, query = clip_maps(3, 2, num_frames=4), head.enrich(clip_maps(5, num_frames=4)).frame_level.detach()
+    clean = head.enrich(maps).frame_level.detach()
+    found = []
+    for value in (0.0, absent):
+        support = clean.masked_fill(~mask[..., None, None], value).requires_grad_()
+        asked = query.clone().requires_grad_()
+        pair = (VideoFeatures(patch_level=x, frame_level=x) for x in (support, asked))
+        logits = head.match(*pair, mask)
+        inputs = [support, asked, *head.trm.parameters(), *head.qc.parameters()]
+        found.append([logits.trm, logits.qc, *torch.autograd.grad(logits.combined().sum(), inputs)])
+    for with_zero, with_absent in zip(*found, strict=True):
+        torch.testing.assert_close(with_zero, with_absent, rtol=0, atol=0)
+    # Nor from tuples that are in a bank or a support file already.
+    tuples = [head.tuples(VideoFeatures(patch_level=x, frame_level=x)) for x in (clean, query)]
+    spoilt = replace(
+        tuples[0],
+        **{n: t.masked_fill(~mask[..., None, None], absent) for n, t in vars(tuples[0]).items()},
+    )
+    torch.testing.assert_close(head.match_tuples(spoilt, tuples[1], mask), head.match_tuples(*tuples, mask))
+
+
+def test_absent_shots_do_not_move_the_origin_of_distances(head: STRMHead) -> None:
+    """In float32, an origin far from all points would cost the distances their digits."""
+    mask = torch.tensor([[True, False], [True, True], [False, True]])
+    support, query = torch.randn(3, 2, 6, 9), torch.randn(4, 6, 9)
+    exact = query_class_similarity(query.double(), support.double(), mask)
+    spoilt = support.masked_fill(~mask[..., None, None], 1e6)
+    torch.testing.assert_close(query_class_similarity(query, spoilt, mask).double(), exact, rtol=1e-5, atol=0)
+
+
+EXPORT = """
+import torch
+from torch.export import Dim, export
+from strm_lightning.episode import VideoFeatures
+from strm_lightning.models import STRMHead
+
+
+class Match(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = STRMHead(16, match_dim=12, num_frames=4).eval()
+
+    def forward(self, support, query):
+        support, query = (VideoFeatures(patch_level=x, frame_level=x) for x in (support, query))
+        return self.head.match(support, query).combined()
+
+
+module = Match()
+way, shot, queries = Dim("way", min=2), Dim("shot", min=2), Dim("queries", min=2)
+example = torch.randn(5, 2, 4, 16), torch.randn(7, 4, 16)
+exported = export(module, example, dynamic_shapes=({0: way, 1: shot}, {0: queries})).module()
+for n, k, q in ((2, 2, 2), (5, 5, 25), (9, 3, 4)):
+    support, query = torch.randn(n, k, 4, 16), torch.randn(q, 4, 16)
+    torch.testing.assert_close(exported(support, query), module(support, query))
+"""
+
+
+@pytest.mark.slow
+def test_matching_exports_for_any_way_shot_and_queries() -> None:
+    """Four frames make 6 tuples: with 2 queries there are fewer than the 25 rows at which cdist changes its way."""
+    run_script(EXPORT)
+
+
 @pytest.mark.parametrize("options", [{}, {"variant": "official"}, {"center_clip": True, "patch_pooling": "layout"}])
 def test_every_parameter_is_saved_and_learns(options: dict) -> None:
     torch.manual_seed(0)
@@ -227,7 +297,8 @@ for way, shot, queries in ((3, 2, 4), (5, 3, 7)):
     support, query = torch.randn(way, shot, 4, 16, 7, 7), torch.randn(queries, 4, 16, 7, 7)
     mask = torch.ones(way, shot, dtype=torch.bool)
     mask[0, 0] = False
-    for shots in (None, mask):
+    support[0, 0] = torch.nan if way == 3 else 1e6
+    for shots in (mask,) if way == 3 else (None, mask):
         compiled = match(enrich(support), enrich(query), shots).combined()
         plain = head.match(head.enrich(support), head.enrich(query), shots).combined()
         torch.testing.assert_close(compiled, plain)
@@ -236,11 +307,13 @@ for way, shot, queries in ((3, 2, 4), (5, 3, 7)):
 
 @pytest.mark.slow
 def test_heads_compile_whole_and_for_any_episode() -> None:
-    """One graph without breaks, for other ways, shots and queries too, with and without a mask.
+    """One graph without breaks, for other ways, shots and queries too, with and without a mask."""
+    run_script(COMPILE)
 
-    In a process of its own: here beartype looks into every call, which dynamo refuses to trace.
-    """
-    command = [sys.executable, "-c", COMPILE]
+
+def run_script(script: str) -> None:
+    """Run it in a process of its own: here beartype looks into every call, which dynamo refuses to trace."""
+    command = [sys.executable, "-c", script]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": "src"}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 

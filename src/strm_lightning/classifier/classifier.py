@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 from tqdm import tqdm
 
 from strm_lightning.classifier import loading, storage
@@ -21,7 +23,7 @@ from strm_lightning.classifier.clips import (
     windows,
 )
 from strm_lightning.classifier.encoder import encode, encode_each
-from strm_lightning.classifier.examples import add_examples, by_class
+from strm_lightning.classifier.examples import add_examples, by_class, check_labels
 from strm_lightning.classifier.explanation import Explanation, explain
 from strm_lightning.classifier.habits import ScikitLearnHabits
 from strm_lightning.classifier.matchers import Matcher
@@ -139,7 +141,8 @@ class FewShotClassifier(ScikitLearnHabits):
         spec = str(weights) if weights is not None else None
         matcher = loading.bare(backbone, weights=spec, patch_grid=patch_grid)
         how = Preprocessing(num_frames=num_frames, image_size=image_size)
-        made = {"backbone": backbone, "weights": spec, "patch_grid": patch_grid}
+        absolute = str(Path(spec).absolute()) if spec is not None and Path(spec).is_file() else spec
+        made = {"backbone": backbone, "weights": absolute, "patch_grid": patch_grid}
         source = {**made, "num_frames": num_frames, "image_size": image_size}
         return cls(matcher.to(loading.pick(device)), how, source=source, **options)
 
@@ -167,9 +170,11 @@ class FewShotClassifier(ScikitLearnHabits):
             progress: show a bar.
 
         Raises:
-            ValueError: fewer than two classes, or a class without any readable clip.
+            ValueError: fewer than two classes, a class without any readable clip, or a class named ``unknown``,
+                which is the label of rejected videos.
         """
         grouped = by_class(videos, labels)
+        check_labels(grouped)
         if len(grouped) < 2:
             raise InputError(f"examples of {len(grouped)} class{'' if grouped else 'es'}: give clips of 2 or more")
         support = SupportSet(self.matcher)
@@ -178,13 +183,22 @@ class FewShotClassifier(ScikitLearnHabits):
         return self
 
     def add(self, label: str, videos: Video | Videos) -> "FewShotClassifier":
-        """Add clips to a class, which may be new; the clips that are there are not encoded again."""
+        """Add clips to a class, which may be new; the clips that are there are not encoded again.
+
+        Raises:
+            ValueError: a new class without any readable clip, or one named ``unknown``.
+        """
+        if label not in self.support.clips:
+            check_labels([label])
         add_examples(self.support, {label: in_a_row(videos)}, self._encoded)
         self._calibration = None
         return self
 
     def remove(self, label: str, video: str | Path | None = None) -> "FewShotClassifier":
         """Remove a class, or one video of it.
+
+        Examples that were loaded from a file are known by file name only, so ``video`` may be the name or any path that
+        ends in it.
 
         Raises:
             KeyError: there is no such class or video.
@@ -252,8 +266,19 @@ class FewShotClassifier(ScikitLearnHabits):
             VideoError: the video cannot be read.
         """
         self._check_fitted()
+        return self.explain_encoded(*self.encode_one(video))
+
+    def encode_one(self, video: Video) -> tuple[EncodedClip, UInt8[Tensor, "L 3 S S"]]:
+        """Encode one video; return it with the pixels of its clip, as `explain_encoded` takes them.
+
+        Raises:
+            VideoError: the video cannot be read.
+        """
         pixels = read_clip(video, self.preprocessing)
-        clip = encode([(video_name(video), pixels)], self.matcher)[0]
+        return encode([(video_name(video), pixels)], self.matcher)[0], pixels
+
+    def explain_encoded(self, clip: EncodedClip, pixels: UInt8[Tensor, "L 3 S S"]) -> Explanation:
+        """`explain` for a clip that is already encoded."""
         return explain(self.support, clip, pixels, self._predict_clip(clip))
 
     @property
@@ -272,7 +297,7 @@ class FewShotClassifier(ScikitLearnHabits):
         ranked = sorted(zip(self.support.labels, shares, strict=True), key=lambda pair: -pair[1])
         label, best = ranked[0]
         known = best >= use.min_probability and float(logits.max()) >= use.min_logit
-        return Prediction(label if known else UNKNOWN, best, dict(ranked), clip.name)
+        return Prediction(label if known else UNKNOWN, best, dict(ranked), clip.name, rejected=not known)
 
     def _encoded(self, videos: Iterable[Video]) -> Iterator[EncodedClip | VideoError]:
         return encode_each(videos, self.matcher, self.preprocessing, batch_size=self.batch_size, jobs=self.jobs)
@@ -297,16 +322,24 @@ class FewShotClassifier(ScikitLearnHabits):
     def load(self, path: str | Path, **options: Any) -> "FewShotClassifier":
         """Read the examples of a file that `save` wrote; their videos are not needed.
 
-        Called on a classifier, it takes them in place of its own. Called on the class, as
-        ``FewShotClassifier.load(path)``, it first opens the checkpoint or backbone that the file names.
+        Called on a classifier, it replaces the examples. Called on the class, as ``FewShotClassifier.load(path)``, it
+        first opens the checkpoint or backbone that the file names.
+
+        Args:
+            path: the file.
+            **options: of the classifier, such as ``threshold``; called on the class, also ``device``. They take
+                precedence over what the file says, which takes precedence over what the classifier had.
 
         Raises:
-            ValueError: the file was made with other weights or another preprocessing, or is no such file.
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged, was made with other weights or another preprocessing, or is something else.
         """
         stored = storage.load(Path(path))
         made = self._from_source(stored, options) if isinstance(self, type) else self
-        made.support = stored.support_for(made.matcher, made.preprocessing)
-        made.set_params(**stored.calibration)
+        support = stored.support_for(made.matcher, made.preprocessing)
+        own = {name: value for name, value in options.items() if name != "device" or not isinstance(self, type)}
+        made.set_params(**{**stored.calibration, **own})
+        made.support, made._calibration = support, None
         return made
 
     @classmethod

@@ -1,7 +1,8 @@
 """From a video, of whatever kind and length, to clips of L frames as the model was trained on."""
 
+import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias, cast
@@ -57,6 +58,15 @@ def read_clip(video: Video, how: Preprocessing) -> UInt8[Tensor, "L 3 S S"]:
     return how.transform(frames[chosen], None)
 
 
+def check_first_frame(path: str | Path) -> None:
+    """Decode the first frame of a video file, which takes milliseconds; damage further on is found by `read_clip`.
+
+    Raises:
+        VideoError: there is no such file, or it is empty, has no video in it or is damaged at its start.
+    """
+    next(iter(iter_frames(path)))
+
+
 def check_array(video: np.ndarray | Tensor) -> UInt8[Tensor, "F H W 3"]:
     """A decoded video as a tensor, refused in words where it is anything but ``[F, H, W, 3]`` of uint8."""
     if not isinstance(video, (np.ndarray, Tensor)):
@@ -102,7 +112,8 @@ def windows(
 
     A clip takes a frame from the middle of each of L equal parts of its window. Only these frames are kept, so memory
     depends on ``seconds / stride`` and not on the length of the video. A window that the video's end cuts off is
-    completed with the last frame if more than half of it was seen; a video shorter than a window is one clip.
+    completed with the last frame if more than half of it was seen; a video shorter than a window is one clip. Times
+    count from the first frame. A window in which a file has no frame, as in a gap between its time stamps, is left out.
 
     Args:
         video: a file or an array.
@@ -121,16 +132,17 @@ def windows(
     opened: deque[_Window] = deque()
     coming, now, any_closed = 0.0, 0.0, False
     image: np.ndarray | None = None
-    for image, now in _timed_frames(video, fps):
+    for newest, time in _from_zero(_timed_frames(video, fps)):
+        gap, before = time - now > seconds, image
+        image, now = newest, time
+        if coming + seconds <= now:
+            coming += stride * (math.floor((now - seconds - coming) / stride) + 1)
         while now >= coming:
             opened.append(_Window(coming))
             coming += stride
-        small = None
-        for window in opened:
-            due = sum(now >= window.start + middle for middle in middles) - len(window.picks)
-            if due:
-                small = _shrink(image, how) if small is None else small
-                window.picks += [small] * due
+        if gap and before is not None:  # windows that end in the gap do not have the new frame
+            _fill([w for w in opened if w.start + seconds <= now], before, now, middles, how)
+        _fill(opened, image, now, middles, how)
         while opened and len(opened[0].picks) == how.num_frames:
             any_closed = True
             yield opened[0].start, opened[0].start + seconds, torch.stack(opened.popleft().picks)
@@ -143,10 +155,32 @@ def windows(
             yield window.start, now, torch.stack(window.picks + [_shrink(image, how)] * missing)
 
 
+def _fill(
+    opened: Iterable[_Window], image: np.ndarray, now: float, middles: Sequence[float], how: Preprocessing
+) -> None:
+    """Give a frame to the windows that are due for one at this time; it is resized once."""
+    small = None
+    for window in opened:
+        due = sum(now >= window.start + middle for middle in middles) - len(window.picks)
+        if due:
+            small = _shrink(image, how) if small is None else small
+            window.picks += [small] * due
+
+
 def _timed_frames(video: Video, fps: float) -> Iterator[tuple[np.ndarray, float]]:
     if isinstance(video, (str, Path)):
         return iter_frames(video)
     return ((image, i / fps) for i, image in enumerate(check_array(video).numpy()))
+
+
+def _from_zero(frames: Iterator[tuple[np.ndarray, float]]) -> Iterator[tuple[np.ndarray, float]]:
+    """Count times from the first frame; where time stamps jump back, as in joined files, go on from the last time."""
+    origin, last = math.inf, 0.0
+    for image, time in frames:
+        if time - origin < last:
+            origin = time - last
+        last = time - origin
+        yield image, last
 
 
 def _shrink(image: np.ndarray, how: Preprocessing) -> UInt8[Tensor, "3 S S"]:

@@ -7,18 +7,20 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from tqdm import tqdm
 
 from strm_lightning.classifier import loading
 from strm_lightning.classifier.classifier import FewShotClassifier
+from strm_lightning.classifier.clips import check_first_frame
+from strm_lightning.classifier.examples import bar_options
 from strm_lightning.classifier.predictions import merge_windows
-from strm_lightning.classifier.reports import REPORTS, Found
+from strm_lightning.classifier.reports import REPORTS, Found, Report
+from strm_lightning.classifier.uploads import Uploads, upload_folder
 from strm_lightning.data.layouts import list_videos
 from strm_lightning.data.videos import VIDEO_SUFFIXES, VideoError
-from strm_lightning.errors import InputError, MissingPackageError
+from strm_lightning.errors import InputError, MissingPackageError, WriteError
 
 
 def classify(
@@ -67,6 +69,16 @@ def classify(
         from strm_lightning.classifier import picture
 
         picture.check_name(explain)
+    broken = _broken(files)
+    if explain is not None and files and files[0] in broken:
+        raise broken[files[0]]
+    report = REPORTS["json" if json else "csv" if csv else "table"](files)
+    if files and len(broken) == len(files) and save_support is None:
+        for video, error in broken.items():
+            _print(report, video, error)
+        raise SystemExit(1)
+    for error in broken.values():
+        _warn(str(error))
     options = {"threshold": threshold, "temperature": temperature}
     given = {name: value for name, value in options.items() if value is not None}
     classifier = open_classifier(
@@ -74,18 +86,44 @@ def classify(
     )
     if save_support is not None:
         classifier.save(save_support)
-    report = REPORTS["json" if json else "csv" if csv else "table"](files)
     bad = 0
-    # Where the rows themselves are on the screen, they are the progress.
-    quiet = sys.stdout.isatty() or not sys.stderr.isatty()
     findings = _findings(classifier, files, window, stride, merged=not (json or csv))
-    for video, found in tqdm(findings, total=len(files) if window is None else None, disable=quiet):
+    total = len(files) if window is None else None
+    # Rows on the screen show the progress by themselves.
+    for video, found in tqdm(findings, "Classifying", total, disable=sys.stdout.isatty(), **bar_options()):
         bad += isinstance(found, VideoError)
-        report.add(video, found)
+        _print(report, video, found)
     if explain is not None and files:
         picture.draw(classifier.explain(files[0]), explain)
     if bad:
         raise SystemExit(1)
+
+
+def _broken(files: Sequence[str]) -> dict[str, VideoError]:
+    """The videos whose first frame cannot be decoded, with the errors; found before the examples are encoded."""
+    found = {}
+    for file in tqdm(files, "Checking videos", **bar_options()):
+        try:
+            check_first_frame(file)
+        except VideoError as error:
+            found[file] = error
+    return found
+
+
+def _print(report: Report, video: str, found: Found) -> None:
+    """Print one row at once, so that a program that reads it need not wait."""
+    try:
+        report.add(video, found)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - the rest of the buffer cannot be written at exit either
+        raise WriteError(f"standard output: cannot be written ({error.strerror})") from error
+
+
+def _warn(message: str) -> None:
+    tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
 def _check(
@@ -148,19 +186,18 @@ def _videos_in(folder: Path) -> list[str]:
 
 
 def find_examples(folder: str) -> dict[str, list[str]]:
-    """Videos by class, from a folder with a folder for each class.
+    """Videos by class, by the rule of `strm fit`: the class is the folder that holds the videos (see `list_files`).
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: no videos in it, or a class without any.
+        ValueError: no videos in it, or a folder without any.
     """
-    list_videos(folder, "videos")  # says what is wrong with the folder
-    classes = sorted(f for f in Path(folder).expanduser().iterdir() if f.is_dir() and f.name[0] != ".")
-    examples = {f.name: _videos_in(f) for f in classes}
-    empty = [name for name, videos in examples.items() if not videos]
-    if empty:
-        raise InputError(f"class {empty[0]!r} has no video: {Path(folder) / empty[0]} has none; remove the folder")
-    return examples
+    listing = list_videos(folder, "videos")
+    for inner in sorted(listing.root.iterdir()):
+        near = [video for video in _videos_in(inner) if len(Path(video).relative_to(inner).parts) < 3]
+        if inner.is_dir() and inner.name[0] != "." and not near:
+            raise InputError(f"class {inner.name!r} has no video: {inner} has none; remove the folder")
+    return {name: [listing.places[video] for video in listing.by_class[name]] for name in listing.class_names}
 
 
 def open_classifier(
@@ -180,14 +217,14 @@ def open_classifier(
     if stored:
         return classifier.load(support).set_params(**options)
     with _plain_warnings():
-        return classifier.fit(find_examples(support), progress=sys.stderr.isatty())
+        return classifier.fit(find_examples(support), progress=True)
 
 
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
     """Tell warnings in a line of words, without the line of code that they come from."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: tqdm.write(f"warning: {message}", file=sys.stderr)
+        warnings.showwarning = lambda message, *_, **__: _warn(str(message))
         yield
 
 
@@ -210,6 +247,7 @@ def demo(
     host: str = "127.0.0.1",
     port: int | None = None,
     max_mb: int = 100,
+    max_total_mb: int = 1000,
     device: str | None = None,
 ) -> None:
     """Open a web page on this computer that recognises actions from a few clips of each.
@@ -221,19 +259,22 @@ def demo(
         host: address to listen on; 0.0.0.0 lets other computers in, and whoever reaches it may use it.
         port: number of the port; null takes the first free one from 7860.
         max_mb: size in megabytes of the largest file that may be uploaded.
+        max_total_mb: megabytes of all uploads together, with what is kept of them while their pages are open.
         device: such as ``cuda:0``; null for the GPU where there is one.
     """
     try:
         from strm_lightning.classifier import web
     except ModuleNotFoundError as error:
-        raise MissingPackageError(f'the page needs {error.name}; run: pip install "strm-lightning[web]"') from error
+        raise MissingPackageError(f'the page needs {error.name}: in a checkout, run pip install ".[web]"') from error
     if max_mb < 1:
         raise InputError(f"--max_mb {max_mb}: give 1 megabyte or more")
+    if max_total_mb < max_mb:
+        raise InputError(f"--max_total_mb {max_total_mb}: give as much as --max_mb, {max_mb}, or more")
     web.check_address(host, port)
     plain = _without_examples(ckpt, backbone, weights, device)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploads go then too, as with Ctrl-C
-    with TemporaryDirectory(prefix="strm-demo-") as folder:
-        # gradio keeps uploads here; all of it goes when the server stops.
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        page = web.build(lambda: FewShotClassifier(plain.matcher, plain.preprocessing), Path(folder) / "examples")
-        web.serve(page, host=host, port=port, max_mb=max_mb)
+    with upload_folder() as folder:
+        os.environ["GRADIO_TEMP_DIR"] = str(folder)  # where gradio stores uploads
+        uploads = Uploads(max_total_mb * 10**6)
+        page = web.build(lambda: FewShotClassifier(plain.matcher, plain.preprocessing), folder / "examples", uploads)
+        web.serve(page, uploads, host=host, port=port, max_mb=max_mb)

@@ -37,10 +37,12 @@ class ClassEvidence:
     Attributes:
         clips: names of its clips.
         sizes: evidence of each tuple size in Omega.
+        average_qc: average QC over Omega, as the released variant does; else sum it, as the paper does.
     """
 
     clips: Sequence[str]
     sizes: Sequence[TupleEvidence]
+    average_qc: bool = False
 
     @property
     def trm(self) -> float:
@@ -49,9 +51,9 @@ class ClassEvidence:
 
     @property
     def qc(self) -> float | None:
-        """QC's logit: minus the nearest distances, averaged over tuples and summed over Omega."""
+        """QC's logit: minus the nearest distances, averaged over tuples, then summed or averaged over Omega."""
         found = [s.nearest_distances.mean() for s in self.sizes if s.nearest_distances is not None]
-        return -float(np.sum(found)) if found else None
+        return -float(np.mean(found) if self.average_qc else np.sum(found)) if found else None
 
     @property
     def clip_scores(self) -> Float[np.ndarray, " K"]:

@@ -1,5 +1,6 @@
 """Videos of each class to a support set, with what is wrong among them told by name."""
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -7,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from strm_lightning.classifier.clips import Video, Videos, in_a_row, is_one
+from strm_lightning.classifier.predictions import UNKNOWN
 from strm_lightning.classifier.support import EncodedClip, SupportSet
 from strm_lightning.data.store import DataWarning
 from strm_lightning.data.videos import VideoError
@@ -37,6 +39,21 @@ def by_class(
     return grouped
 
 
+def bar_options() -> dict[str, Any]:
+    """Options of a progress bar on stderr: smooth on a terminal; in a log, a line every ten seconds of a long task."""
+    return {} if sys.stderr.isatty() else {"delay": 5.0, "mininterval": 10.0, "maxinterval": 10.0}
+
+
+def check_labels(labels: Iterable[str]) -> None:
+    """Refuse the label of rejected videos as the name of a class.
+
+    Raises:
+        ValueError: a class is named ``unknown``.
+    """
+    if UNKNOWN in labels:
+        raise InputError(f"class {UNKNOWN!r}: this is the label of rejected videos; rename the class, such as 'other'")
+
+
 def add_examples(
     support: SupportSet, videos: Mapping[str, Sequence[Video]], encode: Encode, *, progress: bool = False
 ) -> None:
@@ -49,7 +66,7 @@ def add_examples(
     """
     labels = [label for label, members in videos.items() for _ in members]
     clips = encode(video for members in videos.values() for video in members)
-    bar = tqdm(clips, "Encoding examples", total=len(labels), unit="clip", disable=None if progress else True)
+    bar = tqdm(clips, "Encoding examples", len(labels), unit="clip", disable=not progress, **bar_options())
     seen = {clip.digest: (label, clip.name) for label, group in support.clips.items() for clip in group}
     good: dict[str, list[EncodedClip]] = {label: [] for label in videos}
     bad: dict[str, list[VideoError]] = {label: [] for label in videos}

@@ -28,6 +28,8 @@ class Explanation:
             frame on average, ``[L, P, P]``; sums to 1 over a frame. None for a model without PLE.
         frames: the clip's frames, ``[L, 3, S, S]``.
         thumbnails: frames of the clips of each class, small.
+        attends: whether the model matches frames by attention. If not, each frame is compared with the example's frame
+            of the same number, and ``patch_attention`` is each patch's share of the change in its frame.
     """
 
     prediction: Prediction
@@ -39,6 +41,7 @@ class Explanation:
     patch_attention: Float[np.ndarray, "L P P"] | None
     frames: UInt8[np.ndarray, "L 3 S S"]
     thumbnails: Mapping[str, UInt8[np.ndarray, "K L 3 s s"]]
+    attends: bool = True
 
     @property
     def best_class(self) -> str:
@@ -82,12 +85,14 @@ def explain(
             label: ClassEvidence(
                 [example.name for example in support.clips[label]],
                 matcher.evidence(support.features(label), clip.features),
+                average_qc=matcher.average_qc,
             )
             for label in labels
         },
         patch_attention=matcher.patch_attention(pixels),
         frames=pixels.numpy(),
         thumbnails={label: np.stack([c.thumbnail.numpy() for c in support.clips[label]]) for label in labels},
+        attends=matcher.attends,
     )
 
 

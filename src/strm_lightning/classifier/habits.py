@@ -23,13 +23,18 @@ class ScikitLearnHabits:
         """Set arguments of the constructor.
 
         Raises:
-            ValueError: there is no such argument, or it cannot have that value.
+            ValueError: there is no such argument, or it cannot have that value; nothing is set then.
         """
-        for name, value in params.items():
+        for name in params:
             if name not in self._names():
                 raise InputError(f"no parameter {name!r}; there are {', '.join(self._names())}")
-            setattr(self, name, value)
-        self._check_params()
+        before = {name: getattr(self, name) for name in params}
+        vars(self).update(params)
+        try:
+            self._check_params()
+        except InputError:
+            vars(self).update(before)
+            raise
         return self
 
     def _check_params(self) -> None:

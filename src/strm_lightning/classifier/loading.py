@@ -7,10 +7,12 @@ from typing import Any
 import torch
 
 from strm_lightning.classifier.matchers import HeadMatcher, PatchMatcher
-from strm_lightning.errors import InputError, MissingFileError
+from strm_lightning.errors import InputError
 from strm_lightning.models.backbone import Backbone
 from strm_lightning.models.head import STRMHead
 from strm_lightning.models.lite0 import EFFICIENTNET_LITE0
+from strm_lightning.models.loading import load_tensors
+from strm_lightning.models.state import plain_name
 from strm_lightning.models.strm import STRM
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
@@ -22,21 +24,24 @@ def read_checkpoint(path: str | Path) -> tuple[HeadMatcher, dict[str, Any]]:
     """The model of a Lightning checkpoint and the preprocessing that it was trained with.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no checkpoint of `STRMModule`.
+        MissingFileError: there is no such file.
+        InputError: it cannot be read safely, is no checkpoint of `STRMModule`, or needs a class of the user's own.
     """
-    if not Path(path).is_file():
-        raise MissingFileError(f"checkpoint {path}: {'is a folder' if Path(path).is_dir() else 'no such file'}")
+    checkpoint = load_tensors(path, "checkpoint")
     try:
-        checkpoint = torch.load(path, "cpu", weights_only=True)
-        options, state = dict(checkpoint["hyper_parameters"]), checkpoint["state_dict"]
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"checkpoint {path}: not one of STRMModule ({reason})") from error
+        options, state = dict(checkpoint["hyper_parameters"]), dict(checkpoint["state_dict"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"checkpoint {path}: not one of STRMModule (no hyper_parameters or state_dict)") from error
+    if own := checkpoint.get("own_classes"):
+        part, kind = next(iter(own.items()))
+        raise InputError(
+            f"checkpoint {path}: its {part} is a {kind}, a class of your own, which FewShotClassifier cannot build"
+        )
     known = {*inspect.signature(STRM).parameters, *inspect.signature(STRMHead).parameters}
     model = STRM(**{**{k: v for k, v in options.items() if k in known}, "pretrained": False, "weights": None})
     try:
-        model.load_state_dict({k.removeprefix(_PREFIX): v for k, v in state.items() if k.startswith(_PREFIX)})
+        weights = {k.removeprefix(_PREFIX): v for k, v in state.items() if k.startswith(_PREFIX)}
+        model.load_state_dict({plain_name(k): v for k, v in weights.items()})  # 0.1 kept torch.compile's prefixes
     except RuntimeError as error:
         raise InputError(f"checkpoint {path}: its weights are not those of the model that it describes") from error
     trained = checkpoint.get("datamodule_hyper_parameters", {})

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import fields
-from hashlib import sha256
 from itertools import combinations
 from typing import Any
 
@@ -14,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from strm_lightning.classifier.evidence import TupleEvidence
-from strm_lightning.episode import MatchLogits, TupleFeatures
+from strm_lightning.episode import MatchLogits, TupleFeatures, VideoFeatures
 from strm_lightning.models.backbone import Backbone
-from strm_lightning.models.pooling import pool_maps
+from strm_lightning.models.enrichment.pooling import pool_maps
+from strm_lightning.models.matching.trm import attend
+from strm_lightning.models.state import hash_state
 from strm_lightning.models.strm import STRM
-from strm_lightning.models.trm import attend
 
 Features = Mapping[str, Tensor]  # by name; the same leading axes in all
 
@@ -29,10 +29,14 @@ class Matcher(nn.Module, ABC):
     Attributes:
         temperature: divides the logits where no temperature was fitted.
         qc_weight: lambda, the weight of QC in the combined logits.
+        average_qc: whether QC is averaged over Omega instead of summed.
+        attends: whether frames are matched by attention; else each frame is compared with the one of the same number.
     """
 
     temperature: float = 1.0
     qc_weight: float = 0.0
+    average_qc: bool = False
+    attends: bool = True
 
     @abstractmethod
     def encode(self, clips: UInt8[Tensor, "n L 3 S S"]) -> Features:
@@ -54,10 +58,19 @@ class Matcher(nn.Module, ABC):
     def floats_per_class(self, features: Features) -> int:
         """Numbers that matching one query with one class of one clip needs at once."""
 
+    @abstractmethod
+    def feature_shapes(self, num_frames: int) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the features of one clip of ``num_frames`` frames, by name."""
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights and of the features."""
+        return next(self.parameters()).dtype
 
     @property
     @abstractmethod
@@ -66,11 +79,7 @@ class Matcher(nn.Module, ABC):
 
     def fingerprint(self) -> str:
         """32 hexadecimal digits that differ between any two models whose features differ."""
-        found = sha256(repr(sorted(self.settings.items())).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            found.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
-            found.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return found.hexdigest()[:32]
+        return hash_state(self.state_dict(), repr(sorted(self.settings.items())))[:32]
 
 
 class HeadMatcher(Matcher):
@@ -83,11 +92,20 @@ class HeadMatcher(Matcher):
 
     def __init__(self, model: STRM, qc_weight: float = 0.1) -> None:
         super().__init__()
-        self.model, self.qc_weight = model.eval(), qc_weight
+        self.model, self.qc_weight, self.average_qc = model.eval(), qc_weight, model.head.averages_qc
 
     def encode(self, clips: UInt8[Tensor, "n L 3 S S"]) -> Features:
-        tuples = self.model.head.tuples(self.model.encode(clips))
+        return self._named(self.model.encode(clips))
+
+    def _named(self, features: VideoFeatures) -> Features:
+        tuples = self.model.head.tuples(features)
         return {f.name: getattr(tuples, f.name) for f in fields(tuples) if getattr(tuples, f.name) is not None}
+
+    @torch.inference_mode()
+    def feature_shapes(self, num_frames: int) -> Mapping[str, tuple[int, ...]]:
+        blank = torch.zeros(num_frames, self.model.head.dim, device=self.device, dtype=self.dtype)
+        named = self._named(VideoFeatures(patch_level=blank, frame_level=blank))
+        return {name: tuple(tensor.shape) for name, tensor in named.items()}
 
     def match(self, support: Features, query: Features, shot_mask: Bool[Tensor, "N K"] | None = None) -> MatchLogits:
         return self.model.head.match_tuples(TupleFeatures(**support), TupleFeatures(**query), shot_mask)
@@ -138,6 +156,7 @@ class PatchMatcher(Matcher):
     """
 
     temperature = 0.02
+    attends = False
 
     def __init__(self, backbone: Backbone, patch_grid: int = 4) -> None:
         super().__init__()
@@ -147,6 +166,9 @@ class PatchMatcher(Matcher):
         grid = pool_maps(self.backbone(clips), self.patch_grid).grid
         moving = grid - grid.mean(1, keepdim=True)
         return {"patches": F.normalize(moving.flatten(1), dim=1).view_as(moving)}
+
+    def feature_shapes(self, num_frames: int) -> Mapping[str, tuple[int, ...]]:
+        return {"patches": (num_frames, self.patch_grid**2, self.backbone.dim)}
 
     def match(self, support: Features, query: Features, shot_mask: Bool[Tensor, "N K"] | None = None) -> MatchLogits:
         clips, queries = support["patches"].flatten(2), query["patches"].flatten(1)

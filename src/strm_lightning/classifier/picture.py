@@ -14,7 +14,7 @@ from matplotlib.patches import ConnectionPatch, Rectangle
 
 from strm_lightning.classifier.explanation import Explanation
 from strm_lightning.errors import InputError
-from strm_lightning.fileio import atomic_path
+from strm_lightning.fileio import atomic_path, sweep_parts, write_errors
 
 _INK, _QUIET, _LINK, _STRONG = "#1f2933", "#7b8794", "#c2410c", "#c2410c"
 _TRM, _QC = "#2563a8", "#8fb8de"
@@ -31,6 +31,7 @@ def draw(explanation: Explanation, path: str | Path | None = None) -> Figure:
 
     From top to bottom: where the model looked in the query, the query, the example that mattered most of the best
     class. A line between two frames is as strong as the attention between them; the strongest pair of tuples is framed.
+    For a model without attention, lines connect the frames that are compared, and the top row shows what changed.
     On the right: the probability of each class, and TRM's and QC's share in its distance behind the best.
     """
     path = None if path is None else check_name(path)
@@ -67,14 +68,15 @@ def draw(explanation: Explanation, path: str | Path | None = None) -> Figure:
             for axes, image, weights in zip(looks, query, heat, strict=True):
                 _show(axes, image, anchor="S")
                 _overlay(axes, image, weights, float(heat.max()))
-            _side(looks[0], "where it\nlooked")
+            _side(looks[0], "where it\nlooked" if explanation.attends else "what\nchanged")
         _side(tops[0], "query")
         _side(lows[0], "best\nexample")
         _links(figure, tops, lows, evidence.frame_weights(clip))
         framed = _frame_strongest(explanation, clip, tops, lows)
         _bars(figure, explanation, right + 0.85 / (count + 3.4), bottom, top)
         _words(figure, explanation, left)
-        how = "lines: attention between frames" + "; framed: the strongest match" * framed
+        lines = "attention between frames" if explanation.attends else "frames compared with each other"
+        how = f"lines: {lines}" + "; framed: the strongest match" * framed
         figure.text(left, 0.03, how, fontsize=7, color=_QUIET)
         if path is not None:
             _save(figure, path)
@@ -204,5 +206,6 @@ def check_name(path: str | Path) -> Path:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with atomic_path(path) as part:
+    with write_errors(path), atomic_path(path) as part:
         figure.savefig(part, format=path.suffix.lower()[1:])
+    sweep_parts(path.parent)

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from strm_lightning.classifier.predictions import Prediction, WindowPrediction, clock
 from strm_lightning.data.videos import VideoError
@@ -14,6 +14,7 @@ from strm_lightning.data.videos import VideoError
 Found = Prediction | WindowPrediction | VideoError
 
 
+@runtime_checkable
 class Report(Protocol):
     """Prints what was found, line by line as it comes."""
 
@@ -62,7 +63,7 @@ class Csv:
 
     def __init__(self, videos: Sequence[str]) -> None:
         self.writer = csv.DictWriter(
-            sys.stdout, ("video", "start", "end", "label", "probability", "error"), extrasaction="ignore"
+            sys.stdout, ("video", "start", "end", "label", "probability", "rejected", "error"), extrasaction="ignore"
         )
         self.writer.writeheader()
 
@@ -76,7 +77,7 @@ def _record(video: str, found: Found) -> dict[str, Any]:
         return {"video": video, "error": str(found)}
     prediction = found.prediction if isinstance(found, WindowPrediction) else found
     times = {"start": found.start, "end": found.end} if isinstance(found, WindowPrediction) else {}
-    scores = {"label": prediction.label, "probability": prediction.probability}
+    scores = {"label": prediction.label, "probability": prediction.probability, "rejected": prediction.rejected}
     return {"video": video, **times, **scores, "probabilities": dict(prediction.probabilities)}
 
 

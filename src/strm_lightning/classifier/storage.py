@@ -1,23 +1,24 @@
 """Encoded examples as one .safetensors file: features, labels, preprocessing and the fingerprint of the weights."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from strm_lightning.classifier.calibration import Fitted
+from strm_lightning.classifier.calibration import Fitted, check_options
 from strm_lightning.classifier.clips import Preprocessing
 from strm_lightning.classifier.matchers import Matcher
 from strm_lightning.classifier.support import EncodedClip, SupportSet
+from strm_lightning.data.frames import FramePolicy
 from strm_lightning.errors import InputError, MissingFileError
-from strm_lightning.fileio import atomic_path
+from strm_lightning.fileio import atomic_path, sweep_parts, write_errors
 
 _FORMAT = "strm-lightning examples 1"
 _THUMBNAILS = "thumbnails"
@@ -32,27 +33,49 @@ def save(
     *,
     thumbnails: bool,
 ) -> None:
-    """Write a support set, whole or not at all."""
+    """Write a support set, whole or not at all.
+
+    Of a clip's path, the file name is kept, with parent folders only where two clips of a class have the same name.
+
+    Raises:
+        WriteError: the disk is full, or the folder cannot be written to.
+    """
     clips = [(label, clip) for label in support.labels for clip in support.clips[label]]
+    names = {label: short_names([clip.name for clip in support.clips[label]]) for label in support.labels}
     about = {
         "format": _FORMAT,
         "fingerprint": support.matcher.fingerprint(),
         "preprocessing": asdict(how),
-        "clips": [{"label": label, "name": clip.name, "digest": clip.digest} for label, clip in clips],
+        "clips": [{"label": label, "name": names[label][clip.name], "digest": clip.digest} for label, clip in clips],
         "source": source,
         **calibration,
     }
-    names = clips[0][1].features if clips else ()
-    tensors = {name: torch.stack([clip.features[name] for _, clip in clips]).cpu() for name in names}
+    keys = clips[0][1].features if clips else ()
+    tensors = {key: torch.stack([clip.features[key] for _, clip in clips]).cpu() for key in keys}
     if clips and thumbnails:
         tensors[_THUMBNAILS] = torch.stack([clip.thumbnail for _, clip in clips])
-    with atomic_path(path) as part:
+    with write_errors(path, SafetensorError), atomic_path(path) as part:
         save_file(tensors, part, {name: json.dumps(value) for name, value in about.items()})
+    sweep_parts(path.parent)
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Map paths to their shortest endings that differ: the file name, or with parent folders where names repeat."""
+    parts = {name: PurePath(name).parts for name in names}
+
+    def short(name: str) -> str:
+        own = parts[name]
+        for length in range(1, len(own)):
+            if sum(other[-length:] == own[-length:] for other in parts.values()) == 1:
+                return str(PurePath(*own[-length:]))
+        return name
+
+    return {name: short(name) for name in parts}
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A file of examples, read but not yet held against a model."""
+    """A file of examples that has been read and checked by itself, but not yet against a model."""
 
     path: Path
     about: Mapping[str, Any]
@@ -67,7 +90,7 @@ class Stored:
         """The examples for this model.
 
         Raises:
-            ValueError: they were encoded by another model, or from other pixels.
+            ValueError: they were encoded by another model or from other pixels, or are not what this model encodes.
         """
         mine, theirs = matcher.fingerprint(), self.about["fingerprint"]
         if mine != theirs:
@@ -80,14 +103,34 @@ class Stored:
                 f"{self.path}: its clips were made with {self.about['preprocessing']}, this classifier's with "
                 f"{asdict(how)}"
             )
+        self._check_features(matcher, how)
         tensors = dict(self.tensors)
         blank = torch.zeros(len(self.about["clips"]), how.num_frames, 3, 1, 1, dtype=torch.uint8)
         thumbnails = tensors.pop(_THUMBNAILS, blank)
         support = SupportSet(matcher)
         for i, clip in enumerate(self.about["clips"]):
             features = {name: tensor[i].to(matcher.device) for name, tensor in tensors.items()}
-            support.add(clip["label"], [EncodedClip(clip["name"], clip["digest"], thumbnails[i], features)])
+            support.add(clip["label"], [EncodedClip(clip["name"], clip["digest"], thumbnails[i], features, True)])
         return support
+
+    def _check_features(self, matcher: Matcher, how: Preprocessing) -> None:
+        found = {name: tensor for name, tensor in self.tensors.items() if name != _THUMBNAILS}
+        if not self.about["clips"]:
+            return
+        wanted = matcher.feature_shapes(how.num_frames)
+        if set(found) != set(wanted):
+            raise InputError(
+                f"examples {self.path}: damaged: features {_listed(found)}; this model has {_listed(wanted)}"
+            )
+        for name, shape in wanted.items():
+            if found[name].shape[1:] != shape or found[name].dtype != matcher.dtype:
+                raise InputError(
+                    f"examples {self.path}: damaged: {name!r} is {_described(found[name])}, where this model has "
+                    f"{[len(found[name]), *shape]} of {_plain(matcher.dtype)}"
+                )
+        small = self.tensors.get(_THUMBNAILS)
+        if small is not None and small.shape[1] != how.num_frames:
+            raise InputError(f"examples {self.path}: damaged: thumbnails of {small.shape[1]} frames a clip")
 
 
 def load(path: Path) -> Stored:
@@ -103,11 +146,127 @@ def load(path: Path) -> Stored:
         with safe_open(path, "pt") as file:
             about = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise InputError(f"examples {path}: cannot be read ({error})") from error
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"examples {path}: cannot be read ({reason})") from error
     if about.get("format") != _FORMAT:
         raise InputError(f"examples {path}: not a file that FewShotClassifier.save wrote")
+    if wrong := _wrong_about(about) or _wrong_tensors(tensors, len(about["clips"])):
+        raise InputError(f"examples {path}: damaged: {wrong}")
     return Stored(path, about, tensors)
+
+
+def _wrong_about(about: Mapping[str, Any]) -> str | None:
+    """What is wrong in the metadata of a file of examples, or None."""
+    missing = [key for key in _KEYS if key not in about]
+    if missing:
+        return f"no {_listed(missing)} in its header"
+    if not (isinstance(about["fingerprint"], str) and about["fingerprint"]):
+        return f"fingerprint {_short(about['fingerprint'])}"
+    if wrong := _wrong_clips(about["clips"]):
+        return wrong
+    how, source = about["preprocessing"], about["source"]
+    if not (isinstance(how, dict) and set(how) == set(_HOW) and all(_HOW[key](value) for key, value in how.items())):
+        return f"preprocessing {_short(how)}"
+    if source is not None:
+        known = _CHECKPOINT if isinstance(source, dict) and "path" in source else _BACKBONE
+        if not (isinstance(source, dict) and all(key in known and known[key](value) for key, value in source.items())):
+            return f"source {_short(source)}"
+    return _wrong_calibration(about)
+
+
+def _wrong_clips(clips: Any) -> str | None:
+    if not isinstance(clips, list):
+        return f"clips {_short(clips)}: a list is expected"
+    for number, clip in enumerate(clips):
+        if not (isinstance(clip, dict) and all(isinstance(clip.get(key), str) for key in ("label", "name", "digest"))):
+            return f"clip {number} is {_short(clip)}: label, name and digest are expected"
+    return None
+
+
+def _wrong_calibration(about: Mapping[str, Any]) -> str | None:
+    for key in ("temperature", "threshold"):
+        value, is_number = about[key], isinstance(about[key], (int, float)) and not isinstance(about[key], bool)
+        if not (is_number or value == "fit" or (value is None and key == "threshold")):
+            return f"{key} {_short(value)}"
+    try:
+        check_options(*(v if v in (None, "fit") else float(v) for v in (about["temperature"], about["threshold"])))
+    except (InputError, OverflowError) as error:
+        return str(error)
+    return None
+
+
+def _wrong_tensors(tensors: Mapping[str, Tensor], count: int) -> str | None:
+    """What is wrong with the tensors of a file of examples that has ``count`` clips, or None."""
+    if count and not set(tensors) - {_THUMBNAILS}:
+        return "no features"
+    for name, tensor in tensors.items():
+        if not tensor.ndim or len(tensor) != count:
+            return f"{name!r} is {_described(tensor)}, where there are {count} clips"
+        if name == _THUMBNAILS:
+            if (
+                tensor.dtype != torch.uint8
+                or tensor.ndim != 5
+                or tensor.shape[2] != 3
+                or tensor.shape[3] != tensor.shape[4]
+            ):
+                return f"{name!r} is {_described(tensor)}, not [clips, frames, 3, side, side] of uint8"
+        elif tensor.dtype not in _FLOATS:
+            return f"{name!r} is of {_plain(tensor.dtype)}, not floating point"
+        elif not tensor.isfinite().all():
+            return f"{name!r} has values that are not finite"
+    return None
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_size(value: Any) -> bool:
+    return value == 0 or _is_count(value)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_policy(value: Any) -> bool:
+    return value in get_args(FramePolicy)
+
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of others, isfinite may not be known
+_KEYS = ("fingerprint", "preprocessing", "clips", "source", "temperature", "threshold")
+_HOW: dict[str, Callable[[Any], bool]] = {
+    "num_frames": _is_count,
+    "image_size": _is_count,
+    "short_side": _is_size,
+    "frame_policy": _is_policy,
+}
+_CHECKPOINT = {"path": _is_name, "image_size": _is_count, "short_side": _is_size, "frame_policy": _is_policy}
+_BACKBONE: dict[str, Callable[[Any], bool]] = {
+    "backbone": _is_name,
+    "weights": lambda value: value is None or isinstance(value, str),
+    "patch_grid": _is_count,
+    "num_frames": _is_count,
+    "image_size": _is_count,
+}
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)} of {_plain(tensor.dtype)}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, sorted(names))) or "none"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 class on_class_or_instance:  # noqa: N801 - a decorator

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, zip_longest
+from pathlib import PurePath
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -21,16 +22,23 @@ class EncodedClip:
     """A clip, encoded.
 
     Attributes:
-        name: path of its video, or what an array was called.
+        name: path of its video, or the shape of an array; of a clip from a file of examples, the end of the path.
         digest: of its pixels.
         thumbnail: its frames, small, for pictures.
         features: what the matcher knows of it.
+        stored: whether it comes from a file of examples, which keeps no whole path.
     """
 
     name: str
     digest: str
     thumbnail: UInt8[Tensor, "L 3 s s"]
     features: Features
+    stored: bool = False
+
+    def is_called(self, name: str) -> bool:
+        """Whether this is the clip of that name; of a stored clip, any path that ends in its name."""
+        own = PurePath(self.name).parts
+        return name == self.name or (self.stored and PurePath(name).parts[-len(own) :] == own)
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ class SupportSet:
         """
         if label not in self.clips:
             raise InputKeyError(f"no class {label!r}; there are {', '.join(self.labels) or 'none'}")
-        kept = [clip for clip in self.clips[label] if name is not None and clip.name != name]
+        kept = [clip for clip in self.clips[label] if name is not None and not clip.is_called(name)]
         if name is not None and len(kept) == len(self.clips[label]):
             raise InputKeyError(f"no clip {name!r} in class {label!r}")
         self.clips[label] = kept

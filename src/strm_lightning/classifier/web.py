@@ -4,26 +4,31 @@ import os
 import socket
 import sys
 import warnings
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from strm_lightning.classifier.classifier import FewShotClassifier
+from strm_lightning.classifier.examples import add_examples, check_labels
+from strm_lightning.classifier.explanation import Explanation
 from strm_lightning.classifier.picture import draw
-from strm_lightning.data.videos import VIDEO_SUFFIXES
+from strm_lightning.classifier.support import EncodedClip
+from strm_lightning.classifier.uploads import Guard, Kept, Uploads
+from strm_lightning.data.videos import VIDEO_SUFFIXES, VideoError
 from strm_lightning.errors import InputError
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 import gradio as gr
+from starlette.middleware import Middleware
 
 MAX_CLASSES = 8
 _SHOWN = 3
-_LOOK_AND_KEEP = (60, 600)  # seconds: look for old uploads that often, and keep none longer
+_LOOK_AND_KEEP = (60, 600)  # seconds: look for uploads that no page lists that often, and keep none longer
 _PATHS: dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]] = {  # t in -1 .. 1 to right, down
     "slide left": lambda t: (-t, 0 * t),
     "slide right": lambda t: (t, 0 * t),
@@ -31,7 +36,7 @@ _PATHS: dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]] = {  # 
 }
 _INTRODUCTION = """# Which action is it?
 Give a few short clips of each action, two actions or more, and a video to recognise.
-Nothing is trained and no file leaves this computer; uploads are deleted after ten minutes."""
+Nothing is trained and no file leaves this computer; uploads are deleted as soon as they are encoded."""
 _CSS = """
 .gradio-container {max-width: 1180px !important; margin: auto}
 footer {display: none !important}
@@ -39,27 +44,33 @@ footer {display: none !important}
 """
 
 
-def build(make: Callable[[], FewShotClassifier], examples: Path) -> gr.Blocks:
+def build(make: Callable[[], FewShotClassifier], examples: Path, uploads: Uploads) -> gr.Blocks:
     """The page.
 
     Args:
         make: gives a classifier without examples.
         examples: folder for the built-in examples, which are drawn when first asked for.
+        uploads: keeps the encoded clips.
     """
+    encode = make().encode_one
 
-    @lru_cache(maxsize=4)  # another video against the same clips: these are encoded already
-    def fitted(classes: tuple[tuple[str, tuple[str, ...]], ...]) -> FewShotClassifier:
-        return make().fit({label: list(clips) for label, clips in classes})
+    def keep(request: gr.Request, query: str | None, *clips: list[str] | None) -> None:
+        listed = [*([query] if query else []), *(path for slot in clips for path in slot or [])]
+        uploads.keep(_session(request), listed, encode, delete=lambda path: examples not in Path(path).parents)
 
-    def recognise(query: str | None, *slots: Any) -> tuple[Any, Any, str]:
+    def forget(request: gr.Request) -> None:
+        uploads.drop(_session(request))
+
+    def recognise(request: gr.Request, query: str | None, *slots: Any) -> tuple[Any, Any, str]:
+        session = _session(request)
         try:
             classes = _classes(slots[:MAX_CLASSES], slots[MAX_CLASSES:])
             if query is None:
                 raise InputError("There is no video to recognise yet: drop one into the last field.")
             with warnings.catch_warnings(record=True) as found:
                 warnings.simplefilter("always")
-                explanation = fitted(classes).explain(query)
-        except ValueError as error:
+                explanation = _explain(make(), dict(classes), query, lambda path: uploads.get(session, path, encode))
+        except InputError as error:
             return gr.update(value=None, visible=False), gr.update(value=None, visible=False), _words(str(error))
         figure = draw(explanation)
         canvas = FigureCanvasAgg(figure)
@@ -92,7 +103,12 @@ def build(make: Callable[[], FewShotClassifier], examples: Path) -> gr.Blocks:
         count = gr.State(_SHOWN)
         names, clips = [slot[1] for slot in slots], [slot[2] for slot in slots]
         groups = [slot[0] for slot in slots]
-        go.click(recognise, [query, *names, *clips], [ranking, picture, message], show_progress="minimal")
+        one_by_one: dict[str, Any] = {"concurrency_id": "encode", "concurrency_limit": 1}
+        changes = [field.change for field in (query, *clips)]
+        gr.on(changes, keep, [query, *clips], None, show_progress="hidden", trigger_mode="multiple", **one_by_one)
+        page.unload(forget)
+        results = [ranking, picture, message]
+        go.click(recognise, [query, *names, *clips], results, show_progress="minimal", **one_by_one)
         fill.click(built_in, None, [query, *names, *clips])
         more.click(_one_more, count, [count, more, *groups])
     return page
@@ -112,7 +128,7 @@ def check_address(host: str, port: int | None) -> None:
         raise InputError(f"the page cannot listen on {host}, port {port or 'any'}: {reason}") from error
 
 
-def serve(page: gr.Blocks, *, host: str, port: int | None, max_mb: int, block: bool = True) -> str:
+def serve(page: gr.Blocks, uploads: Uploads, *, host: str, port: int | None, max_mb: int, block: bool = True) -> str:
     """Start the server; returns its address where it is not to ``block``."""
     fonts = ["system-ui", "sans-serif"]  # gradio's own themes fetch fonts from the net
     theme = gr.themes.Default(font=fonts, font_mono=["monospace"], primary_hue="blue")
@@ -121,6 +137,7 @@ def serve(page: gr.Blocks, *, host: str, port: int | None, max_mb: int, block: b
         server_port=port,
         max_file_size=f"{max_mb}mb",
         share=False,
+        app_kwargs={"middleware": [Middleware(Guard, host=host, uploads=uploads)]},
         ssr_mode=False,
         footer_links=[],
         theme=theme,
@@ -144,6 +161,32 @@ def draw_examples(folder: Path, clips: int = 4) -> dict[str, list[Path]]:
             if not path.exists():
                 _draw_ball(path, label, np.random.default_rng([number, i]))
     return found
+
+
+def _session(request: gr.Request) -> str:
+    return str(request.session_hash)
+
+
+def _explain(
+    classifier: FewShotClassifier, classes: dict[str, tuple[str, ...]], query: str, get: Callable[[str], Kept]
+) -> Explanation:
+    """Explain a query among clips that are encoded already.
+
+    Raises:
+        InputError: a class has no readable clip, or the query cannot be read.
+    """
+
+    def clips(videos: Iterable[Any]) -> Iterator[EncodedClip | VideoError]:
+        for kept in map(get, videos):
+            # a copy, since a support set makes the features of its clips views of its own tensors
+            yield replace(kept.clip) if kept.clip is not None else cast("VideoError", kept.error)
+
+    check_labels(classes)
+    add_examples(classifier.support, classes, clips)
+    kept = get(query)
+    if kept.clip is None or kept.pixels is None:
+        raise cast("VideoError", kept.error)
+    return classifier.explain_encoded(replace(kept.clip), kept.pixels)
 
 
 def _slot(number: int) -> tuple[gr.Column, gr.Textbox, gr.File]:

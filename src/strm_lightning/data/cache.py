@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, SupportsIndex
+from typing import Any, Literal, SupportsIndex, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from strm_lightning import __version__
 from strm_lightning.data.clipfile import SUFFIX, ClipFile
 from strm_lightning.data.frames import FramePolicy, reachable_frames
 from strm_lightning.data.images import EncodedStore
+from strm_lightning.data.limits import MAX_FRAMES
 from strm_lightning.data.listing import Layout, Listing, PathStore, VideoStore
 from strm_lightning.errors import InputError
 from strm_lightning.fileio import write_atomically
@@ -116,19 +117,19 @@ class ImageCacheStore(_CacheStore, EncodedStore):
     """Images, decoded at every read."""
 
     def encoded(self, row: SupportsIndex, frames: Sequence[int]) -> Iterable[tuple[str, bytes]]:
-        """The images as they lie in the file, held against their checksums."""
+        """The images as they are in the file, after a check of their checksums."""
         with ClipFile(self._paths[row]) as clip:
             for number, entry in zip(frames, clip.find(frames), strict=True):
                 yield f"{clip.path}: frame {number}", clip.read(entry)
 
 
 def is_cache(root: Path) -> bool:
-    """Whether a folder says that it is a frame cache."""
+    """Whether a folder has the manifest of a frame cache."""
     return (root / MANIFEST).is_file()
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
-    """What a cache says of itself.
+    """Read and check the manifest of a cache; ``stamps`` is empty in manifests of version 0.1, which have none.
 
     Raises:
         ValueError: not a manifest, or of another format version.
@@ -137,19 +138,34 @@ def read_manifest(root: Path) -> dict[str, Any]:
         manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
         version = manifest["version"]
         if version == _VERSION:
-            options_of(manifest)
-            _check_names(manifest["videos"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{root / MANIFEST} is damaged ({error}); prepare the cache anew") from error
+            manifest = {"stamps": {}} | manifest
+            _check(manifest)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{root / MANIFEST} is damaged ({error}); delete it and prepare the cache again") from error
     if version != _VERSION:
         raise InputError(f"{root} is a frame cache of format {version}; this program reads format {_VERSION}")
     return dict(manifest)
 
 
 def write_manifest(
-    root: Path, options: CacheOptions, *, source: Path, videos: Mapping[str, Sequence[int]], complete: bool
+    root: Path,
+    options: CacheOptions,
+    *,
+    source: Path,
+    videos: Mapping[str, Sequence[int]],
+    stamps: Mapping[str, str],
+    complete: bool,
 ) -> None:
-    """Write what a cache says of itself: options, where it comes from, frames of the source and bytes of each clip."""
+    """Write the manifest of a cache.
+
+    Args:
+        root: the cache.
+        options: what decides its contents.
+        source: where its videos come from.
+        videos: frames of the source and bytes of the clip file, by name.
+        stamps: `Listing.stamp` of the source of each clip, by name; also of clips that are not written yet.
+        complete: whether every clip is written.
+    """
     manifest = {
         "version": _VERSION,
         "made_by": f"strm_lightning {__version__}",
@@ -157,6 +173,7 @@ def write_manifest(
         "options": asdict(options),
         "complete": complete,
         "videos": {name: list(sizes) for name, sizes in videos.items()},
+        "stamps": dict(stamps),
     }
     write_atomically(root / MANIFEST, json.dumps(manifest, sort_keys=True))
 
@@ -181,7 +198,22 @@ def list_cache(root: Path) -> CacheListing:
     return CacheListing(root, places, manifest=manifest)
 
 
-def _check_names(names: Iterable[str]) -> None:
-    for name in names:
+def _check(manifest: Mapping[str, Any]) -> None:
+    """Raise an InputError where a manifest cannot be what `write_manifest` wrote."""
+    options = manifest["options"]
+    for key in ("short_side", "quality", "num_frames"):
+        if type(options[key]) is not int or not 0 < options[key] < MAX_FRAMES:
+            raise InputError(f"{key} is {options[key]!r}")
+    policies = options["policies"]
+    if options["format"] not in get_args(CacheFormat) or not policies or not {*policies} <= {*get_args(FramePolicy)}:
+        raise InputError(f"format {options['format']!r} or policies {policies!r} are not known")
+    options_of(manifest)  # a TypeError where a name is unknown
+    if type(manifest["complete"]) is not bool or not isinstance(manifest["source"], str):
+        raise InputError("complete or source is of the wrong type")
+    for name, (frames, size) in manifest["videos"].items():
         if name.startswith("/") or "\\" in name or {"", ".", ".."} & set(name.split("/")):
             raise InputError(f"{name!r} leads out of its folder")
+        if type(frames) is not int or type(size) is not int or not 0 < frames <= MAX_FRAMES or size < 0:
+            raise InputError(f"{name!r} has {frames!r} frames and {size!r} bytes")
+    if not all(isinstance(stamp, str) for stamp in manifest["stamps"].values()):
+        raise InputError("a stamp is not text")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from strm_lightning.data.limits import MAX_FRAMES, refuse_size
 from strm_lightning.data.videos import VideoError
 from strm_lightning.fileio import atomic_path
 
@@ -44,15 +45,25 @@ class ClipFile:
         head = os.pread(self._file, _HEADER.size, 0)
         if len(head) < _HEADER.size or not head.startswith(_MAGIC):
             raise VideoError(f"{self.path}: is no clip file of a frame cache")
-        _, version, _, self.source_frames, self.kept, self.height, self.width = _HEADER.unpack(head)
+        _, version, channels, self.source_frames, self.kept, self.height, self.width = _HEADER.unpack(head)
         if version != _VERSION:
             raise VideoError(f"{self.path}: is of cache format {version}; this program reads format {_VERSION}")
         self.size = os.fstat(self._file).st_size
         end = self.size - self.kept * _ENTRY.itemsize
         table = os.pread(self._file, self.size - end, end) if end >= _HEADER.size else b""
         self.table = np.frombuffer(table, _ENTRY)
-        if not len(table) or int(self.table["end"][-1]) != end:
+        if not len(table) or int(self.table["end"][-1]) != end or not self._fits(channels):
             raise VideoError(f"{self.path}: is cut off or damaged ({self.size} bytes)")
+
+    def _fits(self, channels: int) -> bool:
+        """Whether header and table agree, so that no size in them leads out of the file or to a large allocation."""
+        numbers, spans = self.table["number"], np.diff(self.table["end"], prepend=_HEADER.size)
+        frame = self.height * self.width * 3
+        if channels not in (0, 3) or (channels and refuse_size(self.height, self.width)):
+            return False
+        sizes = spans == frame if channels else spans >= 0
+        ascending = numbers[0] >= 0 and (np.diff(numbers) > 0).all() and numbers[-1] < self.source_frames
+        return bool(ascending and sizes.all() and self.source_frames <= MAX_FRAMES)
 
     def __enter__(self) -> "ClipFile":
         return self
@@ -74,7 +85,7 @@ class ClipFile:
         return [int(entry) for entry in entries]
 
     def read(self, entry: int) -> bytes:
-        """The bytes of a frame, held against their checksum."""
+        """The bytes of a frame, after a check of their checksum."""
         start, end = self._span(entry)
         data = os.pread(self._file, end - start, start)
         if zlib.crc32(data) != self.table["checksum"][entry]:

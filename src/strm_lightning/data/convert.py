@@ -1,5 +1,6 @@
 """One video to one clip file of the frame cache."""
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,10 +44,21 @@ class Converter:
         """Write the clip file of a video; frames of the source, bytes of the file."""
         if name in self.damaged:
             raise VideoError(self.damaged[name])
-        return self._from_file(name) if self._store is None else self._from_images(name, self._store)
+        try:
+            return self._from_file(name) if self._store is None else self._from_images(name, self._store)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            raise VideoError(f"{name}: its name is too long for a file {name.rpartition('/')[2]}{SUFFIX}") from error
 
     def room(self, name: str) -> int:
-        """About how many bytes the clip of a video will take."""
+        """About how many bytes the clip of a video will take.
+
+        Raises:
+            VideoError: the video cannot be read.
+        """
+        if name in self.damaged:
+            raise VideoError(self.damaged[name])
         if self._store is None:
             path = self.listing.places[name]
             available = foretell_frames(path)

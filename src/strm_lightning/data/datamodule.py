@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -16,6 +17,7 @@ from strm_lightning.data.episodes import (
     EpisodeLoader,
     EpisodeSampler,
     VideoDataset,
+    align_progress,
 )
 from strm_lightning.data.frames import FramePolicy
 from strm_lightning.data.listing import LayoutOption
@@ -127,34 +129,51 @@ class EpisodeDataModule(L.LightningDataModule):
         self.hparams["test_shots"], self.hparams["test_ways"] = list(test_shots), list(test_ways)
         others = [(n, k) for n in test_ways or (way,) for k in test_shots or (shot,)]
         self.test_settings = list(dict.fromkeys([(way, shot), *others]))  # (way, shot), the main one first
-        self.train_views = 0  # views of each training video in a bank; 0 reads pixels
         self.videos: dict[Stage, VideoSet] = {}
+        self._checked = False  # whether the videos are the same in all processes and have the frames that clips need
         self._train_loader: EpisodeLoader | None = None
         self._resume: dict[str, int] = {}
-        positive = {"way": way, "shot": shot, "query_per_class": query_per_class, "num_frames": num_frames}
-        positive |= {"image_size": image_size, "batch_size": batch_size, "eval_batch_size": eval_batch_size}
-        positive |= {"test_shots": min(test_shots, default=1), "test_ways": min(test_ways, default=1)}
-        for name, value in positive.items():
-            if value < 1:
-                raise InputError(f"data.{name} is {value}: give a positive number")
+        _require(
+            1,
+            way=way, train_way=train_way, shot=shot, query_per_class=query_per_class, num_frames=num_frames,
+            eval_query_per_class=eval_query_per_class, image_size=image_size, short_side=short_side,
+            train_episodes=train_episodes, val_episodes=val_episodes, test_episodes=test_episodes,
+            batch_size=batch_size, eval_batch_size=eval_batch_size,
+            test_shots=min(test_shots, default=1), test_ways=min(test_ways, default=1),
+        )  # fmt: skip
+        _require(0, num_workers=num_workers)
 
     def prepare_data(self) -> None:
-        """Write the moving shapes on first use."""
+        """Draw the moving shapes on first use, and list and count the videos, in one process for all.
+
+        The other processes wait here however long that takes; `setup` then gives them what was found.
+        """
         if self.root in MOVING_SHAPES:
             from strm_lightning.data.shapes import moving_shapes
 
             moving_shapes(**MOVING_SHAPES[self.root])
+        if not self.videos and (self.trainer is None or self.trainer.is_global_zero):
+            self.videos = self._load()
 
     def setup(self, stage: str | None = None) -> None:
-        """Find the videos and hold them against way, shot, queries and the frames that clips need."""
-        if not self.videos:
-            videos = self._load()
+        """Find the videos and check that there are enough for way, shot, queries and the frames of a clip."""
+        if not self._checked:
+            trainer, videos = self.trainer, self.videos
+            if trainer is None or trainer.world_size == 1:
+                videos = videos or self._load()
+            else:
+                videos = trainer.strategy.broadcast(videos)
             store = next(iter(videos.values())).store  # the same for all stages
             store.require(self.frame_policy, self.num_frames, self.transform.short_side)
             self.videos = videos
             if self.select_on == "test" and "test" in self.videos:
                 self.videos["val"] = replace(self.videos["test"], stage="val")
-        wanted: dict[str | None, tuple[Stage, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+            self._checked = True
+        if stage == "fit":
+            self._train_loader, self._resume = None, {}  # of an earlier run
+        wanted: dict[str | None, tuple[Stage, ...]] = {
+            "fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)
+        }  # fmt: skip
         for name in wanted.get(stage, ()):
             if name in self.videos or name != "val":
                 self._check(name)
@@ -203,6 +222,10 @@ class EpisodeDataModule(L.LightningDataModule):
 
     def sampler(self, stage: Stage, setting: int = 0) -> EpisodeSampler:
         """The episodes of a stage, by (epoch, index), in one of its settings."""
+        if not self.videos:
+            raise InputError("call data.prepare_data() and data.setup() before asking for episodes")
+        if stage not in self.videos:
+            self._check(stage)
         way, shot = self.settings(stage)[setting]
         return EpisodeSampler(self.videos[stage].members, way, shot, self.queries[stage], stage, self.seed)
 
@@ -211,11 +234,19 @@ class EpisodeDataModule(L.LightningDataModule):
         return ClipReader(self.videos[stage], self.num_frames, self.frame_policy, self.transform)
 
     def train_dataloader(self) -> EpisodeLoader:
-        """Training episodes, other ones in each epoch; a run that was cut off goes on where it was."""
-        reader = None if self.train_views else self.reader("train")
-        self._train_loader = self._episode_loader("train", reader, self.batch_size)
+        """Training episodes, other ones in each epoch; an interrupted run continues where it was.
+
+        Episodes have no clips where the module that is being trained has an attribute ``train_views`` above 0: it then
+        has features of so many views of each training video, and the episodes say which view to take.
+        """
+        trainer = self.trainer if self._running else None
+        views = getattr(trainer.lightning_module, "train_views", 0) if trainer else 0
+        reader = None if views else self.reader("train")
+        self._train_loader = self._episode_loader("train", reader, self.batch_size, views=max(views, 1))
         if self._resume:
             self._train_loader.load_state_dict(self._resume)
+            if trainer:
+                align_progress(trainer, self._train_loader)
         return self._train_loader
 
     def state_dict(self) -> dict[str, int]:
@@ -239,6 +270,10 @@ class EpisodeDataModule(L.LightningDataModule):
         loaders = [self._evaluation_loader("test", setting) for setting in range(len(self.test_settings))]
         return loaders[0] if len(loaders) == 1 else loaders
 
+    def predict_dataloader(self) -> EpisodeLoader | list[EpisodeLoader]:
+        """The episodes of the test."""
+        return self.test_dataloader()
+
     def video_loader(self, stage: Stage, rows: Iterable[int], *, views: int = 0) -> DataLoader[tuple[Tensor, Tensor]]:
         """Clips for a feature bank, ``((row, view), clip)``: the test choice of frames and crop, or random views."""
         items = [(row, view) for row in rows for view in range(max(views, 1))]
@@ -251,22 +286,40 @@ class EpisodeDataModule(L.LightningDataModule):
         return self._episode_loader(stage, reader, batch_size, setting=setting)
 
     def _episode_loader(
-        self, stage: Stage, reader: ClipReader | None, batch_size: int, setting: int = 0
+        self, stage: Stage, reader: ClipReader | None, batch_size: int, *, setting: int = 0, views: int = 1
     ) -> EpisodeLoader:
-        trainer = self.trainer
+        trainer, number = self.trainer if self._running else None, self.episodes[stage]
         keys = EpisodeKeys(
-            self.episodes[stage],
+            number,
             batch_size,
             training=stage == "train",
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
+            rank=trainer.global_rank if trainer else None,
+            world_size=trainer.world_size if trainer else None,
         )
-        views = self.train_views if stage == "train" else 1
-        dataset = EpisodeDataset(self.sampler(stage, setting), reader, views=views)
+        dataset = EpisodeDataset(self.sampler(stage, setting), reader, views=views, num_episodes=number)
         workers = self.num_workers if reader else 0  # rows alone take microseconds
-        return EpisodeLoader(dataset, keys, persistent_workers=workers > 0, **self._workers(workers))
+        return EpisodeLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=keys,
+            source=self,
+            persistent_workers=workers > 0,
+            **self._workers(workers),
+        )
+
+    @property
+    def _running(self) -> bool:
+        """Whether a trainer is running; it stays attached afterwards."""
+        return self.trainer is not None and self.trainer.state.status == TrainerStatus.RUNNING
 
     def _workers(self, number: int) -> dict[str, Any]:
         start = self.worker_start if number else None
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return {"num_workers": number, "multiprocessing_context": start, "pin_memory": pin}
+
+
+def _require(least: int, **options: int | None) -> None:
+    for name, value in options.items():
+        if value is not None and value < least:
+            wanted = "a positive number" if least else "0 or more"
+            raise InputError(f"data.{name} is {value}: give {wanted}")

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
+import torch.distributed as dist
 from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
@@ -97,20 +99,28 @@ class ClipReader:
 class EpisodeDataset(Dataset[Episode]):
     """Episodes by their keys (epoch, index), several at once with a leading axis ``B``.
 
+    A key may also be an index alone, of epoch 0: other samplers than `EpisodeKeys` give the same episodes each epoch.
+
     Args:
         sampler: draws the episodes.
         reader: reads their clips, or None where features come from a bank and no pixels are wanted.
         views: stored views of each training video that a bank holds.
+        num_episodes: episodes of an epoch.
     """
 
-    def __init__(self, sampler: EpisodeSampler, reader: ClipReader | None, *, views: int = 1) -> None:
-        self.sampler, self.reader, self.views = sampler, reader, views
+    def __init__(
+        self, sampler: EpisodeSampler, reader: ClipReader | None, *, views: int = 1, num_episodes: int = 1000
+    ) -> None:
+        self.sampler, self.reader, self.views, self.num_episodes = sampler, reader, views, num_episodes
 
-    def __getitem__(self, key: EpisodeKey) -> Episode:
+    def __len__(self) -> int:
+        return self.num_episodes
+
+    def __getitem__(self, key: EpisodeKey | int) -> Episode:
         return self.__getitems__([key])[0]
 
-    def __getitems__(self, keys: list[EpisodeKey]) -> Episode:
-        drawn = [self.sampler.draw(*key) for key in keys]
+    def __getitems__(self, keys: Sequence[EpisodeKey | int]) -> Episode:
+        drawn = [self.sampler.draw(*(key if isinstance(key, tuple) else (0, key))) for key in keys]
         episodes = Episode.stack([episode for episode, _ in drawn])
         rngs = [rng if self.sampler.stage == "train" else None for _, rng in drawn]
         if self.reader is None:
@@ -162,17 +172,21 @@ class EpisodeKeys(DistributedSampler[EpisodeKey]):
     Rank r of R takes the indices r, r + R, ...; none is taken twice. Training leaves out a remainder; validation and
     test add episodes beyond ``num_episodes``, which the metrics do not count, so that all ranks do the same steps.
 
+    Each iteration is a new epoch: the first one is epoch 0, or the epoch of the last `set_epoch`, which Lightning calls
+    before each epoch.
+
     It is a `DistributedSampler` so that Lightning does not put its own around it.
 
     Args:
         num_episodes: episodes of an epoch, over all ranks.
         batch_size: episodes of a step on one rank.
         training: leave out a remainder instead of adding to it.
-        rank: this process.
-        world_size: all processes.
+        rank: this process; None to ask `torch.distributed` when the keys are needed.
+        world_size: number of processes; None to ask `torch.distributed`.
 
     Attributes:
-        resume: (epoch, steps) already done of an epoch that was cut off; that epoch goes on behind them.
+        begun: whether the current epoch has been iterated over.
+        resume: (epoch, episodes over all ranks) that an interrupted run has done; that epoch continues after them.
     """
 
     def __init__(
@@ -181,52 +195,152 @@ class EpisodeKeys(DistributedSampler[EpisodeKey]):
         batch_size: int = 1,
         *,
         training: bool,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
     ) -> None:
-        self.rank, self.num_replicas, self.epoch = rank, world_size, 0
-        step = world_size * batch_size
-        steps = num_episodes // step if training else -(-num_episodes // step)
-        self.num_samples = steps * batch_size
-        self.batch_size = batch_size
+        self.num_episodes, self.batch_size, self.training = num_episodes, batch_size, training
+        self._rank, self._world_size = rank, world_size
+        self.epoch, self.begun = 0, False
         self.resume = (0, 0)
 
+    @property
+    def rank(self) -> int:  # type: ignore[override]  # known only once the processes are connected
+        """This process."""
+        if self._rank is None:
+            return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        return self._rank
+
+    @property
+    def num_replicas(self) -> int:  # type: ignore[override]
+        """Number of processes."""
+        if self._world_size is None:
+            return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        return self._world_size
+
+    @property
+    def step_episodes(self) -> int:
+        """Episodes of one step, over all ranks."""
+        return self.batch_size * self.num_replicas
+
+    def steps(self, done: int = 0) -> int:
+        """Steps of an epoch after its first ``done`` episodes."""
+        left = max(self.num_episodes - done, 0)
+        return left // self.step_episodes if self.training else -(-left // self.step_episodes)
+
+    @property
+    def start(self) -> int:
+        """Episodes of the current epoch that an interrupted run has done."""
+        epoch, episodes = self.resume
+        return episodes if epoch == self.epoch else 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next iteration this epoch."""
+        self.epoch, self.begun = epoch, False
+
     def __len__(self) -> int:
-        return self.num_samples
+        return self.steps() * self.batch_size
 
     def __iter__(self) -> Iterator[EpisodeKey]:
-        epoch, steps = self.resume
-        for i in range(steps * self.batch_size if epoch == self.epoch else 0, self.num_samples):
-            yield self.epoch, i * self.num_replicas + self.rank
+        if self.begun:
+            self.epoch += 1
+        self.begun = True
+        epoch, start = self.epoch, self.start
+        for i in range(self.steps(start) * self.batch_size):
+            yield epoch, start + i * self.num_replicas + self.rank
 
 
 class EpisodeLoader(DataLoader[Episode]):
-    """Batches of episodes, from where a run was cut off: Lightning keeps ``state_dict`` in its checkpoints.
+    """Batches of episodes; each iteration is a new epoch, and training continues from a `state_dict`.
+
+    Lightning keeps ``state_dict`` in its checkpoints. It also builds loaders anew from the arguments of their
+    constructor (``overfit_batches``, ``trainer.predict``), so this one takes all arguments of
+    `torch.utils.data.DataLoader`.
 
     Args:
         dataset: makes whole batches.
-        keys: which episodes, and how many in a batch.
+        batch_size: episodes of a batch.
+        sampler: which episodes; None for all of ``dataset`` in order, shared among the processes (`EpisodeKeys`).
+        source: the data module that made the loader, which encodes the videos of episodes without clips.
         **options: of `torch.utils.data.DataLoader`.
+
+    Attributes:
+        keys: the `EpisodeKeys` that it draws from; None where Lightning has put another sampler in their place.
+        resized: whether it continues a run whose steps had another number of episodes.
     """
 
-    def __init__(self, dataset: EpisodeDataset, keys: EpisodeKeys, **options: Any) -> None:
-        super().__init__(dataset, keys.batch_size, sampler=keys, collate_fn=_as_is, **options)
-        self.keys, self.steps = keys, 0
+    def __init__(
+        self,
+        dataset: EpisodeDataset,
+        *,
+        batch_size: int | None = 1,
+        sampler: Any = None,
+        batch_sampler: Any = None,
+        collate_fn: Any = None,
+        source: Any = None,
+        **options: Any,
+    ) -> None:
+        if sampler is None and batch_sampler is None:
+            training = dataset.sampler.stage == "train"
+            sampler = EpisodeKeys(len(dataset), batch_size or 1, training=training)
+        super().__init__(
+            dataset,
+            batch_size,
+            sampler=sampler,
+            batch_sampler=batch_sampler,
+            collate_fn=collate_fn or _as_is,
+            **options,
+        )
+        drawn = sampler if batch_sampler is None else getattr(batch_sampler, "sampler", None)
+        self.keys = drawn if isinstance(drawn, EpisodeKeys) else None
+        self.source, self.resized = source, False
+        self._done = 0
 
     def __iter__(self) -> Any:
-        epoch, steps = self.keys.resume
-        self.steps = steps if epoch == self.keys.epoch else 0
-        for batch in super().__iter__():
-            self.steps += 1
+        # Lazy: Lightning sets the epoch after it has made the iterator.
+        for number, batch in enumerate(super().__iter__()):
+            if self.keys is not None:
+                self._done = (self._done if number else self.keys.start) + self.keys.step_episodes
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch, and the steps of it that have been handed out."""
-        return {"epoch": self.keys.epoch, "steps": self.steps}
+        """The epoch, how many episodes of it all ranks have had, and how many they have in a step.
+
+        An epoch counts as complete where too few episodes for another step are left.
+        """
+        if self.keys is None:
+            return {}
+        done = self._done if self.keys.begun else self.keys.start
+        done = done if self.keys.steps(done) else self.keys.num_episodes
+        return {"epoch": self.keys.epoch, "episodes": done, "step_episodes": self.keys.step_episodes}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on behind the steps of a `state_dict`."""
-        self.keys.resume = state["epoch"], state["steps"]
+        """Continue after the episodes of a `state_dict`, also with another batch size or number of processes.
+
+        A state of version 0.1 counts steps, which are taken to be of this loader's batch size and processes.
+        """
+        if self.keys is None or "epoch" not in state:
+            return
+        keys, epoch, step = self.keys, state["epoch"], self.keys.step_episodes
+        done = state["episodes"] if "episodes" in state else state["steps"] * step
+        self.resized = state.get("step_episodes", step) != step
+        keys.resume = epoch, done
+        keys.set_epoch(epoch if keys.steps(done) else epoch + 1)
+
+
+def align_progress(trainer: L.Trainer, loader: object) -> None:
+    """Count the batches of an interrupted epoch in steps of the size that they have now.
+
+    Lightning keeps the number of batches, and ends an epoch by it. Without this, a run that continues with another
+    batch size or number of processes would end its epoch too early, or without validation.
+    """
+    if not (isinstance(loader, EpisodeLoader) and loader.keys is not None and loader.resized):
+        return
+    progress, keys = trainer.fit_loop.epoch_loop.batch_progress, loader.keys
+    left = 0 if progress.is_last_batch else keys.steps(keys.resume[1])
+    progress.is_last_batch = left == 0
+    shift = keys.steps() - left - progress.current.ready
+    for name in ("ready", "started", "processed", "completed"):
+        setattr(progress.current, name, getattr(progress.current, name) + shift)
 
 
 def _as_is(episodes: Any) -> Any:

@@ -1,6 +1,7 @@
 """Video files, in class folders or flat in one folder, decoded anew at every read."""
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from strm_lightning.data.index import count_all
-from strm_lightning.data.listing import Layout, Listing, PathStore
+from strm_lightning.data.listing import Layout, Listing, PathStore, count_of, some_of
 from strm_lightning.data.names import is_video, without_suffix
 from strm_lightning.data.videos import count_frames, read_frames
 
@@ -50,13 +51,26 @@ class FileStore(PathStore):
 
 
 def list_files(root: Path) -> dict[str, str]:
-    """Video files in class folders, by ``class/video``; with their endings where one name has several."""
+    """Video files by ``class/video``; with their endings where one name has several.
+
+    The class is the folder that holds the video: a folder under the root, or one level deeper in a folder without
+    videos of its own (``train/wave/a.mp4``). Where two such folders hold videos of one name, the first is used, with a
+    warning.
+    """
     files: dict[str, str] = {}
-    for folder in entries(root):
-        if folder.is_dir():
-            files |= _videos_in(folder) or {
-                name: path for inner in entries(folder) if inner.is_dir() for name, path in _videos_in(inner).items()
-            }
+    twice: list[str] = []
+    for folder in filter(is_folder, entries(root)):
+        direct = _videos_in(folder)
+        for inner in [] if direct else filter(is_folder, entries(folder)):
+            for name, path in _videos_in(inner).items():
+                if files.setdefault(name, path) != path:
+                    twice.append(path)
+        files |= direct
+    if twice:
+        warnings.warn(
+            some_of(f"{count_of(twice, 'video')} under {root} left out: another has the same class and name", twice),
+            stacklevel=2,
+        )
     return dict(sorted(files.items()))
 
 
@@ -69,6 +83,14 @@ def entries(folder: str | Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
     """What is in a folder, by name; without hidden files, which file managers leave everywhere."""
     with os.scandir(folder) as found:
         return sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one; False for a link that loops, where ``is_dir`` fails."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _videos_in(folder: Path | os.DirEntry[str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -12,9 +13,10 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from strm_lightning.data.files import entries
+from strm_lightning.data import limits
+from strm_lightning.data.files import entries, is_folder
 from strm_lightning.data.index import count_all
-from strm_lightning.data.listing import Layout, Listing, PathStore, VideoStore
+from strm_lightning.data.listing import GONE, Layout, Listing, PathStore, VideoStore
 from strm_lightning.data.names import without_suffix
 from strm_lightning.data.videos import VideoError
 
@@ -37,7 +39,11 @@ class FrameFolderListing(Listing):
 
     def count(self, names: Sequence[str], *, progress: bool) -> dict[str, int | str]:
         """Count image files, once; decoding them is left to the reader."""
-        return count_all(self.root, {n: self.places[n] for n in names}, count_images, "frames", progress=progress)
+        return count_all(self.root, {n: self.places[n] for n in names}, count_images, "images", progress=progress)
+
+    def stamp(self, name: str) -> str:
+        """See `stamp_of_folder`."""
+        return stamp_of_folder(self.places[name])
 
     def open(self, frame_counts: Mapping[str, int], unreadable: Mapping[str, str]) -> "FrameFolderStore":
         """Read from the folders."""
@@ -66,6 +72,9 @@ class EncodedStore(VideoStore):
 class FrameFolderStore(PathStore, EncodedStore):
     """Folders of frames; frame 0 is the first by number, whatever its number is."""
 
+    def _stamp(self, row: SupportsIndex) -> str:
+        return stamp_of_folder(self._paths[row])
+
     def encoded(self, row: SupportsIndex, frames: Sequence[int]) -> Iterable[tuple[str, bytes]]:
         """The bytes of these image files."""
         folder = self._paths[row]
@@ -74,6 +83,8 @@ class FrameFolderStore(PathStore, EncodedStore):
             if len(images) != self.frame_counts[row]:
                 raise VideoError(f"{folder}: had {self.frame_counts[row]} frames, now it has {len(images)}")
             for number in frames:
+                if Path(images[number]).stat().st_size > limits.MAX_BYTES:
+                    raise VideoError(f"{images[number]}: is larger than {limits.MAX_BYTES / 1e6:.0f} MB")
                 yield images[number], Path(images[number]).read_bytes()
         except OSError as error:
             raise VideoError(f"{folder}: cannot be read ({error.strerror})") from error
@@ -84,9 +95,9 @@ def list_frame_folders(root: Path) -> dict[str, str]:
     return {
         f"{folder.name}/{without_suffix(inner.name)}": inner.path
         for folder in entries(root)
-        if folder.is_dir()
+        if is_folder(folder)
         for inner in entries(folder)
-        if inner.is_dir()
+        if is_folder(inner)
     }
 
 
@@ -104,23 +115,37 @@ def count_images(folder: str) -> int:
         raise VideoError(f"{folder}: holds no frames")
     if not all(sizes.values()):
         raise VideoError(f"{folder}: frame {next(name for name, size in sizes.items() if not size)} is empty (0 bytes)")
-    return len(sizes)
+    return len(frame_files(sizes))
 
 
 def decode_image(data: bytes, place: str) -> UInt8[np.ndarray, "H W 3"]:
-    """Decode one image to RGB, to the pixels that Pillow gives.
+    """Decode one image to RGB, to the pixels that Pillow gives; of 16 bits a sample the upper 8 are kept.
 
     Raises:
-        VideoError: damaged, or no image; ``place`` says where it is.
+        VideoError: damaged, no image, or of more than `limits.MAX_PIXELS`; ``place`` says where it is.
     """
     try:
-        if simplejpeg is not None and data[:2] == b"\xff\xd8" and simplejpeg.decode_jpeg_header(data)[2] in _COLOURS:
-            image: np.ndarray = simplejpeg.decode_jpeg(data, "RGB")
-            return image
-        with Image.open(io.BytesIO(data)) as opened:
+        if simplejpeg is not None and data[:2] == b"\xff\xd8":
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+            if colours in _COLOURS:
+                _check_size(height, width, place)
+                image: np.ndarray = simplejpeg.decode_jpeg(data, "RGB")
+                return image
+        with Image.open(io.BytesIO(data)) as opened:  # reads the header only
+            _check_size(opened.height, opened.width, place)
+            if opened.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
+                grey = (np.asarray(opened, np.int64).clip(0, 65535) >> 8).astype(np.uint8)
+                return np.repeat(grey[..., None], 3, axis=2)
             return np.array(opened.convert("RGB"))
+    except VideoError:
+        raise
     except Exception as error:  # readers of images raise whatever they stumble upon
         raise VideoError(f"{place}: cannot be decoded ({error})") from error
+
+
+def _check_size(height: int, width: int, place: str) -> None:
+    if reason := limits.refuse_size(height, width):
+        raise VideoError(f"{place}: {reason}")
 
 
 def encode_jpeg(image: UInt8[np.ndarray, "H W 3"], quality: int) -> bytes:
@@ -143,6 +168,30 @@ def frame_order(name: str) -> tuple[Any, ...]:
     return (int(numbers[-1]) if numbers else -1, name)
 
 
+def frame_files(names: Iterable[str]) -> list[str]:
+    """Image files of a video in the order of its frames; of ``1.jpg`` and ``1.png`` only the first is a frame."""
+    first: dict[str, str] = {}
+    for name in sorted(names, key=frame_order):
+        first.setdefault(name[: name.rfind(".")], name)
+    return list(first.values())
+
+
 def _images_in(folder: str) -> list[str]:
-    images = [entry for entry in entries(folder) if is_image(entry.name)]
-    return [entry.path for entry in sorted(images, key=lambda entry: frame_order(entry.name))]
+    return [f"{folder}/{name}" for name in frame_files(e.name for e in entries(folder) if is_image(e.name))]
+
+
+def stamp_of_folder(folder: str) -> str:
+    """Hash of the names, sizes and times of the images in a folder; ``gone`` where it cannot be read.
+
+    The folder's own time does not show that an image was written again.
+    """
+    found = sha256()
+    try:
+        for entry in entries(folder):
+            if is_image(entry.name):
+                status = entry.stat()
+                text = f"{entry.name}\0{status.st_size}\0{status.st_mtime_ns}\0"
+                found.update(text.encode(errors="surrogateescape"))
+    except OSError:
+        return GONE
+    return found.hexdigest()[:24]

@@ -3,24 +3,52 @@
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from strm_lightning.data.limits import MAX_FRAMES
+from strm_lightning.data.listing import stamp_of_file
 from strm_lightning.data.videos import VideoError
-from strm_lightning.fileio import cache_folder, write_atomically
+from strm_lightning.fileio import cache_folder, sweep_parts, write_atomically
 
 _VERSION = 1
 _SAVE_EVERY = 30.0  # seconds; an index of a large data set takes hours, and what was counted is never counted again
 
 
 def index_file(root: Path, kind: str) -> Path:
-    """Where the index of a root is remembered; the suffix of ``kind`` tells its format."""
+    """Path of the file that keeps the index of a root; the suffix of ``kind`` is its format."""
     return cache_folder() / "index" / f"{sha256(str(root.resolve()).encode()).hexdigest()[:24]}-{kind}"
+
+
+def remember(path: Path, data: bytes | str) -> None:
+    """Write an index file; where the cache folder cannot be written, warn once and go on."""
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        _warn_once(path.parent, error.strerror or str(error))
+    else:
+        _sweep_once(path.parent)
+
+
+@cache
+def _warn_once(folder: Path, reason: str) -> None:
+    warnings.warn(
+        f"the cache folder {folder} cannot be written ({reason}), so frames are counted again next time; set "
+        "STRM_CACHE to a folder that can be written",
+        stacklevel=2,
+    )
+
+
+@cache
+def _sweep_once(folder: Path) -> None:
+    sweep_parts(folder)
 
 
 def count_all(
@@ -28,7 +56,7 @@ def count_all(
 ) -> dict[str, int | str]:
     """Frame count of each video, or (as text) what is wrong with it; only what is new or has changed is counted.
 
-    Counts are remembered in the user's cache folder, each for the place's size and time of change.
+    Counts are kept in the user's cache folder, each with the size and time of change of its place.
 
     Args:
         root: folder that the index belongs to.
@@ -39,7 +67,7 @@ def count_all(
     """
     path = index_file(root, f"{kind}.json")
     known = _load(path)
-    stamps = {name: _stamp(place) for name, place in places.items()}
+    stamps = {name: stamp_of_file(place) for name, place in places.items()}
     new = [name for name, stamp in stamps.items() if known.get(name, [None])[0] != stamp]
     if new:
         saved = time.monotonic()
@@ -71,22 +99,27 @@ def _count(count: Callable[[str], int], place: str) -> int | str:
         return str(error).removeprefix(f"{place}: ")
 
 
-def _stamp(place: str) -> str:
-    try:
-        status = os.stat(place)  # noqa: PTH116 (of 200,000 places: a Path of each would take longer)
-    except OSError:
-        return "gone"
-    return f"{status.st_size}-{status.st_mtime_ns}"
-
-
 def _load(path: Path) -> dict[str, list[Any]]:
+    """Entries of an index file; none of a damaged file, and no entry that cannot be true: all can be made again."""
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        return dict(index["videos"]) if index["version"] == _VERSION else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}  # it can always be made again
+        if index["version"] != _VERSION:
+            return {}
+        return {name: entry for name, entry in index["videos"].items() if _is_entry(entry)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def _is_entry(entry: object) -> bool:
+    match entry:
+        case [str(), bool()]:
+            return False
+        case [str(), int(count)]:
+            return 0 < count <= MAX_FRAMES
+        case [str(), str()]:
+            return True
+    return False
 
 
 def _save(path: Path, known: Mapping[str, list[Any]]) -> None:
-    index = json.dumps({"version": _VERSION, "videos": known}, sort_keys=True)
-    write_atomically(path, index)
+    remember(path, json.dumps({"version": _VERSION, "videos": known}, sort_keys=True))

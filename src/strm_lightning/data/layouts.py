@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from strm_lightning.data.cache import is_cache, list_cache
-from strm_lightning.data.files import FileListing, FlatListing, entries, list_files, list_flat
+from strm_lightning.data.files import FileListing, FlatListing, entries, is_folder, list_files, list_flat
 from strm_lightning.data.images import FrameFolderListing, is_image, list_frame_folders
 from strm_lightning.data.listing import Layout, LayoutOption, Listing
 from strm_lightning.data.names import is_video
@@ -56,18 +56,18 @@ def _list(root: Path, layout: Layout) -> Listing:
 
 
 def _look(root: Path) -> Layout | None:
-    """The layout, by the first thing that tells."""
+    """Detect the layout from the first entry that has one."""
     if root.is_file():
         return "zip" if root.suffix.lower() == ".zip" else None
     if is_cache(root):
         return "cache"
     inside = entries(root)
-    for folder in (entry for entry in inside if entry.is_dir()):
+    for folder in filter(is_folder, inside):
         for inner in entries(folder):
-            names = [entry.name for entry in entries(inner)] if inner.is_dir() else [inner.name]
+            names = [entry.name for entry in entries(inner)] if is_folder(inner) else [inner.name]
             if any(map(is_video, names)):
                 return "videos"
-            if inner.is_dir() and any(map(is_image, names)):
+            if is_folder(inner) and any(map(is_image, names)):
                 return "frames"
     if any(is_video(entry.name) for entry in inside):
         return "flat"
@@ -85,5 +85,5 @@ def _seen(root: Path) -> str:
     inside = entries(root)
     if not inside:
         return "it is empty"
-    some = ", ".join(entry.name + ("/" if entry.is_dir() else "") for entry in inside[:3])
+    some = ", ".join(entry.name + ("/" if is_folder(entry) else "") for entry in inside[:3])
     return f"it holds {some}{' …' if len(inside) > 3 else ''}"

@@ -1,5 +1,6 @@
 """What is under a root by name, before any of it is opened; each layout has its own listing and its own store."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,13 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from strm_lightning.data.frames import FramePolicy
+from strm_lightning.data.videos import VideoError
 
 Layout = Literal["videos", "frames", "zip", "cache", "flat"]
 LayoutOption = Literal["auto", "videos", "frames", "zip", "cache", "flat"]
+
+
+GONE = "gone"  # stamp of a source that cannot be read
 
 
 class VideoStore(ABC):
@@ -42,6 +47,19 @@ class VideoStore(ABC):
     @abstractmethod
     def path_of(self, row: SupportsIndex) -> Path:
         """The file or folder that holds a video."""
+
+    def stamp(self, row: SupportsIndex) -> str:
+        """Text that changes when the source of a video changes; here the size and time of change of its one file.
+
+        Raises:
+            VideoError: the source cannot be read.
+        """
+        if (stamp := self._stamp(row)) == GONE:
+            raise VideoError(f"{self.path_of(row)}: cannot be read")
+        return stamp
+
+    def _stamp(self, row: SupportsIndex) -> str:
+        return stamp_of_file(str(self.path_of(row)))
 
     @abstractmethod
     def read(self, row: SupportsIndex, frames: Sequence[int]) -> UInt8[Tensor, "n H W 3"]:
@@ -105,6 +123,10 @@ class Listing(ABC):
     def open(self, frame_counts: Mapping[str, int], unreadable: Mapping[str, str]) -> VideoStore:
         """A store of the videos that were counted."""
 
+    def stamp(self, name: str) -> str:
+        """Text that changes when the source of a video is replaced or rewritten: its size and time of change."""
+        return stamp_of_file(self.places[name])
+
     @cached_property
     def by_class(self) -> Mapping[str, list[str]]:
         """Names of the videos of each class, ascending; none in a flat folder."""
@@ -125,6 +147,15 @@ class Listing(ABC):
         """What was found, in words."""
         where = "without class folders" if self.layout == "flat" else f"in {len(self.by_class)} classes"
         return f"{count_of(self.places, 'video')} {where} (layout {self.layout!r})"
+
+
+def stamp_of_file(place: str) -> str:
+    """Size in bytes and time of change in nanoseconds of a file or folder; ``gone`` where there is none."""
+    try:
+        status = os.stat(place)  # noqa: PTH116 (of 200,000 places: a Path of each would take longer)
+    except OSError:
+        return GONE
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def count_of(items: Iterable[object], noun: str) -> str:

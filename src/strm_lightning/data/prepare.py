@@ -33,6 +33,7 @@ from strm_lightning.data.match import match_split
 from strm_lightning.data.splits import SplitOption, resolve_split
 from strm_lightning.data.videos import VideoError
 from strm_lightning.errors import InputError
+from strm_lightning.fileio import sweep_parts
 
 _SAMPLE = 16  # videos looked at to foretell the size of a cache
 
@@ -48,6 +49,7 @@ class PrepareReport:
         failed: what is wrong with each video that is not in the cache.
         size: bytes of all clips.
         seconds: time taken.
+        refreshed: clips among ``written`` that replace one whose source has changed.
     """
 
     out: Path
@@ -56,12 +58,15 @@ class PrepareReport:
     failed: dict[str, str]
     size: int
     seconds: float
+    refreshed: int = 0
 
     def __str__(self) -> str:
         lines = [
             f"{self.out}: {count_of(range(self.written + self.present), 'clip')}, {_bytes(self.size)}; {self.written} "
             f"written in {self.seconds:.0f} s, {self.present} there already"
         ]
+        if self.refreshed:
+            lines.append(f"{count_of(range(self.refreshed), 'clip')} refreshed: the source has changed")
         if self.failed:
             lines += [f"{count_of(self.failed, 'video')} could not be read:"]
             lines += [f"  {name}: {reason}" for name, reason in sorted(self.failed.items())]
@@ -85,7 +90,10 @@ def prepare(
 ) -> PrepareReport:
     """Decode each video once into a frame cache, from which training reads ten times faster than from video files.
 
-    A run that was cut off, however harshly, goes on where it was when started again.
+    The same command finishes a run that was stopped or killed, and writes the clips again whose source has changed
+    since. A change is seen by size and time of change (of every image in a folder of frames), in a zip by the
+    checksums of the video's images. A cache of version 0.1 has no record of its sources: its clips are kept, and their
+    sources are recorded from then on.
 
     Args:
         root: folder (or zip) of videos or frames.
@@ -126,11 +134,20 @@ def prepare(
             _say(match.lacking(resolved, root))
     convert = Converter(listing, names, options, target)
     with _alone(target), _one_thread_each():
+        _sweep(target, names)
+        before, stamps = _kept(target, listing.root)
         sizes = _present(target, names)
-        before = _kept(target, listing.root)
-        write_manifest(target, options, source=listing.root, videos=before, complete=False)
-        missing = [name for name in names if name not in sizes]
+        now = {name: listing.stamp(name) for name in tqdm(names, "Looking for changes", delay=2, unit="videos")}
+        changed = {name for name in sizes if stamps.get(name, now[name]) != now[name]}
+        _say_unrecorded(target, [name for name in sizes if name not in stamps])
+        missing = [name for name in names if name not in sizes or name in changed]
         _announce(convert, missing, target)
+        for name in changed:  # before the manifest has the new stamps, or a run killed after it would keep old pixels
+            _clip_path(target, name).unlink(missing_ok=True)
+            del sizes[name]
+            before.pop(name, None)
+        stamps |= now
+        write_manifest(target, options, source=listing.root, videos=before, stamps=stamps, complete=False)
         present = len(sizes)
         done, failed = _work(convert, missing, jobs or os.cpu_count() or 1)
         sizes |= done
@@ -138,10 +155,11 @@ def prepare(
             raise InputError(
                 f"none of {count_of(names, 'video')} under {root} can be read: {next(iter(failed.values()))}"
             )
-        _sweep(target)
-        write_manifest(target, options, source=listing.root, videos=before | sizes, complete=True)
-    size = sum(size for _, size in sizes.values())
-    return PrepareReport(target, len(done), present, failed, size, time.monotonic() - start)
+        videos = {name: known for name, known in (before | sizes).items() if name not in failed}
+        stamps = {name: stamp for name, stamp in stamps.items() if name in videos}
+        write_manifest(target, options, source=listing.root, videos=videos, stamps=stamps, complete=True)
+    size, refreshed = sum(size for _, size in sizes.values()), len(changed & done.keys())
+    return PrepareReport(target, len(done), present, failed, size, time.monotonic() - start, refreshed)
 
 
 def _check(listing: Listing, target: Path, options: CacheOptions) -> None:
@@ -194,11 +212,15 @@ def _present(target: Path, names: Sequence[str]) -> dict[str, tuple[int, int]]:
     sizes = {}
     for name in names:
         try:
-            with ClipFile(target / f"{name}{SUFFIX}") as clip:
+            with ClipFile(_clip_path(target, name)) as clip:
                 sizes[name] = (clip.source_frames, clip.size)
         except VideoError:
             continue
     return sizes
+
+
+def _clip_path(target: Path, name: str) -> Path:
+    return target / f"{name}{SUFFIX}"
 
 
 def _announce(convert: Converter, missing: Sequence[str], target: Path) -> None:
@@ -220,14 +242,24 @@ def _announce(convert: Converter, missing: Sequence[str], target: Path) -> None:
     _say(message)
 
 
-def _kept(target: Path, source: Path) -> dict[str, tuple[int, int]]:
-    """Frames of the source and bytes of each clip in a cache that is there already."""
+def _kept(target: Path, source: Path) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    """Frames of the source and bytes of each clip in a cache that is there already, and the stamps of their sources."""
     if not is_cache(target):
-        return {}
+        return {}, {}
     manifest = read_manifest(target)
     if manifest["videos"] and manifest["source"] != str(source):
-        _say(f"{target} holds clips from {manifest['source']}; those of the same names are kept, not made anew")
-    return {name: (frames, size) for name, (frames, size) in manifest["videos"].items()}
+        _say(
+            f"{target} holds clips from {manifest['source']}; those of files with the same name, size and time are kept"
+        )
+    return {name: (frames, size) for name, (frames, size) in manifest["videos"].items()}, dict(manifest["stamps"])
+
+
+def _say_unrecorded(target: Path, names: Sequence[str]) -> None:
+    if names:
+        _say(
+            f"{target} was made by a version that did not record the state of its sources: {count_of(names, 'clip')} "
+            "kept, changes are noticed from now on; delete the folder if a source has changed since it was made"
+        )
 
 
 def _say(line: str) -> None:
@@ -257,10 +289,10 @@ def _work(convert: Converter, names: Sequence[str], jobs: int) -> tuple[dict[str
     return done, failed
 
 
-def _sweep(target: Path) -> None:
-    """Remove what runs that were killed left half written."""
-    for part in target.rglob(".*.part"):
-        part.unlink(missing_ok=True)
+def _sweep(target: Path, names: Sequence[str]) -> None:
+    """Delete what runs that were killed left half written; younger files may belong to a run on another machine."""
+    for folder in {target, *(_clip_path(target, name).parent for name in names)}:
+        sweep_parts(folder, older_than_s=3600.0)
 
 
 def _bytes(number: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -18,9 +18,11 @@ from av.video.stream import VideoStream
 from jaxtyping import UInt8
 from torch import Tensor
 
+from strm_lightning.data import limits
 from strm_lightning.errors import InputError
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+_TURNS = ((1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))  # display matrices of 0 to 3 turns to the left
 
 
 class VideoError(InputError):
@@ -108,12 +110,17 @@ def _opened(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     if not Path(path).stat().st_size:
         raise VideoError(f"{path}: is empty (0 bytes)")
     try:
-        with av.open(str(path)) as container:
+        most = {"max_pixels": str(limits.MAX_PIXELS)}  # FFmpeg's own limit, for frames larger than the header says
+        with av.open(str(path), options=most) as container:
             if not container.streams.video:
                 raise VideoError(f"{path}: has no video in it")
             stream = container.streams.video[0]
             if stream.codec_context is None:
                 raise VideoError(f"{path}: is of a codec that is not known")
+            height, width = stream.codec_context.height, stream.codec_context.width
+            if height * width > limits.MAX_PIXELS:
+                raise VideoError(f"{path}: {limits.refuse_size(height, width)}")
+            stream.codec_context.options = most
             stream.codec_context.thread_count = 1  # automatic threads lose the frames after damage without an error
             yield container, stream
     except VideoError:
@@ -134,21 +141,47 @@ def _whole(frames: Iterable[VideoFrame], path: str | Path) -> Iterator[VideoFram
 
 
 class _UprightRGB:
-    """Pictures as they are meant to be seen, all of the first one's size should the stream change midway.
+    """Convert frames to RGB, turned and mirrored as the video's display matrix says.
 
-    One reformatter serves all frames of a video: each frame's own would prepare its tables anew, at 4 x the cost.
+    All frames get the size and the matrix of the first one, also where the stream changes midway. One reformatter
+    serves all frames of a video; with a new one for each frame the conversion takes 4 times as long.
     """
 
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
         self._size: tuple[int, int] | None = None
-        self._turns = 0
+        self._matrix = (1, 0, 0, 1)
 
     def __call__(self, frame: VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
         if self._size is None:
-            self._size, self._turns = (frame.width, frame.height), round(frame.rotation / 90) % 4
+            self._size, self._matrix = (frame.width, frame.height), _display_matrix(frame)
         image = self._reformatter.reformat(frame, *self._size, format="rgb24").to_ndarray()
-        return np.ascontiguousarray(np.rot90(image, self._turns)) if self._turns else image
+        return image if self._matrix == (1, 0, 0, 1) else _displayed(image, self._matrix)
+
+
+def _display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
+    """Return (a, b, c, d) of a frame's display matrix, rounded to quarter turns; 1, 0, 0, 1 where it has none.
+
+    The pixel (x, y) is shown at (a x + c y, b x + d y), with y down. PyAV's ``frame.rotation`` does not give mirroring.
+    """
+    try:
+        side_data: Any = frame.side_data  # PyAV's annotation lacks this key
+        data = bytes(side_data["DISPLAYMATRIX"])
+    except KeyError:
+        return 1, 0, 0, 1
+    except ValueError:  # the frame also has a kind of side data that PyAV does not know
+        return _TURNS[round(frame.rotation / 90) % 4]
+    a, b, _, c, d = struct.unpack("=5i", data[:20])
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return -1 if a < 0 else 1, 0, 0, -1 if d < 0 else 1
+    return 0, -1 if b < 0 else 1, -1 if c < 0 else 1, 0
+
+
+def _displayed(image: UInt8[np.ndarray, "H W 3"], matrix: tuple[int, int, int, int]) -> UInt8[np.ndarray, "h w 3"]:
+    a, b, c, d = matrix
+    if not a:
+        image = image.transpose(1, 0, 2)
+    return np.ascontiguousarray(image[:: b + d, :: a + c])
 
 
 def _missing_bytes(path: str | Path) -> int:

@@ -1,8 +1,11 @@
-"""A bank of features: every video encoded once, then looked up for as many episodes as one likes."""
+"""A bank of features: every video is encoded once and used in any number of episodes."""
 
 import json
+import os
 import shutil
+import socket
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -11,14 +14,23 @@ from typing import Any, Generic, TypeVar
 import torch
 import torch.distributed as dist
 from jaxtyping import Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from strm_lightning.episode import PooledMaps, TupleFeatures
-from strm_lightning.errors import InputError
+from strm_lightning.errors import InputError, WriteError
+from strm_lightning.fileio import atomic_path
 
 Group = TypeVar("Group", PooledMaps, TupleFeatures)
 _MEMORY = "main memory"
-_KINDS = {kind.__name__: kind for kind in (PooledMaps, TupleFeatures)}
+_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (PooledMaps, TupleFeatures)}
+_FORMAT = 1
+_CHECKED_AT_ONCE = 2**26  # bytes
+
+
+class DamagedBankError(InputError):
+    """A file of features cannot be used; it is made again."""
 
 
 class FeatureBank(Generic[Group]):
@@ -63,35 +75,52 @@ class FeatureBank(Generic[Group]):
                 features = encode(clips.to(device, non_blocking=True))
                 if self.group is None:
                     tell(self.plan(features))
+                    self._allocate(features)
                 self.put(keys, features)
 
     def plan(self, example: Group) -> str:
-        """Decide how large the bank will be and where, from the features of some clips; say so in words.
+        """Decide how large the bank will be and where, from the features of some clips; return a description.
 
-        Nothing is allocated before the first `put`.
+        Nothing is allocated before the first `put`. Every process of a distributed run must call it, since all
+        processes of a machine need room on one disk.
 
         Raises:
-            ValueError: it is larger than the limit, and than the free space for temporary files.
+            InputError: it is larger than the limit, and the free space for temporary files does not hold it once for
+                every process of a machine. All processes raise it.
         """
         size = len(self.rows) * self.views * sum(part.nbytes // len(part) for part in _tensors(example).values())
-        if size > self.limit_gb * 1e9:
-            folder = tempfile.gettempdir()
-            free = shutil.disk_usage(folder).free
-            if size > free:
+        folder = tempfile.gettempdir() if size > self.limit_gb * 1e9 else None
+        disk = (socket.gethostname(), Path(folder).stat().st_dev) if folder else None
+        free = shutil.disk_usage(folder).free if folder else 0
+        mapped = [found for found in _gather((disk, folder, size, free)) if found[0]]
+        for found, place, _, available in mapped:
+            host, sizes = found[0], [other[2] for other in mapped if other[0] == found]
+            if sum(sizes) > available:
+                each = f"each of {len(sizes)} processes on {host} needs" if len(sizes) > 1 else "it takes"
                 raise InputError(
-                    f"a bank of {len(self.rows)} videos takes {size / 1e9:.1f} GB: more than model.bank_limit_gb "
-                    f"{self.limit_gb:g} and than the {free / 1e9:.1f} GB free in {folder}; raise the limit, "
-                    "set TMPDIR to a larger disk, or choose data.evaluation: episodes"
+                    f"a bank of {len(self.rows)} videos is too large: {each} {size / 1e9:.1f} GB, more than "
+                    f"model.bank_limit_gb {self.limit_gb:g}, and {available / 1e9:.1f} GB are free in {place}; raise "
+                    "the limit, set TMPDIR to a larger disk, or choose data.evaluation: episodes"
                 )
-            self.place = f"a temporary file in {folder}"
+        self.place = f"a temporary file in {folder}" if folder else _MEMORY
         return _words(len(self.rows), self.views, size, self.place)
 
+    def _allocate(self, example: Group) -> None:
+        """Take the memory or the disk space that `plan` found; all processes fail together."""
+        error = None
+        try:
+            self.group = _zeros(example, len(self.rows) * self.views, mapped=self.place != _MEMORY)
+        except OSError as failed:  # filled since it was planned
+            error = f"{self.place} for the features of {len(self.rows)} videos: {failed.strerror}"
+        if errors := [found for found in _gather(error) if found]:
+            raise WriteError(f"{errors[0]}; set TMPDIR to a larger disk, or raise model.bank_limit_gb")
+
     def put(self, keys: Int[Tensor, "n 2"], features: Group) -> None:
-        """Store the features of ``n`` clips; the first of them `plan` the bank."""
+        """Store the features of ``n`` clips; the first call allocates the bank, see `plan`."""
         features = features.to("cpu")
         if self.group is None:
             self.plan(features)
-            self.group = _zeros(features, len(self.rows) * self.views, mapped=self.place != _MEMORY)
+            self._allocate(features)
         places = self._place_of[keys[:, 0]] * self.views + keys[:, 1]
         for name, source in _tensors(features).items():
             getattr(self.group, name)[places] = source
@@ -131,43 +160,60 @@ class FeatureBank(Generic[Group]):
                 dist.all_reduce(part)
                 chunk.copy_(part)
 
-    def save(self, folder: Path, fingerprint: str) -> None:
-        """Keep the bank in a folder, whole or not at all."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        tensors = _tensors(self.group)
-        about = {
-            "fingerprint": fingerprint,
-            "kind": type(self.group).__name__,
-            "rows": self.rows.tolist(),
-            "views": self.views,
-            "tensors": {name: [str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in tensors.items()},
-        }
-        # Whatever happens on the way, a full disk among it, nothing half written stays.
-        beside: dict[str, Any] = {"prefix": f"{folder.name}.", "dir": folder.parent}
-        with tempfile.TemporaryDirectory(**beside) as part:
-            made = Path(part) / "bank"
-            made.mkdir()
-            for name, tensor in tensors.items():
-                tensor.view(torch.uint8).numpy().tofile(made / name)
-            (made / "bank.json").write_text(json.dumps(about), encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)  # damaged, or it would have been loaded
-            made.replace(folder)
+    def save(self, path: Path, fingerprint: str) -> None:
+        """Write the bank to one safetensors file, whole or not at all.
+
+        Its header holds the fingerprint, the kind of features, the rows, the views and a CRC-32 of every tensor.
+
+        Raises:
+            WriteError: the file cannot be written, for example because the disk is full.
+        """
+        tensors = {name: tensor.cpu() for name, tensor in _tensors(self.group).items()}
+        about = json.dumps(
+            {
+                "format": _FORMAT,
+                "fingerprint": fingerprint,
+                "kind": type(self.group).__name__,
+                "rows": self.rows.tolist(),
+                "views": self.views,
+            }
+        )
+        sums = {name: _checksum(tensor, about) for name, tensor in tensors.items()}
+        try:
+            with atomic_path(path) as part:
+                save_file(tensors, part, {"bank": about, "checksums": json.dumps(sums)})
+        except (OSError, SafetensorError) as error:
+            raise WriteError(f"{path} cannot be written ({error})") from error
 
     @classmethod
-    def load(cls, folder: Path, fingerprint: str) -> "FeatureBank[Any] | None":
-        """The bank that was kept in a folder, memory-mapped; None where there is none, another one or a damaged one."""
-        try:
-            about = json.loads((folder / "bank.json").read_text(encoding="utf-8"))
-            if about["fingerprint"] != fingerprint:
-                return None
-            kind = _KINDS[about["kind"]]
-            made: dict[str, Any] = {field.name: None for field in fields(kind)}
-            for name, (dtype, shape) in about["tensors"].items():
-                made[name] = _mapped(folder / name, shape, getattr(torch, dtype), new=False)
-        except (OSError, ValueError, KeyError):
+    def load(cls, path: Path, fingerprint: str, *, check: bool = True) -> "FeatureBank[Any] | None":
+        """The bank in a file, memory-mapped; None where there is none or one of another fingerprint.
+
+        Args:
+            path: a file that `save` wrote.
+            fingerprint: what the bank must depend on.
+            check: read the whole file and compare its checksums. One process of a machine is enough.
+
+        Raises:
+            DamagedBankError: the file is cut off, is no bank, or its contents differ from its checksums.
+        """
+        if not path.is_file():
             return None
-        bank: FeatureBank[Any] = cls(about["rows"], views=about["views"])
-        bank.group, bank.place = kind(**made), str(folder)
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                about, sums = json.loads(metadata["bank"]), json.loads(metadata["checksums"])
+                if about["format"] != _FORMAT or about["fingerprint"] != fingerprint:
+                    return None
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            bank: FeatureBank[Any] = cls(about["rows"], views=about["views"])
+            bank.group = _group(about["kind"], tensors, len(bank.rows) * bank.views)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise DamagedBankError(f"{path} is no whole bank of features ({error})") from error
+        for name, tensor in tensors.items():
+            if check and sums.get(name) != _checksum(tensor, metadata["bank"]):
+                raise DamagedBankError(f"{path} is damaged: the checksum of {name} differs")
+        bank.place = str(path)
         return bank
 
     def describe(self) -> str:
@@ -189,23 +235,62 @@ def _tensors(group: PooledMaps | TupleFeatures | None) -> dict[str, Tensor]:
     return {} if group is None else {name: tensor for name, tensor in vars(group).items() if tensor is not None}
 
 
+def _group(kind: str, tensors: dict[str, Tensor], clips: int) -> Any:
+    """The group of features that these tensors are, after a check of names, types and shapes."""
+    known = {field.name: field.default is None for field in fields(_KINDS[kind])}
+    lacking = {name for name, optional in known.items() if not optional} - tensors.keys()
+    if lacking or tensors.keys() - known.keys():
+        raise ValueError(f"the tensors {sorted(tensors)} are not those of {kind}")
+    for name, tensor in tensors.items():
+        axes = 3 + (name == "grid")
+        if tensor.ndim != axes or len(tensor) != clips or not tensor.is_floating_point():
+            raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, not floating point with {clips} clips")
+    if len({tensor.shape[1] for tensor in tensors.values()}) > 1:
+        raise ValueError("the tensors differ in the number of frames or tuples")
+    return _KINDS[kind](**{name: tensors.get(name) for name in known})
+
+
+def _checksum(tensor: Tensor, about: str) -> int:
+    """CRC-32 of the header and the bytes of a tensor; it differs for other rows, another order or other contents."""
+    checksum = zlib.crc32(f"{about} {tensor.dtype} {list(tensor.shape)}".encode())
+    for part in tensor.contiguous().flatten().view(torch.uint8).split(_CHECKED_AT_ONCE):
+        checksum = zlib.crc32(part.numpy(), checksum)
+    return checksum
+
+
 def _zeros(like: Any, clips: int, *, mapped: bool) -> Any:
-    """Room for the features of so many clips, each as large as one of these."""
+    """Memory for the features of so many clips, each as large as one of these.
+
+    Raises:
+        OSError: a mapped file does not fit on its disk.
+    """
     made: dict[str, Any] = dict.fromkeys(vars(like))
     # A mapped file lives on without a name: it goes with the last process that maps it, even one that is killed.
     with tempfile.TemporaryDirectory(prefix="strm-bank-", ignore_cleanup_errors=True) as folder:
         for name, tensor in _tensors(like).items():
             shape = (clips, *tensor.shape[1:])
             made[name] = (
-                _mapped(Path(folder) / name, shape, tensor.dtype, new=True)
-                if mapped
-                else torch.zeros(shape, dtype=tensor.dtype)
+                _mapped(Path(folder) / name, shape, tensor.dtype) if mapped else torch.zeros(shape, dtype=tensor.dtype)
             )
     return type(like)(**made)
 
 
-def _mapped(path: Path, shape: Sequence[int], dtype: torch.dtype, *, new: bool) -> Tensor:
+def _mapped(path: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A tensor of zeros in a new file whose blocks are reserved.
+
+    A write to a mapped file that has no blocks yet kills the process by SIGBUS when the disk is full.
+    """
     size = torch.Size(shape).numel()
-    if not new and path.stat().st_size != size * dtype.itemsize:
-        raise InputError(f"{path} is damaged")
-    return torch.from_file(str(path), shared=new, size=size, dtype=dtype).view(tuple(shape))
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
+            os.posix_fallocate(file.fileno(), 0, max(size * dtype.itemsize, 1))
+    return torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(tuple(shape))
+
+
+def _gather(value: Any) -> list[Any]:
+    """The value of every process, in the order of ranks."""
+    if not dist.is_initialized():
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found

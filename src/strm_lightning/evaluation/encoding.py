@@ -1,22 +1,23 @@
 """Encode the videos of a stage once, each process its share of them."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import lightning as L
 import torch.distributed as dist
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from strm_lightning.data.datamodule import EpisodeDataModule
+from strm_lightning.data.episodes import EpisodeDataset
 from strm_lightning.data.splits import Stage
 from strm_lightning.episode import PooledMaps, TupleFeatures
 from strm_lightning.errors import InputTypeError
-from strm_lightning.evaluation.bank import FeatureBank
+from strm_lightning.evaluation.bank import DamagedBankError, FeatureBank
 from strm_lightning.evaluation.fingerprint import bank_fingerprint
 
 Group = TypeVar("Group", PooledMaps, TupleFeatures)
@@ -49,7 +50,7 @@ def encode_videos(
     """A bank of the videos that the coming episodes of a stage name; of all of them where it is kept.
 
     Args:
-        trainer: runs the stage, with an `EpisodeDataModule`.
+        trainer: runs the stage, with loaders of an `EpisodeDataModule`.
         stage: whose videos.
         encode: clips ``[n, L, 3, H, W]`` on the trainer's device to their features.
         views: random views of each video; 0 for the one view of validation and test.
@@ -59,25 +60,36 @@ def encode_videos(
     rows = stage_rows(trainer, stage) if keep else coming_rows(trainer, stage)
     if keep is None:
         return _encode(trainer, stage, encode, rows, views, limit_gb)
-    data, precision = datamodule_of(trainer), str(trainer.precision)
+    data, precision = datamodule_of(trainer, stage), str(trainer.precision)
     mark = bank_fingerprint(data, stage, rows, keep.network, keep.options, views=views, precision=precision)
-    kept = FeatureBank.load(folder := keep.folder / mark[:24], mark)
+    kept = _load(trainer, stage, path := keep.folder / f"{mark[:24]}.safetensors", mark)
     if trainer.strategy.reduce_boolean_decision(kept is not None) and kept is not None:
         _say(stage, f"{kept.describe()}, kept from an earlier run")
         return kept
     bank = _encode(trainer, stage, encode, rows, views, limit_gb)
     if trainer.is_global_zero:
         try:
-            bank.save(folder, mark)
+            bank.save(path, mark)
         except OSError as error:
             warnings.warn(f"the bank of {stage} features could not be kept: {error}", stacklevel=2)
     return bank
 
 
+def _load(trainer: L.Trainer, stage: Stage, path: Path, mark: str) -> FeatureBank[Any] | None:
+    old = [folder for folder in path.parent.glob("*") if (folder / "bank.json").is_file()]
+    if old:
+        _say(stage, f"{len(old)} banks of version 0.1 in {path.parent} are not used; delete the folders to free space")
+    try:
+        return FeatureBank.load(path, mark, check=trainer.local_rank == 0)
+    except DamagedBankError as error:
+        warnings.warn(f"{error}; it is made again", stacklevel=2)
+        return None
+
+
 def _encode(
     trainer: L.Trainer, stage: Stage, encode: Callable[[Tensor], Group], rows: list[int], views: int, limit_gb: float
 ) -> FeatureBank[Group]:
-    data, device = datamodule_of(trainer), trainer.strategy.root_device
+    data, device = datamodule_of(trainer, stage), trainer.strategy.root_device
     bank: FeatureBank[Group] = FeatureBank(rows, views=max(views, 1), limit_gb=limit_gb)
     own = rows[trainer.global_rank :: trainer.world_size]
     # A process without videos encodes one all the same: it must know the shapes to receive the others' features.
@@ -97,26 +109,31 @@ def _say(stage: Stage, size: str) -> None:
 
 def coming_rows(trainer: L.Trainer, stage: Stage) -> list[int]:
     """Rows of the videos that the coming episodes of a stage name, ascending; in training, all of them."""
-    data = datamodule_of(trainer)
-    if stage == "train":
-        return stage_rows(trainer, stage)
-    batches = trainer.num_test_batches if stage == "test" else trainer.num_val_batches
-    limits = trainer.num_sanity_val_batches if trainer.sanity_checking else batches
     every = stage_rows(trainer, stage)
+    if stage == "train":
+        return every
     rows: set[int] = set()
-    for setting, limit in enumerate(limits):
-        sampler = data.sampler(stage, setting)
-        for index in range(int(limit) * data.eval_batch_size * trainer.world_size):
-            episode, _ = sampler.draw(0, index)
+    for loader, limit in zip(loaders_of(trainer, stage), _limits(trainer, stage), strict=True):
+        for index in range(int(limit) * loader.batch_sampler.batch_size * trainer.world_size):
+            episode, _ = loader.dataset.sampler.draw(0, index)
             rows.update(episode.support_ids.flatten().tolist(), episode.query_ids.tolist())
             if len(rows) == len(every):  # after some hundreds of ten thousand episodes
                 return every
     return sorted(rows)
 
 
+def _limits(trainer: L.Trainer, stage: Stage) -> Sequence[int | float]:
+    """Batches that each loader of a stage will give."""
+    if trainer.predicting:
+        return trainer.num_predict_batches
+    if trainer.sanity_checking:
+        return trainer.num_sanity_val_batches
+    return trainer.num_test_batches if stage == "test" else trainer.num_val_batches
+
+
 def stage_rows(trainer: L.Trainer, stage: Stage) -> list[int]:
     """Rows of all videos of a stage, ascending."""
-    return sorted(int(row) for member in datamodule_of(trainer).videos[stage].members for row in member)
+    return sorted(int(row) for member in datamodule_of(trainer, stage).videos[stage].members for row in member)
 
 
 def share_buffers(network: nn.Module) -> None:
@@ -129,13 +146,43 @@ def share_buffers(network: nn.Module) -> None:
             dist.broadcast(buffer, 0)
 
 
-def datamodule_of(trainer: L.Trainer) -> EpisodeDataModule:
-    """The trainer's data module.
+def loaders_of(trainer: L.Trainer, stage: Stage) -> list[Any]:
+    """The trainer's loaders for a stage, as one list; those of a prediction while one is running."""
+    if trainer.predicting:
+        loaders = trainer.predict_dataloaders
+    elif stage == "train":
+        loaders = trainer.train_dataloader
+    else:
+        loaders = trainer.test_dataloaders if stage == "test" else trainer.val_dataloaders
+    return CombinedLoader(loaders, "sequential").flattened
+
+
+def without_clips(loader: Any) -> bool:
+    """Whether a loader's episodes only name their videos, so that features must come from a bank."""
+    dataset = getattr(loader, "dataset", None)
+    return isinstance(dataset, EpisodeDataset) and dataset.reader is None
+
+
+def source_of(trainer: L.Trainer, stage: Stage) -> EpisodeDataModule | None:
+    """The data module that made the trainer's loaders for a stage; None for loaders of another origin.
+
+    It need not be ``trainer.datamodule``, which may be of an earlier run, or absent where loaders were passed.
+    """
+    sources = [getattr(loader, "source", None) for loader in loaders_of(trainer, stage)]
+    first = sources[0] if sources else None
+    return first if isinstance(first, EpisodeDataModule) and all(source is first for source in sources) else None
+
+
+def datamodule_of(trainer: L.Trainer, stage: Stage) -> EpisodeDataModule:
+    """As `source_of`.
 
     Raises:
-        TypeError: it has none of ours.
+        InputTypeError: the loaders are not of one `EpisodeDataModule`.
     """
-    data = cast("object", getattr(trainer, "datamodule", None))
-    if not isinstance(data, EpisodeDataModule):
-        raise InputTypeError("banks, validation and test need trainer.fit(module, datamodule=EpisodeDataModule(...))")
+    data = source_of(trainer, stage)
+    if data is None:
+        raise InputTypeError(
+            "episodes without clips need a bank of features, which takes the loaders of one EpisodeDataModule: pass "
+            "datamodule=EpisodeDataModule(...) to the trainer, or give episodes with clips"
+        )
     return data

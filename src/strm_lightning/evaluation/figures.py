@@ -22,7 +22,7 @@ def confusion_figure(document: Mapping[str, Any]) -> "Figure":
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     long = max(map(len, names)) > _LONG
     cells = max(2.6, 0.3 * len(names))
-    figure, axes = _figure(cells + 1.2 + _room(names), cells + (0.9 if long else 0.7 + 0.7 * _room(names)))
+    figure, axes = _figure(cells + 1.6 + _room(names), cells + (0.9 if long else 0.7 + 0.7 * _room(names)))
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if long:
         axes.set_xticks(range(len(names)), [str(number) for number in range(1, len(names) + 1)])
@@ -42,7 +42,7 @@ def confusion_figure(document: Mapping[str, Any]) -> "Figure":
     bar.set_label("share of the class's queries", fontsize=_SMALL)
     bar.ax.tick_params(labelsize=_SMALL)
     figure.suptitle(_title(document), fontsize=10)
-    return figure
+    return _enlarge(figure)
 
 
 def class_figure(documents: Mapping[str, Mapping[str, Any]]) -> "Figure":
@@ -65,7 +65,7 @@ def class_figure(documents: Mapping[str, Mapping[str, Any]]) -> "Figure":
     if len(documents) == 1:
         figure.suptitle(_title(first), fontsize=10)
     _legend(figure, axes, documents)
-    return figure
+    return _enlarge(figure)
 
 
 def shots_figure(documents: Mapping[str, Mapping[str, Any]]) -> "Figure":
@@ -84,7 +84,7 @@ def shots_figure(documents: Mapping[str, Mapping[str, Any]]) -> "Figure":
     axes.set(xlabel="support clips of a class (shot)", ylabel="accuracy, %, with 95 % interval")
     axes.grid(axis="y", color="0.9")
     _legend(figure, axes, list(labels.values()), always=True)
-    return figure
+    return _enlarge(figure)
 
 
 _SHOT_COLUMNS = (("shot", 1), ("accuracy", 100), ("ci95", 100))
@@ -109,7 +109,7 @@ def learning_figure(runs: Mapping[str, Mapping[str, list[tuple[float, float]]]])
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(color="0.92")
     _legend(figure, right, labels, always=True)
-    return figure
+    return _enlarge(figure)
 
 
 def _curve_labels(run: str, several: bool) -> tuple[str, str]:
@@ -144,6 +144,19 @@ def _figure(width: float, height: float) -> "tuple[Figure, Axes]":
     return figure, axes
 
 
+def _enlarge(figure: "Figure") -> "Figure":
+    """Enlarge a figure until all text is inside the page; the sizes before are estimates from numbers of letters."""
+    for _ in range(4):  # the layout engine moves the axes after each change of size
+        figure.draw_without_rendering()
+        drawn, page = figure.get_tightbbox(), figure.bbox_inches
+        wider = max(0.0, -drawn.x0) + max(0.0, drawn.x1 - page.x1)
+        higher = max(0.0, -drawn.y0) + max(0.0, drawn.y1 - page.y1)
+        if max(wider, higher) == 0.0:
+            break
+        figure.set_size_inches(page.width + 1.2 * wider, page.height + 1.2 * higher)
+    return figure
+
+
 def _clean(axes: "Axes") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -153,8 +166,10 @@ def _colour(number: int) -> str:
 
 
 def _room(names: Sequence[str]) -> float:
-    """Inches that the longest of these names takes in small print."""
-    return 0.075 * max(map(len, names))
+    """Inches that the widest of these names takes in small print."""
+    from matplotlib.textpath import TextPath
+
+    return max(0.1, *(TextPath((0, 0), name, size=_SMALL).get_extents().width / 72 for name in names))
 
 
 def _columns(entries: Collection[str]) -> int:

@@ -9,13 +9,13 @@ from inspect import signature
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import nn
 
 from strm_lightning import __version__
 from strm_lightning.data.datamodule import EpisodeDataModule
 from strm_lightning.data.splits import Stage
 from strm_lightning.models.head import STRMHead
+from strm_lightning.models.state import hash_state
 
 _PACKAGES = ("torch", "torchvision", "timm", "av")
 
@@ -41,10 +41,8 @@ def bank_fingerprint(
         views: random views of each video; 0 for the test choice.
         precision: of the trainer.
     """
-    store, stamps = data.videos[stage].store, []
-    for row in rows:
-        status = store.path_of(row).stat()
-        stamps.append([row, store.videos[row], int(store.frame_counts[row]), status.st_size, status.st_mtime_ns])
+    store = data.videos[stage].store
+    stamps = [[row, store.videos[row], int(store.frame_counts[row]), store.stamp(row)] for row in rows]
     transform = asdict(data.transform)
     parts = {
         "network": _hash_of(network),
@@ -75,10 +73,8 @@ def feature_options(options: Mapping[str, Any], *, pooled: bool) -> dict[str, An
 
 
 def _hash_of(network: nn.Module) -> str:
-    digest = sha256()
-    for name, module in network.named_modules():  # a head of one's own may differ in nothing but its class
-        digest.update(f"{name} {type(module).__module__}.{type(module).__qualname__}".encode())
-    for name, tensor in chain(network.named_parameters(), network.named_buffers()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    # Two heads may differ in nothing but their classes.
+    classes = [f"{name} {type(m).__module__}.{type(m).__qualname__}" for name, m in network.named_modules()]
+    # Buffers that a state dict leaves out decide features too.
+    tensors = dict(chain(network.named_parameters(), network.named_buffers()))
+    return hash_state(tensors, "\n".join(classes))

@@ -50,7 +50,7 @@ def draw(runs: Sequence[str | Path], out: str | Path | None = None) -> list[Path
         ImportError: matplotlib is not installed.
     """
     if not find_spec("matplotlib"):
-        raise MissingPackageError('pictures need matplotlib: pip install "strm-lightning[plots]"')
+        raise MissingPackageError('pictures need matplotlib: in a checkout, run pip install ".[plots]"')
     paths = [path for run in runs for path in _sources(Path(run))]
     results = {_name(p, paths): load_results(p) for p in paths if p.suffix == ".json"}
     metrics = {_name(p, paths): p for p in paths if p.suffix == ".csv"}

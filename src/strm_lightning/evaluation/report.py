@@ -1,7 +1,7 @@
 """results.json: one file that holds all that a test found, for people, programs, `compare` and `plot`."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,34 @@ def test_report(
         "confusion": {"classes": list(class_names), "counts": main.confusion(len(class_names)).tolist()},
         "per_episode": {
             "seed": [f"{data.seed}/test/0/{index}" for index in main.index],
+            "accuracy": main.per_episode.tolist(),
+            "actual": main.actual.tolist(),
+            "predicted": main.predicted.tolist(),
+        },
+    }
+
+
+def report_of_episodes(
+    found: Sequence[tuple[tuple[int, int], EpisodeResults]], checkpoint: Mapping[str, Any], timing: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`test_report` for episodes of the user's own loaders: without names of classes and without a protocol card.
+
+    Args:
+        found: (way, shot) and predictions of each loader, the main one first.
+        checkpoint: see `describe_checkpoint`.
+        timing: seconds of each part, and on what.
+    """
+    (way, shot), main = found[0]
+    sweep = [{"way": n, "shot": k, **r.summary(), "per_episode": r.per_episode.tolist()} for (n, k), r in found]
+    return {
+        **main.summary(),
+        "way": way,
+        "shot": shot,
+        "sweep": sweep if len(sweep) > 1 else [],
+        "timing": dict(timing),
+        "checkpoint": dict(checkpoint),
+        "per_episode": {
+            "index": main.index.tolist(),
             "accuracy": main.per_episode.tolist(),
             "actual": main.actual.tolist(),
             "predicted": main.predicted.tolist(),

@@ -81,7 +81,8 @@ class EpisodeRecord(Metric):
     """Collect the predictions of every episode, over all processes.
 
     Args:
-        num_episodes: episodes to count; the ones beyond, which only even out the ranks' steps, are left out.
+        num_episodes: episodes to count; the ones beyond, which only even out the ranks' steps, are left out. None
+            counts all.
     """
 
     full_state_update = False
@@ -89,7 +90,7 @@ class EpisodeRecord(Metric):
     predicted: list[Tensor]
     actual: list[Tensor]
 
-    def __init__(self, num_episodes: int) -> None:
+    def __init__(self, num_episodes: int | None = None) -> None:
         super().__init__()
         self.num_episodes = num_episodes
         for name in ("index", "predicted", "actual"):
@@ -104,14 +105,21 @@ class EpisodeRecord(Metric):
     def compute(self) -> tuple[Int[Tensor, " E"], Int[Tensor, "E Q"], Int[Tensor, "E Q"]]:
         """Number, predicted and actual classes of all counted episodes, in the order of their numbers."""
         index, predicted, actual = (_joined(getattr(self, name)) for name in ("index", "predicted", "actual"))
-        order = torch.argsort(index)
-        order = order[index[order] < self.num_episodes]
+        order = torch.argsort(index, stable=True)
+        if self.num_episodes is not None:
+            order = order[index[order] < self.num_episodes]
         return index[order], predicted[order], actual[order]
 
     def results(self) -> EpisodeResults:
         """`compute` as plain arrays, with all that is derived from them."""
         index, predicted, actual = self.compute()
-        return EpisodeResults(index.cpu().numpy(), predicted.cpu().numpy(), actual.cpu().numpy())
+        # torchmetrics removes the axes of a tensor with one element.
+        episodes, queries = index.numel(), predicted.numel() // max(index.numel(), 1)
+        return EpisodeResults(
+            index.reshape(episodes).cpu().numpy(),
+            predicted.reshape(episodes, queries).cpu().numpy(),
+            actual.reshape(episodes, queries).cpu().numpy(),
+        )
 
 
 def _joined(parts: Tensor | list[Tensor]) -> Int[Tensor, "..."]:

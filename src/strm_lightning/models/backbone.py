@@ -3,20 +3,19 @@
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal
 
 import timm
 import torch
 from einops import rearrange
 from jaxtyping import Float, UInt8
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from strm_lightning.errors import InputError, MissingFileError
+from strm_lightning.errors import InputError
 from strm_lightning.models.lite0 import EFFICIENTNET_LITE0, lite0_file, rename_lite0
+from strm_lightning.models.loading import read_state_dict
 
 BatchNormPolicy = Literal["train", "frozen"]
 
@@ -270,43 +269,3 @@ def load_weights(net: nn.Module, weights: str | Path) -> None:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a file, without running any code that it may hold.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or is no state dict.
-    """
-    state = load_tensors(path)
-    for key in ("state_dict", "model_state_dict", "model"):
-        state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"weights {path}: not a state dict (tensors by name)")
-    return state
-
-
-def load_tensors(path: str | Path, what: str = "weights") -> Any:
-    """What a .safetensors or torch file holds, without running any code that it may hold.
-
-    Args:
-        path: the file.
-        what: what it should be, for the errors.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, of another framework, or holds more than plain values and tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise MissingFileError(f"{what} {path}: {'is a folder' if path.is_dir() else 'no such file'}")
-    try:
-        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise InputError(
-            f"{what} {path}: cannot be read safely; it holds more than tensors and plain values, or is no such file"
-        ) from error
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"{what} {path}: cannot be read safely; it is damaged or cut off ({reason})") from error

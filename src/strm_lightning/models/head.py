@@ -195,7 +195,7 @@ class STRMHead(nn.Module):
             support: features of ``[..., N, K]`` clips.
             query: features of ``[..., Q]`` clips.
             shot_mask: True where a support clip exists, for classes with different numbers of shots; every class needs
-                one. Absent clips may hold any values.
+                one. The features of absent clips have no influence on logits and gradients, NaN included.
 
         Returns:
             Logits ``[..., Q, N]`` of the matching method and of QC.

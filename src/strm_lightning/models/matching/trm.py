@@ -15,6 +15,7 @@ from strm_lightning.models.matching.base import (
     register_matching,
     spread_over_steps,
 )
+from strm_lightning.models.matching.shots import zero_absent
 from strm_lightning.models.matching.tuples import TupleLinear, TupleMatching
 from strm_lightning.models.positions import PositionCode
 
@@ -131,6 +132,7 @@ def attend(
 ) -> Float[Tensor, "*B N QT KT"]:
     """Attention of each query tuple to each support tuple of each class; sums to 1 over a class's tuples."""
     way, tuples = support_keys.shape[-4], support_keys.shape[-2]
+    support_keys = zero_absent(support_keys, shot_mask)
     # One product for all classes: the queries' keys are read once, not once a class.
     scores = query_keys.flatten(-3, -2) @ support_keys.flatten(-4, -2).mT
     scores = rearrange(scores, "... qt (n kt) -> ... n qt kt", n=way) * query_keys.shape[-1] ** -0.5
@@ -155,6 +157,7 @@ def cross_transform(
     """
     num_queries = query_keys.shape[-3]
     attention = attend(query_keys, support_keys, shot_mask)
+    support_values = zero_absent(support_values, shot_mask)  # an attention of 0 does not silence NaN
     prototypes = attention.to(support_values.dtype) @ support_values.flatten(-3, -2)
     difference = query_values.flatten(-3, -2).unsqueeze(-3) - prototypes
     # A sum of a thousand squares does not fit bfloat16: summed in float32 at least.
