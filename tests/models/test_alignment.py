@@ -43,12 +43,9 @@ VARIANTS += [{"method": method, "eps": 0.0} for method in OPTIONS]
 VARIANTS += [{"method": "chamfer", "shots": "joint", "tuple_size": 3, "direction": d} for d in ("query", "support")]
 VARIANTS += [{"method": "mean", "squared": True, "shots": shots} for shots in ("distance", "prototype")]
 VARIANTS += [{"method": "mean", "squared": True, "tuple_size": 2}]
-VARIANTS += [
-    {"method": "otam", "direction": direction, "smoothing": smoothing, "debias": debias}
-    for direction in ("both", "query", "support")
-    for smoothing in (0.0, 0.1, 0.5)
-    for debias in (False, True)
-]
+VARIANTS += [{"method": "otam", "direction": d, "smoothing": 0.5} for d in ("query", "support")]
+VARIANTS += [{"method": "otam", "smoothing": 0}, {"method": "otam", "smoothing": 0.0, "debias": True}]
+VARIANTS += [{"method": "otam", "direction": "query", "debias": True}]
 VARIANTS += [{"method": "otam", "debias": True, "tuple_size": 2, "shots": "prototype", "eps": 0.0}]
 
 
@@ -102,19 +99,17 @@ def test_every_published_tensor_is_compared(golden: dict[str, Tensor]) -> None:
 
 
 @every_variant
-@pytest.mark.parametrize("shape", [{}, {"way": 2, "shot": 3, "queries": 1, "length": 3}, {"shot": 1, "length": 6}])
+@pytest.mark.parametrize("shape", [{"queries": 2}, {"way": 2, "shot": 1, "queries": 1, "length": 6}])
 def test_equal_to_the_literal_equations(variant: dict, shape: dict) -> None:
     support, query = (x.requires_grad_() for x in episode(**shape, seed=3))
     options = with_weight(variant, support)
     ours, literal = frame_alignment(support, query, **options), reference.alignment(list(support), query, **options)
     torch.testing.assert_close(ours, literal, rtol=1e-10, atol=1e-10)
-    if variant == {"method": "otam", "smoothing": 0.0}:
-        return  # gradients at ties of the hard minimum are a choice
     for a, b in zip(gradients(ours, support, query), gradients(literal, support, query), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("lengths", [(3, 5), (5, 3), (1, 4), (4, 1), (1, 1)])
+@pytest.mark.parametrize("lengths", [(3, 5), (5, 2), (1, 3), (3, 1)])
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v["method"] not in ("linear", "diagonal")], ids=name)
 def test_queries_and_support_clips_of_different_lengths(variant: dict, lengths: tuple[int, int]) -> None:
     size = min(variant.get("tuple_size", 1), *lengths)
@@ -133,7 +128,7 @@ def test_absent_clips_have_no_influence(variant: dict) -> None:
     uneven = [clips[keep] for clips, keep in zip(support, mask, strict=True)]
     literal = reference.alignment(uneven, query, **options)
     found = []
-    for content in (0.0, torch.nan, torch.inf, -1e30):
+    for content in (0.0, torch.nan, torch.inf):
         filled = torch.where(mask[..., None, None], support, content).requires_grad_()
         query = query.detach().requires_grad_()
         logits = frame_alignment(filled, query, shot_mask=mask, **options)
@@ -184,9 +179,8 @@ def test_a_reversed_query_matters_to_otam_and_diagonal_alone() -> None:
 
 
 @every_variant
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("case", ["zero vectors", "identical clips", "still clips", "zero clips", "ties"])
-def test_finite_where_equations_divide_by_zero_or_tie(variant: dict, dtype: torch.dtype, case: str) -> None:
+def test_finite_where_equations_divide_by_zero_or_tie(variant: dict, case: str) -> None:
     support, query = episode(shot=4)
     if case == "zero vectors":
         support[0, 0, 1], query[0, 2] = 0, 0
@@ -198,16 +192,15 @@ def test_finite_where_equations_divide_by_zero_or_tie(variant: dict, dtype: torc
         support, query = torch.zeros_like(support), torch.zeros_like(query)
     else:
         support, query = support.sign(), query.sign()
-    support, query = (x.to(dtype).clone().requires_grad_() for x in (support, query))
+    support, query = (x.float().clone().requires_grad_() for x in (support, query))
     logits = frame_alignment(support, query, **with_weight(variant, support))
     assert logits.isfinite().all()
     assert all(gradient.isfinite().all() for gradient in gradients(logits, support, query))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @every_variant
-def test_half_precision_is_computed_in_float32(variant: dict, dtype: torch.dtype) -> None:
-    support, query = (x.to(dtype) for x in episode())
+def test_half_precision_is_computed_in_float32(variant: dict) -> None:
+    support, query = (x.bfloat16() for x in episode())
     options = with_weight(variant, support)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = frame_alignment(support, query, **options)
@@ -314,6 +307,8 @@ class Every(torch.nn.Module):
         options += [{"method": m, "shots": "joint"} for m in ("max", "chamfer", "bi_mhm")]
         options += [{"method": "chamfer", "tuple_size": 2, "shots": "prototype"}, {"method": "mean", "squared": True}]
         options += [{"method": "linear", "weight": weight}, {"method": "otam", "debias": True, "smoothing": 0.0}]
+        if {quick}:
+            options = options[-1:]
         logits = [frame_alignment(support, query, shot_mask=mask, **o) for o in options]
         logits += [frame_alignment(support, query, **o) for o in options]
         logits += [ridge(support.flatten(2), query.flatten(1), 1.0, mask)]
@@ -329,16 +324,16 @@ compiled = torch.compile(every, fullgraph=True, dynamic=True)
 for sizes in ((3, 2, 4), (5, 3, 7), (4, 6, 2)):
     inputs = episode(*sizes)
     torch.testing.assert_close(exported(*inputs), every(*inputs))
-    if {run_compiled}:
+    if not {quick}:
         torch.testing.assert_close(compiled(*inputs), every(*inputs), rtol=1e-4, atol=1e-4)
         with torch.autocast("cpu", torch.bfloat16):
             torch.testing.assert_close(compiled(*inputs), every(*inputs), rtol=1e-4, atol=1e-4)
 """
 
 
-@pytest.mark.parametrize("run_compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["export", "compile"])
-def test_one_graph_for_any_episode(run_compiled: bool) -> None:
-    """All methods, in a process of its own: here beartype looks into every call, which dynamo refuses to trace."""
-    command = [sys.executable, "-c", COMPILE.replace("{run_compiled}", str(run_compiled))]
+@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["export", "all"])
+def test_one_graph_for_any_episode(quick: bool) -> None:
+    """Export, and compile without breaks; in a process of its own, since dynamo refuses to trace beartype's checks."""
+    command = [sys.executable, "-c", COMPILE.replace("{quick}", str(quick))]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": "src"}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

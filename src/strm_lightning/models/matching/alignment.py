@@ -57,10 +57,10 @@ def frame_alignment(
     method: str,
     *,
     shots: str = "distance",
-    eps: float = 0.01,
+    eps: float | int = 0.01,
     shot_mask: Tensor | None = None,
     direction: str = "both",
-    smoothing: float = 0.1,
+    smoothing: float | int = 0.1,
     squared: bool = False,
     weight: Tensor | None = None,
     tuple_size: int = 1,
@@ -133,9 +133,9 @@ def alignment_scores(
     query: Float[Tensor, "*B Q Lq D"],
     method: str,
     *,
-    eps: float = 0.01,
+    eps: float | int = 0.01,
     direction: str = "both",
-    smoothing: float = 0.1,
+    smoothing: float | int = 0.1,
     squared: bool = False,
     weight: Tensor | None = None,
     tuple_size: int = 1,
@@ -174,7 +174,7 @@ def alignment_scores(
 
 
 def frame_cosines(
-    support: Float[Tensor, "*B S Ls D"], query: Float[Tensor, "*B Q Lq D"], eps: float = 0.01, tuple_size: int = 1
+    support: Float[Tensor, "*B S Ls D"], query: Float[Tensor, "*B Q Lq D"], eps: float | int = 0.01, tuple_size: int = 1
 ) -> Float[Tensor, "*B Q S Tq Ts"]:
     """``S_ij`` of every query with every support clip, by one matrix product of ``[Q Lq, D]`` and ``[S Ls, D]``.
 
@@ -208,7 +208,7 @@ def check_method(method: str) -> None:
     _check_choice("method", method, tuple(OPTIONS))
 
 
-def _own_cost(clips: Tensor, eps: float, tuple_size: int, smoothing: float, direction: str) -> Tensor:
+def _own_cost(clips: Tensor, eps: float | int, tuple_size: int, smoothing: float | int, direction: str) -> Tensor:
     """D(x, x) of each clip."""
     alone = clips.unsqueeze(-3)
     return otam_cost(1 - frame_cosines(alone, alone, eps, tuple_size).squeeze(-3).squeeze(-3), smoothing, direction)
@@ -229,7 +229,7 @@ def _best_matches(cosine: Tensor, method: str, direction: str = "both", present:
     return {"query": by_query, "support": by_support, "both": (by_query + by_support) / 2}[direction]
 
 
-def _mean_scores(support: Tensor, query: Tensor, eps: float, squared: bool) -> Tensor:
+def _mean_scores(support: Tensor, query: Tensor, eps: float | int, squared: bool) -> Tensor:
     """Scores of mean features ``[..., S, D]`` and ``[..., Q, D]``."""
     if squared:
         # Around the support's mean the differences of squares keep their digits.
@@ -258,7 +258,7 @@ def _weighted(cosine: Tensor, weight: Tensor | None) -> Tensor:
     return (cosine * weight).sum((-2, -1))
 
 
-def _denominator(lengths: Tensor, eps: float) -> Tensor:
+def _denominator(lengths: Tensor, eps: float | int) -> Tensor:
     """``lengths + eps``; with eps = 0, 1 for zero vectors: their cosine is 0 and their gradients are finite."""
     return lengths + eps if eps else torch.where(lengths == 0, 1, lengths)
 
@@ -273,7 +273,7 @@ def _tuple_length(lengths: Tensor, members: Tensor) -> Tensor:
     return torch.linalg.vector_norm(lengths[..., members], dim=-2)
 
 
-def _check_options(method: str, eps: float, options: dict[str, Any]) -> None:
+def _check_options(method: str, eps: float | int, options: dict[str, Any]) -> None:
     _check_choice("direction", options["direction"], get_args(Direction))
     for name, value in (("eps", eps), ("smoothing", options["smoothing"])):
         if not value >= 0:

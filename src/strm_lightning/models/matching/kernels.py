@@ -54,7 +54,7 @@ def meanpatch(grid: Float[Tensor, "*B L P D"]) -> Float[Tensor, "*B PD"]:
 def ridge(
     support: Float[Tensor, "*B N K F"],
     query: Float[Tensor, "*B Q F"],
-    rho: float = 1.0,
+    rho: float | int = 1.0,
     shot_mask: Tensor | None = None,
 ) -> Float[Tensor, "*B Q N"]:
     """Ridge regression from clips to one-hot labels in closed form (R2-D2: Bertinetto et al., ICLR 2019, section 3.2).
@@ -81,7 +81,9 @@ def ridge(
     # An absent clip has a row of zeros: 1 on the diagonal keeps the system regular, whatever rho is.
     penalty = torch.full_like(gram[..., 0], rho).masked_fill(~present, 1)
     _check_regular(gram, rho, penalty)
-    return inner_products(clips, query) @ _solve(gram, penalty, _one_hot(way, present, gram.dtype))
+    solution = _solve(gram, penalty, _one_hot(way, present, gram.dtype))
+    with no_autocast(gram):
+        return inner_products(clips, query) @ solution
 
 
 def weighted_kernel_ridge(
@@ -89,7 +91,7 @@ def weighted_kernel_ridge(
     query: Sequence[Float[Tensor, "*B Q S"]],
     way: int,
     shot_mask: Tensor | None = None,
-    ridge: float = 0.1,
+    ridge: float | int = 0.1,
 ) -> Float[Tensor, "*B Q N"]:
     """Kernel ridge regression to one-hot labels on a weighted sum of similarities (several examples a class).
 
@@ -120,7 +122,7 @@ def weighted_kernel_ridge(
     present = _present(own[..., 0, :, :], shot_mask)
     with no_autocast(own):
         own, cross = center_kernels(own, cross, present.unsqueeze(-2))
-        weight = kernel_weights(own, way, present)[..., None, None]
+        weight = kernel_weights(own, way, present.unsqueeze(-2))[..., None, None]
         own, cross = (weight * own).sum(-3), (weight * cross).sum(-3)
         own = own + _negative_part(own)
         penalty = ridge * own.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True) / present.sum(-1, keepdim=True)
@@ -215,7 +217,7 @@ def _solve(gram: Tensor, penalty: Tensor, targets: Tensor) -> Tensor:
         return solution
 
 
-def _check_regular(gram: Tensor, rho: float, penalty: Tensor) -> None:
+def _check_regular(gram: Tensor, rho: float | int, penalty: Tensor) -> None:
     """Refuse a system whose smallest eigenvalue is not above the rounding of the largest."""
     if torch.compiler.is_compiling():
         return

@@ -13,8 +13,8 @@ def lag_similarity(
     support: Float[Tensor, "*B S Ls P D"],
     query: Float[Tensor, "*B Q Lq P D"],
     max_lag: int = 7,
-    temperature: float | Tensor = 30.0,
-    decay: float | Tensor = 0.35,
+    temperature: float | int | Tensor = 30.0,
+    decay: float | int | Tensor = 0.35,
 ) -> Float[Tensor, "*B Q S"]:
     """Soft maximum over shifts d of the similarity of a query a and a support clip b.
 

@@ -8,7 +8,9 @@ from torch import Tensor
 LOG2 = 0.6931471805599453
 
 
-def otam_cost(cost: Float[Tensor, "*B Lq Ls"], smoothing: float = 0.1, direction: str = "both") -> Float[Tensor, "*B"]:
+def otam_cost(
+    cost: Float[Tensor, "*B Lq Ls"], smoothing: float | int = 0.1, direction: str = "both"
+) -> Float[Tensor, "*B"]:
     """OTAM's distance of each pair: ``d(C) + d(C^T)``, or one of them (``query``: d(C); ``support``: d(C^T))."""
     if direction == "query":
         return alignment_cost(cost, smoothing)
@@ -17,7 +19,7 @@ def otam_cost(cost: Float[Tensor, "*B Lq Ls"], smoothing: float = 0.1, direction
     return alignment_cost(cost, smoothing) + alignment_cost(cost.mT, smoothing)
 
 
-def alignment_cost(cost: Float[Tensor, "*B Lq Ls"], smoothing: float = 0.1) -> Float[Tensor, "*B"]:
+def alignment_cost(cost: Float[Tensor, "*B Lq Ls"], smoothing: float | int = 0.1) -> Float[Tensor, "*B"]:
     """``d(C)`` of OTAM for each matrix C: the soft cost of the cheapest ordered alignment (Cao et al., section 3.3).
 
     With ``smin_l(a) = -l logsumexp(-a / l)``, ``smin_0 = min``, and a column of zeros on the left and on the right of
