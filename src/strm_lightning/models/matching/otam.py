@@ -16,6 +16,8 @@ def otam_cost(
         return alignment_cost(cost, smoothing)
     if direction == "support":
         return alignment_cost(cost.mT, smoothing)
+    if cost.shape[-2] == cost.shape[-1]:  # both directions in the same steps
+        return alignment_cost(torch.stack([cost, cost.mT]), smoothing).sum(0)
     return alignment_cost(cost, smoothing) + alignment_cost(cost.mT, smoothing)
 
 
