@@ -331,7 +331,8 @@ for sizes in ((3, 2, 4), (5, 3, 7), (4, 6, 2)):
 """
 
 
-@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["export", "all"])
+@pytest.mark.slow
+@pytest.mark.parametrize("quick", [True, False], ids=["export", "all"])
 def test_one_graph_for_any_episode(quick: bool) -> None:
     """Export, and compile without breaks; in a process of its own, since dynamo refuses to trace beartype's checks."""
     command = [sys.executable, "-c", COMPILE.replace("{quick}", str(quick))]
