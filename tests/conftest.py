@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
-_hook = install_import_hook("strm_lightning", "beartype.beartype")
+_hook = install_import_hook("strm_lightning", "tests.typecheck.typechecker")
 
 MOTIONS = {"left": (-3, 0), "right": (3, 0), "up": (0, -3), "down": (0, 3), "still": (0, 0), "rise": (3, -3)}
 MOTIONS |= {"fall": (-3, 3), "sink": (3, 3), "leap": (-3, -3)}

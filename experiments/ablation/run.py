@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from strm_lightning import EpisodeDataModule, STRMModule
 from strm_lightning.data.splits import Stage
+from strm_lightning.models.enrichment.pooling import pool_maps, scale
 from strm_lightning.episode import Episode, PooledMaps, TupleFeatures
 from strm_lightning.evaluation.bank import FeatureBank
 from strm_lightning.evaluation.encoding import datamodule_of

@@ -81,7 +81,9 @@ def ridge(
     # An absent clip has a row of zeros: 1 on the diagonal keeps the system regular, whatever rho is.
     penalty = torch.full_like(gram[..., 0], rho).masked_fill(~present, 1)
     _check_regular(gram, rho, penalty)
-    return inner_products(clips, query) @ _solve(gram, penalty, _one_hot(way, present, gram.dtype))
+    solution = _solve(gram, penalty, _one_hot(way, present, gram.dtype))
+    with no_autocast(gram):
+        return inner_products(clips, query) @ solution
 
 
 def weighted_kernel_ridge(

@@ -8,12 +8,16 @@ from torch import Tensor
 LOG2 = 0.6931471805599453
 
 
-def otam_cost(cost: Float[Tensor, "*B Lq Ls"], smoothing: float = 0.1, direction: str = "both") -> Float[Tensor, "*B"]:
+def otam_cost(
+    cost: Float[Tensor, "*B Lq Ls"], smoothing: float = 0.1, direction: str = "both"
+) -> Float[Tensor, "*B"]:
     """OTAM's distance of each pair: ``d(C) + d(C^T)``, or one of them (``query``: d(C); ``support``: d(C^T))."""
     if direction == "query":
         return alignment_cost(cost, smoothing)
     if direction == "support":
         return alignment_cost(cost.mT, smoothing)
+    if cost.shape[-2] == cost.shape[-1]:  # both directions in the same steps
+        return alignment_cost(torch.stack([cost, cost.mT]), smoothing).sum(0)
     return alignment_cost(cost, smoothing) + alignment_cost(cost.mT, smoothing)
 
 

@@ -34,7 +34,7 @@ def zero_absent(support: Tensor, shot_mask: Tensor | None) -> Tensor:
     if shot_mask is None:
         return support
     extra = support.ndim - shot_mask.ndim
-    return torch.where(shot_mask.reshape(*shot_mask.shape, *(1,) * extra), support, 0)
+    return torch.where(shot_mask.reshape(shot_mask.shape + (1,) * extra), support, 0)
 
 
 def prototypes(support: Float[Tensor, "*B N K Ls D"], shot_mask: Tensor | None = None) -> Float[Tensor, "*B N Ls D"]:
