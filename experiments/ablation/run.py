@@ -35,13 +35,13 @@ from tqdm import tqdm
 
 from strm_lightning import EpisodeDataModule, STRMModule
 from strm_lightning.data.splits import Stage
-from strm_lightning.models.enrichment.pooling import pool_maps, scale
 from strm_lightning.episode import Episode, PooledMaps, TupleFeatures
 from strm_lightning.evaluation.bank import FeatureBank
 from strm_lightning.evaluation.encoding import datamodule_of
 from strm_lightning.evaluation.fingerprint import bank_fingerprint
 from strm_lightning.evaluation.results import half_interval
 from strm_lightning.evaluation.tables import markdown_table
+from strm_lightning.models.enrichment.pooling import pool_maps, scale
 
 FOLDER = Path(__file__).parent
 VARIANTS = {

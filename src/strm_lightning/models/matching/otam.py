@@ -8,9 +8,7 @@ from torch import Tensor
 LOG2 = 0.6931471805599453
 
 
-def otam_cost(
-    cost: Float[Tensor, "*B Lq Ls"], smoothing: float = 0.1, direction: str = "both"
-) -> Float[Tensor, "*B"]:
+def otam_cost(cost: Float[Tensor, "*B Lq Ls"], smoothing: float = 0.1, direction: str = "both") -> Float[Tensor, "*B"]:
     """OTAM's distance of each pair: ``d(C) + d(C^T)``, or one of them (``query``: d(C); ``support``: d(C^T))."""
     if direction == "query":
         return alignment_cost(cost, smoothing)
