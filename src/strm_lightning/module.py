@@ -24,7 +24,7 @@ from strm_lightning.checkpoints import read_checkpoint, use_whole_files
 from strm_lightning.data.datamodule import EpisodeDataModule
 from strm_lightning.data.episodes import EpisodeDataset, align_progress
 from strm_lightning.data.splits import Stage
-from strm_lightning.episode import Episode, MatchLogits, PooledMaps, TupleFeatures
+from strm_lightning.episode import Episode, MatchLogits, PooledMaps
 from strm_lightning.errors import InputError
 from strm_lightning.evaluation.bank import FeatureBank
 from strm_lightning.evaluation.card import SOURCE_KEYS, describe_checkpoint
@@ -107,7 +107,7 @@ class STRMModule(L.LightningModule):
         **model_options: Any,
     ) -> None:
         super().__init__()
-        # Where banks lie is this run's affair: a checkpoint's options win over those of a command line.
+        # Set per run, not saved: a checkpoint's options take precedence over those of a command line.
         self.save_hyperparameters(ignore=["bank_dir", "bank_limit_gb"])
         self.hparams["milestones"] = list(milestones)
         _check_choice(optimizer=(optimizer, _OPTIMIZERS), schedule=(schedule, ("constant", "milestones", *_ANNEALED)))
@@ -119,14 +119,14 @@ class STRMModule(L.LightningModule):
         self.qc_weight, self.loss_reduction = qc_weight, loss_reduction
         self.freeze_backbone, self.frozen_views = freeze_backbone, frozen_views
         self.bank_dir, self.bank_limit_gb = bank_dir, bank_limit_gb
-        self._maps: dict[Stage, FeatureBank[PooledMaps]] = {}
-        self._tuples: FeatureBank[TupleFeatures] | None = None
+        self._maps: dict[Stage, FeatureBank] = {}
+        self._encoded: FeatureBank | None = None
         self._loaders: list[Any] = []  # of the validation or test that is running
         self._records: list[EpisodeRecord] = []
         self._shapes: dict[int, tuple[int, int]] = {}  # way and shot of each loader
         self._losses: dict[str, MeanMetric] = {}
         self._source: dict[str, Any] | None = None  # the checkpoint that the weights are of
-        self._encoded_s = self._matching_since = 0.0
+        self._encoding_s = self._matching_since = 0.0
         self._results: EpisodeResults | None = None
         self._report: dict[str, Any] | None = None
         self._handover = Handover()
@@ -155,6 +155,11 @@ class STRMModule(L.LightningModule):
         if isinstance(data, EpisodeDataModule):
             self.model.backbone.check_size(data.transform.image_size)
         if stage == "fit":
+            if self.freeze_backbone and not self.model.head.learns:
+                raise InputError(
+                    f"nothing to train: matching {self.model.head.matching_name!r} has no weights and the backbone is "
+                    "frozen; test it (strm test), choose another matching, or set model.freeze_backbone: false"
+                )
             self._maps = {}  # a fit that was interrupted by an error has left its own
         if self.freeze_backbone or self.model.backbone.batch_norm == "frozen":
             warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # the frozen ones: they are meant
@@ -218,7 +223,7 @@ class STRMModule(L.LightningModule):
         return losses["loss"]
 
     def losses(self, logits: MatchLogits, labels: Tensor) -> dict[str, Tensor]:
-        """The joint ``loss`` of a batch of episodes and its parts, ``loss_trm`` and ``loss_qc``."""
+        """The joint ``loss`` of a batch of episodes and its parts, such as ``loss_trm`` and ``loss_qc``."""
 
         def cross_entropy(head: Tensor) -> Tensor:
             total = F.cross_entropy(head.flatten(0, -2), labels.flatten(), reduction=self.loss_reduction)
@@ -226,10 +231,12 @@ class STRMModule(L.LightningModule):
                 total / len(labels) if self.loss_reduction == "sum" else total
             )  # a sum over the queries of an episode
 
-        losses = {"loss_trm": cross_entropy(logits.trm)}
-        if logits.qc is not None:
-            losses["loss_qc"] = cross_entropy(logits.qc)
-        return {"loss": losses["loss_trm"] + self.qc_weight * losses.get("loss_qc", 0.0), **losses}
+        first = cross_entropy(logits.trm)
+        losses = {f"loss_{self.model.head.matching_name}": first}
+        if logits.qc is None:
+            return {"loss": first, **losses}
+        losses["loss_qc"] = cross_entropy(logits.qc)
+        return {"loss": first + self.qc_weight * losses["loss_qc"], **losses}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         options = cast("dict[str, Any]", self.hparams)
@@ -266,11 +273,11 @@ class STRMModule(L.LightningModule):
         stages = {loader.dataset.sampler.stage for loader in loaders}
         if len(stages) > 1:
             raise InputError(f"predict with the episodes of one stage at a time, not of {' and '.join(sorted(stages))}")
-        self._tuples = self._encode_tuples(stages.pop())
-        self._tuples.move(self.device)
+        self._encoded = self._encode_clips(stages.pop())
+        self._encoded.move(self.device)
 
     def on_predict_epoch_end(self) -> None:
-        self._tuples = None
+        self._encoded = None
 
     def validation_step(self, episode: Episode, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluate(episode, dataloader_idx)
@@ -313,9 +320,9 @@ class STRMModule(L.LightningModule):
         self._records = [EpisodeRecord(_num_episodes(loader)).to(self.device) for loader in loaders]
         share_buffers(self.model)
         if any(map(without_clips, loaders)):
-            self._tuples = self._encode_tuples(stage)
-            self._tuples.move(self.device)
-        self._encoded_s, self._matching_since = perf_counter() - start, perf_counter()
+            self._encoded = self._encode_clips(stage)
+            self._encoded.move(self.device)
+        self._encoding_s, self._matching_since = perf_counter() - start, perf_counter()
 
     def _evaluate(self, episode: Episode, setting: int) -> None:
         episode = episode.batched()
@@ -337,7 +344,7 @@ class STRMModule(L.LightningModule):
         found = list(zip(shapes, every, strict=True))
         results = self._results = every[0]
         losses = {f"{stage}/{name}": metric.compute() for name, metric in self._losses.items()}
-        self._records, self._tuples, self._losses, self._loaders = [], None, {}, []
+        self._records, self._encoded, self._losses, self._loaders = [], None, {}, []
         self.log_dict(losses, sync_dist=True)
         self.log(f"{stage}/accuracy", results.accuracy, prog_bar=True, sync_dist=True)
         self.log(f"{stage}/ci95", results.ci95, sync_dist=True)
@@ -349,7 +356,7 @@ class STRMModule(L.LightningModule):
             self.log_dict(rates, sync_dist=True)
         if stage == "test":
             timing: dict[str, Any] = {
-                "encoding_s": self._encoded_s,
+                "encoding_s": self._encoding_s,
                 "matching_s": perf_counter() - self._matching_since,
             }
             timing |= {"device": device_name(self.device), "processes": self.trainer.world_size}
@@ -373,37 +380,42 @@ class STRMModule(L.LightningModule):
     def _logits(self, episode: Episode) -> MatchLogits:
         if episode.support is not None and episode.query is not None:
             return self.model(episode.support, episode.query)
-        if self._tuples is not None:
-            return match_from_bank(self.model.head, self._tuples, episode, self.device)
+        if self._encoded is not None:
+            return match_from_bank(self.model.head, self._encoded, episode, self.device)
         if "train" not in self._maps or not self.trainer.training:
             raise InputError("these episodes have no clips, and there is no bank of features for them")
         head, maps, ids = self.model.head, self._maps["train"], episode.to("cpu")
-        support_maps = maps.get(ids.support_ids, ids.support_views).to(self.device)
-        query_maps = maps.get(ids.query_ids, ids.query_views).to(self.device)
-        return head.match(head.enrich_pooled(support_maps), head.enrich_pooled(query_maps))
+        support = PooledMaps(**maps.get(ids.support_ids, ids.support_views)).to(self.device)
+        query = PooledMaps(**maps.get(ids.query_ids, ids.query_views)).to(self.device)
+        return head.match(head.enrich_pooled(support), head.enrich_pooled(query))
 
-    def _encode_tuples(self, stage: Stage) -> FeatureBank[TupleFeatures]:
+    def _encode_clips(self, stage: Stage) -> FeatureBank:
         head = self.model.head
         fitting = self.trainer.state.fn == "fit"
         if not (self.freeze_backbone and (fitting or self.bank_dir)):
             keep = None if fitting else self._keep(self.model)  # while they learn, weights never come back
-            return self._fill(stage, lambda clips: head.tuples(self.model.encode(clips)), keep=keep)
+            return self._fill(stage, lambda clips: head.encode(self.model.encode(clips)), keep=keep)
         maps = self._maps.get(stage)
         if maps is None or not set(coming_rows(self.trainer, stage)) <= set(maps.rows.tolist()):
             maps = self._encode_maps(stage)
         if fitting:
             self._maps[stage] = maps
-        bank: FeatureBank[TupleFeatures] = FeatureBank(maps.rows.tolist(), limit_gb=self.bank_limit_gb)
-        batches = ((torch.stack([rows, torch.zeros_like(rows)], 1), maps.get(rows)) for rows in maps.rows.split(64))
+        bank: FeatureBank = FeatureBank(maps.rows.tolist(), limit_gb=self.bank_limit_gb)
+        batches = (
+            (torch.stack([rows, torch.zeros_like(rows)], 1), PooledMaps(**maps.get(rows)))
+            for rows in maps.rows.split(64)
+        )
         with self.trainer.precision_plugin.forward_context():
-            bank.fill(batches, lambda found: head.tuples(head.enrich_pooled(found)), device=self.device)
+            bank.fill(batches, lambda found: head.encode(head.enrich_pooled(found)), device=self.device)
         return bank
 
-    def _encode_maps(self, stage: Stage, *, views: int = 0) -> FeatureBank[PooledMaps]:
+    def _encode_maps(self, stage: Stage, *, views: int = 0) -> FeatureBank:
         self.model.backbone.eval()
-        return self._fill(stage, self.model.pool, views=views, keep=self._keep(self.model.backbone))
+        return self._fill(
+            stage, lambda clips: vars(self.model.pool(clips)), views=views, keep=self._keep(self.model.backbone)
+        )
 
-    def _fill(self, stage: Stage, encode: Any, *, views: int = 0, keep: Keep | None = None) -> FeatureBank[Any]:
+    def _fill(self, stage: Stage, encode: Any, *, views: int = 0, keep: Keep | None = None) -> FeatureBank:
         return encode_videos(self.trainer, stage, encode, views=views, limit_gb=self.bank_limit_gb, keep=keep)
 
     def _keep(self, network: nn.Module) -> Keep | None:

@@ -7,9 +7,8 @@ import socket
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,14 +17,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from strm_lightning.episode import PooledMaps, TupleFeatures
 from strm_lightning.errors import InputError, WriteError
 from strm_lightning.fileio import atomic_path
+from strm_lightning.messages import format_bytes
+from strm_lightning.models.matching.base import Encoded
 
-Group = TypeVar("Group", PooledMaps, TupleFeatures)
 _MEMORY = "main memory"
-_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (PooledMaps, TupleFeatures)}
-_FORMAT = 1
+_FORMAT = 2
 _CHECKED_AT_ONCE = 2**26  # bytes
 
 
@@ -33,8 +31,8 @@ class DamagedBankError(InputError):
     """A file of features cannot be used; it is made again."""
 
 
-class FeatureBank(Generic[Group]):
-    """Features by row of the video (and stored view), held in main memory, or in a mapped file beyond a limit.
+class FeatureBank:
+    """Tensors of each video by name, in main memory or, beyond a limit, in a memory-mapped file.
 
     Args:
         rows: rows of the videos that the bank is to hold.
@@ -42,14 +40,14 @@ class FeatureBank(Generic[Group]):
         limit_gb: gigabytes (10^9 bytes) of main memory it may take; a larger bank is a temporary file, memory-mapped.
 
     Attributes:
-        group: the features, one leading row for each video and view; None before the first are put.
-        place: where they are, in words.
+        tensors: features by name, one leading row for each video and view; None before the first are put.
+        place: description of where they are.
     """
 
     def __init__(self, rows: Iterable[int], *, views: int = 1, limit_gb: float = 8.0) -> None:
         self.rows = torch.tensor(sorted(set(rows)), dtype=torch.long)
         self.views, self.limit_gb = views, limit_gb
-        self.group: Group | None = None
+        self.tensors: Encoded | None = None
         self.place = _MEMORY
         self._place_of = torch.full((int(self.rows.max()) + 1 if len(self.rows) else 0,), -1)
         self._place_of[self.rows] = torch.arange(len(self.rows))
@@ -57,7 +55,7 @@ class FeatureBank(Generic[Group]):
     def fill(
         self,
         batches: Iterable[Sequence[Any]],
-        encode: Callable[[Any], Group],
+        encode: Callable[[Any], Encoded],
         *,
         device: torch.device | str = "cpu",
         tell: Callable[[str], object] = str,
@@ -73,12 +71,12 @@ class FeatureBank(Generic[Group]):
         with torch.no_grad():
             for keys, clips in batches:
                 features = encode(clips.to(device, non_blocking=True))
-                if self.group is None:
+                if self.tensors is None:
                     tell(self.plan(features))
                     self._allocate(features)
                 self.put(keys, features)
 
-    def plan(self, example: Group) -> str:
+    def plan(self, example: Encoded) -> str:
         """Decide how large the bank will be and where, from the features of some clips; return a description.
 
         Nothing is allocated before the first `put`. Every process of a distributed run must call it, since all
@@ -88,7 +86,7 @@ class FeatureBank(Generic[Group]):
             InputError: it is larger than the limit, and the free space for temporary files does not hold it once for
                 every process of a machine. All processes raise it.
         """
-        size = len(self.rows) * self.views * sum(part.nbytes // len(part) for part in _tensors(example).values())
+        size = len(self.rows) * self.views * sum(part.nbytes // len(part) for part in example.values())
         folder = tempfile.gettempdir() if size > self.limit_gb * 1e9 else None
         disk = (socket.gethostname(), Path(folder).stat().st_dev) if folder else None
         free = shutil.disk_usage(folder).free if folder else 0
@@ -105,55 +103,56 @@ class FeatureBank(Generic[Group]):
         self.place = f"a temporary file in {folder}" if folder else _MEMORY
         return _words(len(self.rows), self.views, size, self.place)
 
-    def _allocate(self, example: Group) -> None:
+    def _allocate(self, example: Encoded) -> None:
         """Take the memory or the disk space that `plan` found; all processes fail together."""
         error = None
         try:
-            self.group = _zeros(example, len(self.rows) * self.views, mapped=self.place != _MEMORY)
+            self.tensors = _zeros(example, len(self.rows) * self.views, mapped=self.place != _MEMORY)
         except OSError as failed:  # filled since it was planned
             error = f"{self.place} for the features of {len(self.rows)} videos: {failed.strerror}"
         if errors := [found for found in _gather(error) if found]:
             raise WriteError(f"{errors[0]}; set TMPDIR to a larger disk, or raise model.bank_limit_gb")
 
-    def put(self, keys: Int[Tensor, "n 2"], features: Group) -> None:
+    def put(self, keys: Int[Tensor, "n 2"], features: Encoded) -> None:
         """Store the features of ``n`` clips; the first call allocates the bank, see `plan`."""
-        features = features.to("cpu")
-        if self.group is None:
+        features = {name: tensor.cpu() for name, tensor in features.items()}
+        if self.tensors is None:
             self.plan(features)
             self._allocate(features)
         places = self._place_of[keys[:, 0]] * self.views + keys[:, 1]
-        for name, source in _tensors(features).items():
-            getattr(self.group, name)[places] = source
+        assert self.tensors is not None
+        for name, source in features.items():
+            self.tensors[name][places] = source
 
-    def get(self, rows: Int[Tensor, "*B"], views: Int[Tensor, "*B"] | None = None) -> Group:
+    def get(self, rows: Int[Tensor, "*B"], views: Int[Tensor, "*B"] | None = None) -> Encoded:
         """Features of the videos in ``rows``, whose axes come first.
 
         Raises:
             KeyError: a video is not in the bank.
         """
         places = self._place_of[rows]
-        if self.group is None or (places < 0).any():
+        if self.tensors is None or (places < 0).any():
             raise KeyError(f"{int((places < 0).sum())} of {rows.numel()} videos are not in the bank")
         places = (places * self.views + (0 if views is None else views)).flatten()
         # Whole rows are copied, several times faster than by fancy indexing.
-        found = {
+        return {
             name: tensor.index_select(0, places.to(tensor.device)).unflatten(0, rows.shape)
-            for name, tensor in _tensors(self.group).items()
+            for name, tensor in self.tensors.items()
         }
-        return type(self.group)(**found)
 
     def move(self, device: torch.device) -> None:
         """Put the bank on a GPU where it takes no more than half of what is free there; else it stays where it is."""
-        if self.group is not None and device.type == "cuda" and 2 * self.nbytes < torch.cuda.mem_get_info(device)[0]:
-            self.group, self.place = self.group.to(device), f"the memory of {device}"
+        if self.tensors is not None and device.type == "cuda" and 2 * self.nbytes < torch.cuda.mem_get_info(device)[0]:
+            self.tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+            self.place = f"the memory of {device}"
 
     def share(self, own: Sequence[int], device: torch.device) -> None:
         """Give every process the features of all; ``own`` are the rows that this one has encoded for the others."""
-        if not dist.is_initialized() or self.group is None:
+        if not dist.is_initialized() or self.tensors is None:
             return
         foreign = torch.ones(len(self.rows), dtype=torch.bool)
         foreign[self._place_of[torch.tensor(own, dtype=torch.long)]] = False
-        for tensor in _tensors(self.group).values():
+        for tensor in self.tensors.values():
             tensor[foreign.repeat_interleave(self.views)] = 0
             for chunk in tensor.split(64):  # rows are zero in all processes but one, so adding joins them
                 part = chunk.to(device)
@@ -163,17 +162,16 @@ class FeatureBank(Generic[Group]):
     def save(self, path: Path, fingerprint: str) -> None:
         """Write the bank to one safetensors file, whole or not at all.
 
-        Its header holds the fingerprint, the kind of features, the rows, the views and a CRC-32 of every tensor.
+        Its header holds the fingerprint, the rows, the views and a CRC-32 of every tensor.
 
         Raises:
             WriteError: the file cannot be written, for example because the disk is full.
         """
-        tensors = {name: tensor.cpu() for name, tensor in _tensors(self.group).items()}
+        tensors = {name: tensor.cpu() for name, tensor in (self.tensors or {}).items()}
         about = json.dumps(
             {
                 "format": _FORMAT,
                 "fingerprint": fingerprint,
-                "kind": type(self.group).__name__,
                 "rows": self.rows.tolist(),
                 "views": self.views,
             }
@@ -186,7 +184,7 @@ class FeatureBank(Generic[Group]):
             raise WriteError(f"{path} cannot be written ({error})") from error
 
     @classmethod
-    def load(cls, path: Path, fingerprint: str, *, check: bool = True) -> "FeatureBank[Any] | None":
+    def load(cls, path: Path, fingerprint: str, *, check: bool = True) -> "FeatureBank | None":
         """The bank in a file, memory-mapped; None where there is none or one of another fingerprint.
 
         Args:
@@ -206,8 +204,8 @@ class FeatureBank(Generic[Group]):
                 if about["format"] != _FORMAT or about["fingerprint"] != fingerprint:
                     return None
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            bank: FeatureBank[Any] = cls(about["rows"], views=about["views"])
-            bank.group = _group(about["kind"], tensors, len(bank.rows) * bank.views)
+            bank = cls(about["rows"], views=about["views"])
+            bank.tensors = _checked(tensors, len(bank.rows) * bank.views)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise DamagedBankError(f"{path} is no whole bank of features ({error})") from error
         for name, tensor in tensors.items():
@@ -217,37 +215,28 @@ class FeatureBank(Generic[Group]):
         return bank
 
     def describe(self) -> str:
-        """How many videos, how large and where, in words."""
+        """Number of videos, size and place, for a message."""
         return _words(len(self.rows), self.views, self.nbytes, self.place)
 
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return sum(tensor.nbytes for tensor in _tensors(self.group).values())
+        return sum(tensor.nbytes for tensor in (self.tensors or {}).values())
 
 
 def _words(videos: int, views: int, size: int, place: str) -> str:
     each = f", {views} views of each" if views > 1 else ""
-    return f"{videos} videos{each}, {f'{size / 1e9:.1f} GB' if size >= 1e9 else f'{size / 1e6:.1f} MB'} in {place}"
+    return f"{videos} videos{each}, {format_bytes(size)} in {place}"
 
 
-def _tensors(group: PooledMaps | TupleFeatures | None) -> dict[str, Tensor]:
-    return {} if group is None else {name: tensor for name, tensor in vars(group).items() if tensor is not None}
-
-
-def _group(kind: str, tensors: dict[str, Tensor], clips: int) -> Any:
-    """The group of features that these tensors are, after a check of names, types and shapes."""
-    known = {field.name: field.default is None for field in fields(_KINDS[kind])}
-    lacking = {name for name, optional in known.items() if not optional} - tensors.keys()
-    if lacking or tensors.keys() - known.keys():
-        raise ValueError(f"the tensors {sorted(tensors)} are not those of {kind}")
+def _checked(tensors: Encoded, clips: int) -> Encoded:
+    """The tensors of a file, if each has one row for every clip."""
+    if not tensors:
+        raise ValueError("it holds no tensor")
     for name, tensor in tensors.items():
-        axes = 3 + (name == "grid")
-        if tensor.ndim != axes or len(tensor) != clips or not tensor.is_floating_point():
-            raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, not floating point with {clips} clips")
-    if len({tensor.shape[1] for tensor in tensors.values()}) > 1:
-        raise ValueError("the tensors differ in the number of frames or tuples")
-    return _KINDS[kind](**{name: tensors.get(name) for name in known})
+        if tensor.ndim < 2 or len(tensor) != clips:
+            raise ValueError(f"{name} is of shape {list(tensor.shape)}, not of {clips} clips")
+    return tensors
 
 
 def _checksum(tensor: Tensor, about: str) -> int:
@@ -258,21 +247,21 @@ def _checksum(tensor: Tensor, about: str) -> int:
     return checksum
 
 
-def _zeros(like: Any, clips: int, *, mapped: bool) -> Any:
+def _zeros(like: Encoded, clips: int, *, mapped: bool) -> Encoded:
     """Memory for the features of so many clips, each as large as one of these.
 
     Raises:
         OSError: a mapped file does not fit on its disk.
     """
-    made: dict[str, Any] = dict.fromkeys(vars(like))
+    made: Encoded = {}
     # A mapped file lives on without a name: it goes with the last process that maps it, even one that is killed.
     with tempfile.TemporaryDirectory(prefix="strm-bank-", ignore_cleanup_errors=True) as folder:
-        for name, tensor in _tensors(like).items():
+        for name, tensor in like.items():
             shape = (clips, *tensor.shape[1:])
             made[name] = (
                 _mapped(Path(folder) / name, shape, tensor.dtype) if mapped else torch.zeros(shape, dtype=tensor.dtype)
             )
-    return type(like)(**made)
+    return made
 
 
 def _mapped(path: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:

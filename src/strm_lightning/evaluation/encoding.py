@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning as L
 import torch.distributed as dist
@@ -15,12 +15,10 @@ from tqdm import tqdm
 from strm_lightning.data.datamodule import EpisodeDataModule
 from strm_lightning.data.episodes import EpisodeDataset
 from strm_lightning.data.splits import Stage
-from strm_lightning.episode import PooledMaps, TupleFeatures
 from strm_lightning.errors import InputTypeError
 from strm_lightning.evaluation.bank import DamagedBankError, FeatureBank
 from strm_lightning.evaluation.fingerprint import bank_fingerprint
-
-Group = TypeVar("Group", PooledMaps, TupleFeatures)
+from strm_lightning.models.matching.base import Encoded
 
 
 @dataclass(frozen=True)
@@ -41,12 +39,12 @@ class Keep:
 def encode_videos(
     trainer: L.Trainer,
     stage: Stage,
-    encode: Callable[[Tensor], Group],
+    encode: Callable[[Tensor], Encoded],
     *,
     views: int = 0,
     limit_gb: float = 8.0,
     keep: Keep | None = None,
-) -> FeatureBank[Group]:
+) -> FeatureBank:
     """A bank of the videos that the coming episodes of a stage name; of all of them where it is kept.
 
     Args:
@@ -75,7 +73,7 @@ def encode_videos(
     return bank
 
 
-def _load(trainer: L.Trainer, stage: Stage, path: Path, mark: str) -> FeatureBank[Any] | None:
+def _load(trainer: L.Trainer, stage: Stage, path: Path, mark: str) -> FeatureBank | None:
     old = [folder for folder in path.parent.glob("*") if (folder / "bank.json").is_file()]
     if old:
         _say(stage, f"{len(old)} banks of version 0.1 in {path.parent} are not used; delete the folders to free space")
@@ -87,10 +85,10 @@ def _load(trainer: L.Trainer, stage: Stage, path: Path, mark: str) -> FeatureBan
 
 
 def _encode(
-    trainer: L.Trainer, stage: Stage, encode: Callable[[Tensor], Group], rows: list[int], views: int, limit_gb: float
-) -> FeatureBank[Group]:
+    trainer: L.Trainer, stage: Stage, encode: Callable[[Tensor], Encoded], rows: list[int], views: int, limit_gb: float
+) -> FeatureBank:
     data, device = datamodule_of(trainer, stage), trainer.strategy.root_device
-    bank: FeatureBank[Group] = FeatureBank(rows, views=max(views, 1), limit_gb=limit_gb)
+    bank: FeatureBank = FeatureBank(rows, views=max(views, 1), limit_gb=limit_gb)
     own = rows[trainer.global_rank :: trainer.world_size]
     # A process without videos encodes one all the same: it must know the shapes to receive the others' features.
     loader = data.video_loader(stage, own or rows[:1], views=views)

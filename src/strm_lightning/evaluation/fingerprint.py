@@ -1,4 +1,4 @@
-"""What a bank of features depends on, as one hash: another weight, video, frame or version makes another bank."""
+"""Fingerprint of a bank of features: a hash of the weights, videos, frames, options and versions that decide it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,6 +15,7 @@ from strm_lightning import __version__
 from strm_lightning.data.datamodule import EpisodeDataModule
 from strm_lightning.data.splits import Stage
 from strm_lightning.models.head import STRMHead
+from strm_lightning.models.matching.base import matching_class, source_hash
 from strm_lightning.models.state import hash_state
 
 _PACKAGES = ("torch", "torchvision", "timm", "av")
@@ -59,17 +60,21 @@ def bank_fingerprint(
 
 
 def feature_options(options: Mapping[str, Any], *, pooled: bool) -> dict[str, Any]:
-    """The options of a model that decide its features beside its weights.
+    """The options of a model that decide its features beside its weights, with what its matching method adds.
 
-    How weights were come by, and how memory is saved in training, are none of them.
+    The source of the weights, and options that save memory in training, are not among them.
 
     Args:
-        options: those that the model was built with.
-        pooled: of its pooled maps, before anything of the heads; else of its tuples.
+        options: options that the model was built with.
+        pooled: of its pooled maps, before the head; else of the encoded clips.
     """
     head = {name: p.default for name, p in signature(STRMHead).parameters.items() if p.default is not p.empty}
     names = ("patch_grid", "center_clip", "scale_clip") if pooled else tuple(head)
-    return {"backbone": options["backbone"], **{name: options.get(name, head[name]) for name in names}}
+    found = {"backbone": options["backbone"], **{name: options.get(name, head[name]) for name in names}}
+    if not pooled:
+        method = matching_class(found["matching"])
+        found |= {"matching_version": method.version, "matching_source": source_hash(method)}
+    return found
 
 
 def _hash_of(network: nn.Module) -> str:

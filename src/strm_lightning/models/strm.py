@@ -98,14 +98,17 @@ class STRM(nn.Module):
 
 
 def own_classes(model: nn.Module) -> dict[str, str]:
-    """Parts of an `STRM` whose classes are neither this package's nor torch's, by name; the timm network is left out.
+    """Parts of an `STRM` whose classes are neither this package's nor torch's, by name.
 
-    A checkpoint names these classes, since options and tensors alone would build another model.
+    The timm network and a registered matching method, which options can build again, are left out. A checkpoint names
+    the others, since options and tensors alone would build another model.
     """
-    found = {}
+    found, head = {}, getattr(model, "head", None)
+    head = head if isinstance(head, STRMHead) else None
     for name, part in model.named_modules():
         name = plain_name(f"model.{name}.").rstrip(".")
         kind, package = type(part), type(part).__module__.partition(".")[0]
-        if package not in ("strm_lightning", "torch") and not f"{name}.".startswith("model.backbone.net."):
+        known = ("model.backbone.net.", f"model.head.{head.matching_name}.") if head else ("model.backbone.net.",)
+        if package not in ("strm_lightning", "torch") and not f"{name}.".startswith(known):
             found[name] = f"{kind.__module__}.{kind.__qualname__}"
     return found
