@@ -57,7 +57,7 @@ def calibrate(support: SupportSet, temperature: Fitted, threshold: Fitted | None
         )
     left_out = support.leave_one_out() if enough and "fit" in (temperature, threshold) else None
     if temperature == "fit":
-        temperature = support.matcher.temperature if left_out is None else fit_temperature(*left_out)
+        temperature = support.model.head.matching.temperature if left_out is None else fit_temperature(*left_out)
     if threshold == "fit":
         assert left_out is not None
         return Calibration(temperature, min_logit=fit_threshold(*left_out))

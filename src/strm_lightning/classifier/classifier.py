@@ -26,25 +26,26 @@ from strm_lightning.classifier.encoder import encode, encode_each
 from strm_lightning.classifier.examples import add_examples, by_class, check_labels
 from strm_lightning.classifier.explanation import Explanation, explain
 from strm_lightning.classifier.habits import ScikitLearnHabits
-from strm_lightning.classifier.matchers import Matcher
 from strm_lightning.classifier.predictions import UNKNOWN, Prediction, WindowPrediction
 from strm_lightning.classifier.support import EncodedClip, SupportSet
 from strm_lightning.data.frames import FramePolicy
 from strm_lightning.data.videos import VideoError
 from strm_lightning.errors import InputError
+from strm_lightning.models.strm import STRM
 
 
 class FewShotClassifier(ScikitLearnHabits):
-    """Recognise actions from a few clips of each; nothing is trained, the clips are encoded once and compared.
+    """Recognise actions from a few clips of each: clips are encoded once and matched, nothing is trained.
 
-    Made by `from_checkpoint`, `from_backbone` or `load`. The habits are scikit-learn's: ``fit``, ``predict``,
-    ``predict_proba``, ``classes_``, ``score``, ``get_params`` and ``set_params``.
+    Build it with `from_checkpoint`, `from_backbone` or `load`. The methods are those of a scikit-learn classifier:
+    ``fit``, ``predict``, ``predict_proba``, ``classes_``, ``score``, ``get_params`` and ``set_params``.
 
     Args:
-        matcher: what encodes and compares clips.
+        model: the model that encodes and matches clips, with any matching method.
         preprocessing: how a video becomes a clip.
+        qc_weight: lambda, the weight of QC in the combined logits.
         temperature: divides the logits before the softmax; ``fit`` finds it by leaving support clips out in turn, where
-            two classes or more have two or more, and else takes the matcher's own.
+            two classes or more have two or more, and else takes that of the matching method.
         threshold: probability below which a video is ``unknown``; None for never; ``fit`` finds a threshold on the
             logit instead, by leaving clips out with their class and without, where two classes or more have two or
             more.
@@ -59,19 +60,20 @@ class FewShotClassifier(ScikitLearnHabits):
 
     def __init__(
         self,
-        matcher: Matcher,
+        model: STRM,
         preprocessing: Preprocessing,
         *,
+        qc_weight: float = 0.1,
         temperature: Fitted = "fit",
         threshold: Fitted | None = None,
         batch_size: int = 4,
         jobs: int = 1,
         source: Mapping[str, Any] | None = None,
     ) -> None:
-        self.matcher, self.preprocessing = matcher, preprocessing
+        self.model, self.preprocessing, self.qc_weight = model, preprocessing, qc_weight
         self.temperature, self.threshold = temperature, threshold
         self.batch_size, self.jobs, self.source = batch_size, jobs, source
-        self.support = SupportSet(matcher)
+        self.support = SupportSet(model, qc_weight)
         self._calibration: tuple[Any, Calibration] | None = None
         self._check_params()
 
@@ -106,13 +108,13 @@ class FewShotClassifier(ScikitLearnHabits):
             FileNotFoundError: there is no such file.
             ValueError: it is no checkpoint of `STRMModule`.
         """
-        place = loading.pick(device)
-        matcher, trained = loading.read_checkpoint(path)
+        place = loading.resolve_device(device)
+        model, qc_weight, trained = loading.read_checkpoint(path)
         asked = {"image_size": image_size, "short_side": short_side, "frame_policy": frame_policy}
         given = {name: value for name, value in asked.items() if value is not None}
         how = Preprocessing(**{**trained, **given})
         source = {"path": str(Path(path).absolute()), **given}  # found again from any other folder
-        return cls(matcher.to(place), how, source=source, **options)
+        return cls(model.to(place), how, source=source, **{"qc_weight": qc_weight, **options})
 
     @classmethod
     def from_backbone(
@@ -123,10 +125,12 @@ class FewShotClassifier(ScikitLearnHabits):
         patch_grid: int = 4,
         num_frames: int = 8,
         image_size: int = 224,
+        matching: str = "patches",
+        matching_options: Mapping[str, Any] | None = None,
         device: str | None = None,
         **options: Any,
     ) -> "FewShotClassifier":
-        """A classifier on a pretrained backbone alone: its patches, frame by frame (`PatchMatcher` says how).
+        """A classifier on a pretrained backbone and a matching method without weights.
 
         Args:
             backbone: a timm model name.
@@ -135,16 +139,19 @@ class FewShotClassifier(ScikitLearnHabits):
             patch_grid: rows and columns of the grid of patches.
             num_frames: frames of a clip.
             image_size: side of a clip in pixels.
+            matching: name of the matching method.
+            matching_options: its options.
             device: such as ``cuda:0``; None for the GPU where there is one.
             **options: of the classifier.
         """
         spec = str(weights) if weights is not None else None
-        matcher = loading.bare(backbone, weights=spec, patch_grid=patch_grid)
+        chosen = {"matching": matching, "matching_options": dict(matching_options or {})}
+        model = loading.untrained(backbone, weights=spec, patch_grid=patch_grid, num_frames=num_frames, **chosen)
         how = Preprocessing(num_frames=num_frames, image_size=image_size)
         absolute = str(Path(spec).absolute()) if spec is not None and Path(spec).is_file() else spec
         made = {"backbone": backbone, "weights": absolute, "patch_grid": patch_grid}
-        source = {**made, "num_frames": num_frames, "image_size": image_size}
-        return cls(matcher.to(loading.pick(device)), how, source=source, **options)
+        source = {**made, "num_frames": num_frames, "image_size": image_size, **chosen}
+        return cls(model.to(loading.resolve_device(device)), how, source=source, **options)
 
     # The support set ------------------------------------------------------------------------------------------------
 
@@ -177,7 +184,7 @@ class FewShotClassifier(ScikitLearnHabits):
         check_labels(grouped)
         if len(grouped) < 2:
             raise InputError(f"examples of {len(grouped)} class{'' if grouped else 'es'}: give clips of 2 or more")
-        support = SupportSet(self.matcher)
+        support = SupportSet(self.model, self.qc_weight)
         add_examples(support, grouped, self._encoded, progress=progress)
         self.support, self._calibration = support, None
         return self
@@ -256,7 +263,7 @@ class FewShotClassifier(ScikitLearnHabits):
         self._check_fitted()
         half = seconds / 2 if stride is None else stride
         for start, end, clip in windows(video, self.preprocessing, seconds=seconds, stride=half, fps=fps):
-            encoded = encode([(video_name(video), clip)], self.matcher)
+            encoded = encode([(video_name(video), clip)], self.model)
             yield WindowPrediction(start, end, self._predict_clip(encoded[0]))
 
     def explain(self, video: Video) -> Explanation:
@@ -275,7 +282,7 @@ class FewShotClassifier(ScikitLearnHabits):
             VideoError: the video cannot be read.
         """
         pixels = read_clip(video, self.preprocessing)
-        return encode([(video_name(video), pixels)], self.matcher)[0], pixels
+        return encode([(video_name(video), pixels)], self.model)[0], pixels
 
     def explain_encoded(self, clip: EncodedClip, pixels: UInt8[Tensor, "L 3 S S"]) -> Explanation:
         """`explain` for a clip that is already encoded."""
@@ -291,7 +298,7 @@ class FewShotClassifier(ScikitLearnHabits):
 
     def _predict_clip(self, clip: EncodedClip) -> Prediction:
         query = {name: tensor[None] for name, tensor in clip.features.items()}
-        logits = self.support.match(query).combined(self.matcher.qc_weight)[0].double()
+        logits = self.support.match(query).combined(self.qc_weight)[0].double()
         use = self.calibration_
         shares = torch.softmax(logits / use.temperature, 0).tolist()
         ranked = sorted(zip(self.support.labels, shares, strict=True), key=lambda pair: -pair[1])
@@ -300,7 +307,7 @@ class FewShotClassifier(ScikitLearnHabits):
         return Prediction(label if known else UNKNOWN, best, dict(ranked), clip.name, rejected=not known)
 
     def _encoded(self, videos: Iterable[Video]) -> Iterator[EncodedClip | VideoError]:
-        return encode_each(videos, self.matcher, self.preprocessing, batch_size=self.batch_size, jobs=self.jobs)
+        return encode_each(videos, self.model, self.preprocessing, batch_size=self.batch_size, jobs=self.jobs)
 
     def _check_fitted(self) -> None:
         if len(self.support.clips) < 2:
@@ -336,7 +343,7 @@ class FewShotClassifier(ScikitLearnHabits):
         """
         stored = storage.load(Path(path))
         made = self._from_source(stored, options) if isinstance(self, type) else self
-        support = stored.support_for(made.matcher, made.preprocessing)
+        support = stored.support_for(made.model, made.qc_weight, made.preprocessing)
         own = {name: value for name, value in options.items() if name != "device" or not isinstance(self, type)}
         made.set_params(**{**stored.calibration, **own})
         made.support, made._calibration = support, None

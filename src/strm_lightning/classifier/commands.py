@@ -276,5 +276,5 @@ def demo(
     with upload_folder() as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(folder)  # where gradio stores uploads
         uploads = Uploads(max_total_mb * 10**6)
-        page = web.build(lambda: FewShotClassifier(plain.matcher, plain.preprocessing), folder / "examples", uploads)
+        page = web.build(lambda: FewShotClassifier(plain.model, plain.preprocessing), folder / "examples", uploads)
         web.serve(page, uploads, host=host, port=port, max_mb=max_mb)

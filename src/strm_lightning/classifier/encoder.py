@@ -1,4 +1,4 @@
-"""Videos to encoded clips: read ahead by threads, encoded in batches, each once."""
+"""Encode videos: threads read ahead, the model encodes in batches."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,22 +12,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from strm_lightning.classifier.clips import Preprocessing, Video, read_clip, video_name
-from strm_lightning.classifier.matchers import Matcher
 from strm_lightning.classifier.support import EncodedClip
 from strm_lightning.data.videos import VideoError
+from strm_lightning.models.strm import STRM
 
 _THUMBNAIL = 112  # pixels
 _NamedClip = tuple[str, UInt8[Tensor, "L 3 S S"]]
 
 
 def encode_each(
-    videos: Iterable[Video], matcher: Matcher, how: Preprocessing, *, batch_size: int = 4, jobs: int = 1
+    videos: Iterable[Video], model: STRM, how: Preprocessing, *, batch_size: int = 4, jobs: int = 1
 ) -> Iterator[EncodedClip | VideoError]:
     """Encode videos in their order; of one that cannot be read, yield what is wrong with it.
 
     Args:
         videos: any number of them; a few are read ahead.
-        matcher: encodes the clips.
+        model: encodes the clips.
         how: size and number of frames of a clip.
         batch_size: clips encoded at once.
         jobs: videos read at once, each by a thread of its own.
@@ -50,17 +50,19 @@ def encode_each(
         while waiting:
             batch = [waiting.popleft().result() for _ in range(min(batch_size, len(waiting)))]
             fill()
-            encoded = iter(encode([clip for clip in batch if not isinstance(clip, VideoError)], matcher))
+            encoded = iter(encode([clip for clip in batch if not isinstance(clip, VideoError)], model))
             for clip in batch:
                 yield clip if isinstance(clip, VideoError) else next(encoded)
 
 
 @torch.inference_mode()
-def encode(clips: Sequence[_NamedClip], matcher: Matcher) -> list[EncodedClip]:
+def encode(clips: Sequence[_NamedClip], model: STRM) -> list[EncodedClip]:
     """Encode clips that have been read, in one batch."""
     if not clips:
         return []
-    features = matcher.encode(torch.stack([pixels for _, pixels in clips]).to(matcher.device))
+    device = next(model.parameters()).device
+    pixels = torch.stack([clip for _, clip in clips]).to(device)
+    features = model.head.encode(model.encode(pixels))
     return [
         EncodedClip(
             name=name,

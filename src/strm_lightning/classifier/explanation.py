@@ -1,6 +1,6 @@
-"""Why a video was given its label: the decision, and all that made it."""
+"""Explanation of a prediction: the logits of every class and how they are made."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,28 +8,59 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from strm_lightning.classifier.evidence import ClassEvidence
 from strm_lightning.classifier.predictions import Prediction
 from strm_lightning.classifier.support import EncodedClip, SupportSet
+from strm_lightning.models.matching.base import Evidence
+
+
+@dataclass(frozen=True)
+class ClassEvidence:
+    """Evidence for one class.
+
+    Attributes:
+        clips: names of its clips.
+        by_logit: evidence of each named logit, such as ``trm`` and ``qc``; empty for a matching method that gives none.
+        clip_scores: how much each clip matters, ``[K]``: its weight in the first logit, or else the logit of the class
+            with this clip alone.
+    """
+
+    clips: Sequence[str]
+    by_logit: Mapping[str, Evidence]
+    clip_scores: Float[np.ndarray, " K"]
+
+    @property
+    def main(self) -> Evidence | None:
+        """Evidence of the matching method itself."""
+        return next(iter(self.by_logit.values()), None)
+
+    @property
+    def best_clip(self) -> int:
+        """The clip that matters most."""
+        return int(self.clip_scores.argmax())
+
+    def frame_weights(self, clip: int) -> Float[np.ndarray, "L L"] | None:
+        """How strongly each query frame (row) matches each frame of a clip, or None."""
+        return None if self.main is None else self.main.weights[clip].cpu().numpy()
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """A decision, and what made it.
+    """A prediction and how it is made.
 
     Attributes:
         prediction: label and probabilities.
-        logits: combined logit of each class, ``trm + qc_weight * qc``, before the temperature.
-        trm: TRM's logit of each class.
+        logits: combined logit of each class, before the temperature.
+        trm: logit of the matching method for each class.
         qc: QC's logit of each class, or None.
         qc_weight: lambda.
-        evidence: the matches with each class.
-        patch_attention: where PLE looked: attention that each patch of each frame receives from the patches of its
-            frame on average, ``[L, P, P]``; sums to 1 over a frame. None for a model without PLE.
+        evidence: evidence for each class.
+        patch_weights: how much each patch of each frame counts, ``[L, P, P]``; sums to 1 over a frame. With PLE, the
+            attention that a patch gets from the patches of its frame on average; else each patch's share of the change
+            in its frame, or None for a matching method that gives none.
         frames: the clip's frames, ``[L, 3, S, S]``.
-        thumbnails: frames of the clips of each class, small.
-        attends: whether the model matches frames by attention. If not, each frame is compared with the example's frame
-            of the same number, and ``patch_attention`` is each patch's share of the change in its frame.
+        thumbnails: small frames of the clips of each class.
+        attends: whether the model has PLE.
+        matching: name of the matching method.
     """
 
     prediction: Prediction
@@ -38,10 +69,11 @@ class Explanation:
     qc: Mapping[str, float] | None
     qc_weight: float
     evidence: Mapping[str, ClassEvidence]
-    patch_attention: Float[np.ndarray, "L P P"] | None
+    patch_weights: Float[np.ndarray, "L P P"] | None
     frames: UInt8[np.ndarray, "L 3 S S"]
     thumbnails: Mapping[str, UInt8[np.ndarray, "K L 3 s s"]]
     attends: bool = True
+    matching: str = "trm"
 
     @property
     def best_class(self) -> str:
@@ -55,11 +87,11 @@ class Explanation:
             f"{self.prediction.video}: {self.prediction}",
             f"most like {evidence.clips[best]} (class {self.best_class}; {evidence.clip_scores[best]:.2f})",
         ]
-        if match := evidence.best_match():
-            query, clip, frames, weight = match
+        if evidence.main is not None and evidence.main.strongest is not None:
+            query, clip, frames, weight = evidence.main.strongest
             lines.append(
-                f"strongest match: {_words(query)} with {_words(frames)} of {evidence.clips[clip]} "
-                f"(attention {weight:.2f})"
+                f"strongest match: {_frames(query)} with {_frames(frames)} of {evidence.clips[clip]} "
+                f"({evidence.main.kind} {weight:.2f})"
             )
         return "\n".join(lines)
 
@@ -68,33 +100,42 @@ class Explanation:
 def explain(
     support: SupportSet, clip: EncodedClip, pixels: UInt8[Tensor, "L 3 S S"], prediction: Prediction
 ) -> Explanation:
-    """Gather what made the prediction of a clip."""
-    matcher, labels = support.matcher, support.labels
+    """Explain the prediction of a clip."""
+    head, labels = support.model.head, support.labels
     logits = support.match({name: tensor[None] for name, tensor in clip.features.items()})
 
     def by_label(scores: Float[Tensor, "1 N"]) -> dict[str, float]:
         return dict(zip(labels, scores[0].tolist(), strict=True))
 
+    weights = head.patch_weights(support.model.pool(pixels.to(support.device)))
     return Explanation(
         prediction=prediction,
-        logits=by_label(logits.combined(matcher.qc_weight)),
+        logits=by_label(logits.combined(support.qc_weight)),
         trm=by_label(logits.trm),
         qc=None if logits.qc is None else by_label(logits.qc),
-        qc_weight=matcher.qc_weight,
-        evidence={
-            label: ClassEvidence(
-                [example.name for example in support.clips[label]],
-                matcher.evidence(support.features(label), clip.features),
-                average_qc=matcher.average_qc,
-            )
-            for label in labels
-        },
-        patch_attention=matcher.patch_attention(pixels),
+        qc_weight=support.qc_weight,
+        evidence={label: _evidence(support, label, clip) for label in labels},
+        patch_weights=None if weights is None else weights.float().cpu().numpy(),
         frames=pixels.numpy(),
         thumbnails={label: np.stack([c.thumbnail.numpy() for c in support.clips[label]]) for label in labels},
-        attends=matcher.attends,
+        attends=head.ple is not None,
+        matching=head.matching_name,
     )
 
 
-def _words(frames: tuple[int, ...]) -> str:
+def _evidence(support: SupportSet, label: str, clip: EncodedClip) -> ClassEvidence:
+    head, clips = support.model.head, support.features(label)
+    found = head.explain({name: tensor[None] for name, tensor in clips.items()}, clip.features, 0)
+    main = next(iter(found.values()), None)
+    if main is None:  # each clip as a class of its own
+        alone = {name: tensor.unsqueeze(1) for name, tensor in clips.items()}
+        query = {name: tensor[None] for name, tensor in clip.features.items()}
+        scores = head.match_encoded(alone, query).trm[0]
+    else:
+        scores = main.clip_scores
+    names = [example.name for example in support.clips[label]]
+    return ClassEvidence(names, found, scores.float().cpu().numpy())
+
+
+def _frames(frames: tuple[int, ...]) -> str:
     return "frame" + "s" * (len(frames) > 1) + " " + ", ".join(str(frame + 1) for frame in frames)

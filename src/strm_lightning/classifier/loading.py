@@ -1,4 +1,4 @@
-"""Matchers from what lies on disk: a checkpoint of `STRMModule`, or a backbone."""
+"""Models of the classifier: from a checkpoint of `STRMModule`, or a pretrained backbone with a matching method."""
 
 import inspect
 from pathlib import Path
@@ -6,9 +6,7 @@ from typing import Any
 
 import torch
 
-from strm_lightning.classifier.matchers import HeadMatcher, PatchMatcher
 from strm_lightning.errors import InputError
-from strm_lightning.models.backbone import Backbone
 from strm_lightning.models.head import STRMHead
 from strm_lightning.models.lite0 import EFFICIENTNET_LITE0
 from strm_lightning.models.loading import load_tensors
@@ -20,8 +18,8 @@ _PREPROCESSING = ("num_frames", "image_size", "short_side", "frame_policy")
 _PREFIX = "model."
 
 
-def read_checkpoint(path: str | Path) -> tuple[HeadMatcher, dict[str, Any]]:
-    """The model of a Lightning checkpoint and the preprocessing that it was trained with.
+def read_checkpoint(path: str | Path) -> tuple[STRM, float, dict[str, Any]]:
+    """The model of a Lightning checkpoint, its weight of QC, and the preprocessing that it was trained with.
 
     Raises:
         MissingFileError: there is no such file.
@@ -46,23 +44,29 @@ def read_checkpoint(path: str | Path) -> tuple[HeadMatcher, dict[str, Any]]:
         raise InputError(f"checkpoint {path}: its weights are not those of the model that it describes") from error
     trained = checkpoint.get("datamodule_hyper_parameters", {})
     how = {name: trained[name] for name in _PREPROCESSING if trained.get(name) is not None}
-    return HeadMatcher(model, options.get("qc_weight", 0.1)), {**how, "num_frames": model.head.num_frames}
+    return model.eval(), options.get("qc_weight", 0.1), {**how, "num_frames": model.head.num_frames}
 
 
-def bare(backbone: str, *, weights: str | None, patch_grid: int) -> PatchMatcher:
-    """A backbone without a head.
+def untrained(backbone: str, *, weights: str | None, **head_options: Any) -> STRM:
+    """A pretrained backbone with a matching method that has nothing to train.
 
     Raises:
-        ValueError: no such backbone, or its weights cannot be had.
-        FileNotFoundError: there is no such file of weights.
+        InputError: no such backbone, its weights cannot be loaded, or the method has weights to train.
+        MissingFileError: there is no such file of weights.
     """
     if weights is None and backbone == DEFAULT_BACKBONE:
         weights = EFFICIENTNET_LITE0  # the same as timm's, and no hub is asked
-    return PatchMatcher(Backbone(backbone, weights=weights), patch_grid)
+    model = STRM(backbone, weights=weights, **head_options).eval()
+    if model.head.learns:
+        raise InputError(
+            f"matching {model.head.matching_name!r} has weights that must be trained: train it (strm fit) and give the "
+            "checkpoint, or choose a matching without weights, such as 'patches'"
+        )
+    return model
 
 
-def pick(device: str | None) -> torch.device:
-    """The device of that name; of None, the GPU where there is one.
+def resolve_device(device: str | None) -> torch.device:
+    """The device of a name; for None, the GPU if there is one, else the CPU.
 
     Raises:
         ValueError: there is no such device here.

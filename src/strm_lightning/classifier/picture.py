@@ -39,7 +39,7 @@ def draw(explanation: Explanation, path: str | Path | None = None) -> Figure:
     clip = evidence.best_clip
     query = [_image(frame) for frame in explanation.frames]
     example = [_image(frame) for frame in explanation.thumbnails[explanation.best_class][clip]]
-    heat = explanation.patch_attention
+    heat = explanation.patch_weights
     rows = 3 if heat is not None else 2
     with mpl.rc_context(_STYLE):
         count = len(query)
@@ -71,13 +71,15 @@ def draw(explanation: Explanation, path: str | Path | None = None) -> Figure:
             _side(looks[0], "where it\nlooked" if explanation.attends else "what\nchanged")
         _side(tops[0], "query")
         _side(lows[0], "best\nexample")
-        _links(figure, tops, lows, evidence.frame_weights(clip))
+        weights = evidence.frame_weights(clip)
+        if weights is not None:
+            _links(figure, tops, lows, weights)
         framed = _frame_strongest(explanation, clip, tops, lows)
         _bars(figure, explanation, right + 0.85 / (count + 3.4), bottom, top)
         _words(figure, explanation, left)
-        lines = "attention between frames" if explanation.attends else "frames compared with each other"
-        how = f"lines: {lines}" + "; framed: the strongest match" * framed
-        figure.text(left, 0.03, how, fontsize=7, color=_QUIET)
+        if evidence.main is not None:
+            how = f"lines: {evidence.main.kind} of frames" + "; framed: the strongest match" * framed
+            figure.text(left, 0.03, how, fontsize=7, color=_QUIET)
         if path is not None:
             _save(figure, path)
     return figure
@@ -134,10 +136,10 @@ def _links(figure: Figure, tops: list[Axes], lows: list[Axes], weights: Float[np
 
 def _frame_strongest(explanation: Explanation, clip: int, tops: list[Axes], lows: list[Axes]) -> bool:
     """Frame the strongest pair of tuples, if there is one and it is with this clip."""
-    match = explanation.evidence[explanation.best_class].best_match()
-    if match is None or match[1] != clip:
+    main = explanation.evidence[explanation.best_class].main
+    if main is None or main.strongest is None or main.strongest[1] != clip:
         return False
-    query, _, frames, _ = match
+    query, _, frames, _ = main.strongest
     for axes in (*(tops[i] for i in query), *(lows[j] for j in frames)):
         axes.add_patch(
             Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, edgecolor=_STRONG, linewidth=2, clip_on=False)

@@ -14,13 +14,17 @@ from torch import Tensor
 
 from strm_lightning.classifier.calibration import Fitted, check_options
 from strm_lightning.classifier.clips import Preprocessing
-from strm_lightning.classifier.matchers import Matcher
 from strm_lightning.classifier.support import EncodedClip, SupportSet
 from strm_lightning.data.frames import FramePolicy
+from strm_lightning.episode import PooledMaps
 from strm_lightning.errors import InputError, MissingFileError
 from strm_lightning.fileio import atomic_path, sweep_parts, write_errors
+from strm_lightning.models.matching.base import Encoded, source_hash
+from strm_lightning.models.state import hash_state
+from strm_lightning.models.strm import STRM
 
-_FORMAT = "strm-lightning examples 1"
+_FORMAT = "strm-lightning examples 2"
+_FORMAT_0_1 = "strm-lightning examples 1"
 _THUMBNAILS = "thumbnails"
 
 
@@ -44,7 +48,7 @@ def save(
     names = {label: short_names([clip.name for clip in support.clips[label]]) for label in support.labels}
     about = {
         "format": _FORMAT,
-        "fingerprint": support.matcher.fingerprint(),
+        "fingerprint": fingerprint(support.model),
         "preprocessing": asdict(how),
         "clips": [{"label": label, "name": names[label][clip.name], "digest": clip.digest} for label, clip in clips],
         "source": source,
@@ -86,13 +90,15 @@ class Stored:
         """Temperature and threshold, as they were asked for."""
         return {name: self.about[name] for name in ("temperature", "threshold")}
 
-    def support_for(self, matcher: Matcher, how: Preprocessing) -> SupportSet:
+    def support_for(self, model: STRM, qc_weight: float, how: Preprocessing) -> SupportSet:
         """The examples for this model.
 
         Raises:
             ValueError: they were encoded by another model or from other pixels, or are not what this model encodes.
         """
-        mine, theirs = matcher.fingerprint(), self.about["fingerprint"]
+        of_0_1 = self.about["format"] == _FORMAT_0_1
+        mine = fingerprint_of_0_1(model) if of_0_1 else fingerprint(model)
+        theirs = self.about["fingerprint"]
         if mine != theirs:
             raise InputError(
                 f"{self.path}: its examples were encoded with other weights (fingerprint {theirs[:8]}, these are "
@@ -103,30 +109,30 @@ class Stored:
                 f"{self.path}: its clips were made with {self.about['preprocessing']}, this classifier's with "
                 f"{asdict(how)}"
             )
-        self._check_features(matcher, how)
+        self._check_features(model, how)
         tensors = dict(self.tensors)
         blank = torch.zeros(len(self.about["clips"]), how.num_frames, 3, 1, 1, dtype=torch.uint8)
         thumbnails = tensors.pop(_THUMBNAILS, blank)
-        support = SupportSet(matcher)
+        support = SupportSet(model, qc_weight)
         for i, clip in enumerate(self.about["clips"]):
-            features = {name: tensor[i].to(matcher.device) for name, tensor in tensors.items()}
+            features = {name: tensor[i].to(support.device) for name, tensor in tensors.items()}
             support.add(clip["label"], [EncodedClip(clip["name"], clip["digest"], thumbnails[i], features, True)])
         return support
 
-    def _check_features(self, matcher: Matcher, how: Preprocessing) -> None:
+    def _check_features(self, model: STRM, how: Preprocessing) -> None:
         found = {name: tensor for name, tensor in self.tensors.items() if name != _THUMBNAILS}
         if not self.about["clips"]:
             return
-        wanted = matcher.feature_shapes(how.num_frames)
+        wanted = _blank(model)
         if set(found) != set(wanted):
             raise InputError(
                 f"examples {self.path}: damaged: features {_listed(found)}; this model has {_listed(wanted)}"
             )
-        for name, shape in wanted.items():
-            if found[name].shape[1:] != shape or found[name].dtype != matcher.dtype:
+        for name, tensor in wanted.items():
+            if found[name].shape[1:] != tensor.shape or found[name].dtype != tensor.dtype:
                 raise InputError(
                     f"examples {self.path}: damaged: {name!r} is {_described(found[name])}, where this model has "
-                    f"{[len(found[name]), *shape]} of {_plain(matcher.dtype)}"
+                    f"{[len(found[name]), *tensor.shape]} of {_plain(tensor.dtype)}"
                 )
         small = self.tensors.get(_THUMBNAILS)
         if small is not None and small.shape[1] != how.num_frames:
@@ -149,11 +155,54 @@ def load(path: Path) -> Stored:
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"examples {path}: cannot be read ({reason})") from error
-    if about.get("format") != _FORMAT:
+    if about.get("format") not in (_FORMAT, _FORMAT_0_1):
         raise InputError(f"examples {path}: not a file that FewShotClassifier.save wrote")
+    if about["format"] == _FORMAT_0_1 and "relations" in tensors:
+        tensors["qc.relations"] = tensors.pop("relations")
     if wrong := _wrong_about(about) or _wrong_tensors(tensors, len(about["clips"])):
         raise InputError(f"examples {path}: damaged: {wrong}")
     return Stored(path, about, tensors)
+
+
+@torch.inference_mode()
+def _blank(model: STRM) -> Encoded:
+    """Encoded tensors of one clip, for their names, shapes and types."""
+    head, weight = model.head, next(model.parameters())
+    frames = torch.zeros(head.num_frames, head.in_dim, dtype=weight.dtype, device=weight.device)
+    grid = frames.unsqueeze(-2).repeat(1, head.patch_grid**2, 1)
+    return head.encode(head.enrich_pooled(PooledMaps(grid=grid, mean=frames)))
+
+
+def fingerprint(model: STRM) -> str:
+    """32 hexadecimal digits that differ between models that encode clips differently."""
+    method = type(model.head.matching)
+    settings = {
+        **_settings(model),
+        "tuple_sizes": model.head.tuple_sizes,
+        "matching": model.head.matching_name,
+        "matching_options": sorted(model.head.matching.options.items()),
+        "version": method.version,
+        "source": source_hash(method),
+    }
+    return hash_state(model.state_dict(), repr(sorted(settings.items())))[:32]
+
+
+def fingerprint_of_0_1(model: STRM) -> str:
+    """The fingerprint that version 0.1 wrote for a trained STRM, or for a backbone whose patches were compared."""
+    settings, state = _settings(model), model.state_dict()
+    if model.head.matching_name == "patches":
+        settings = {name: settings[name] for name in ("backbone", "mean", "std", "patch_grid")}
+    else:
+        settings["tuple_sizes"] = model.head.tuple_sizes
+        state = {f"model.{name}": tensor for name, tensor in state.items()}
+    return hash_state(state, repr(sorted(settings.items())))[:32]
+
+
+def _settings(model: STRM) -> dict[str, Any]:
+    backbone, head = model.backbone, model.head
+    names = ("num_frames", "patch_grid", "center_clip", "scale_clip")
+    pixels = {"mean": backbone.mean.flatten().tolist(), "std": backbone.std.flatten().tolist()}
+    return {"backbone": backbone.name, **pixels, **{name: getattr(head, name) for name in names}}
 
 
 def _wrong_about(about: Mapping[str, Any]) -> str | None:
@@ -249,6 +298,8 @@ _BACKBONE: dict[str, Callable[[Any], bool]] = {
     "patch_grid": _is_count,
     "num_frames": _is_count,
     "image_size": _is_count,
+    "matching": _is_name,
+    "matching_options": lambda value: isinstance(value, dict),
 }
 
 

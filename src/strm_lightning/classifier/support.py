@@ -1,6 +1,6 @@
-"""The encoded support clips, and matching queries with them in pieces that fit memory."""
+"""The encoded support clips, and matching queries with them in chunks that fit memory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice, zip_longest
 from pathlib import PurePath
@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from strm_lightning.classifier.matchers import Features, Matcher
 from strm_lightning.episode import MatchLogits
 from strm_lightning.errors import InputKeyError
+from strm_lightning.models.matching.base import Encoded
+from strm_lightning.models.strm import STRM
 
 _FLOATS_AT_ONCE = 2**24  # 64 MB of float32 in the largest tensor of a match
 _CLIPS_AT_ONCE = 256
@@ -25,14 +26,14 @@ class EncodedClip:
         name: path of its video, or the shape of an array; of a clip from a file of examples, the end of the path.
         digest: of its pixels.
         thumbnail: its frames, small, for pictures.
-        features: what the matcher knows of it.
+        features: tensors that matching needs of it.
         stored: whether it comes from a file of examples, which keeps no whole path.
     """
 
     name: str
     digest: str
     thumbnail: UInt8[Tensor, "L 3 s s"]
-    features: Features
+    features: Encoded
     stored: bool = False
 
     def is_called(self, name: str) -> bool:
@@ -46,7 +47,7 @@ class _Chunk:
     """Classes with similar numbers of clips, side by side; absent shots are masked."""
 
     columns: list[int]
-    features: Features
+    features: Encoded
     mask: Bool[Tensor, "N K"]
 
 
@@ -56,13 +57,19 @@ class SupportSet:
     The cost of a match grows linearly with the number of clips, and its memory not at all.
 
     Args:
-        matcher: what encoded the clips.
+        model: the model that encodes and matches clips.
+        qc_weight: lambda, the weight of QC in the combined logits.
     """
 
-    def __init__(self, matcher: Matcher) -> None:
-        self.matcher = matcher
+    def __init__(self, model: STRM, qc_weight: float = 0.1) -> None:
+        self.model, self.qc_weight = model, qc_weight
         self.clips: dict[str, list[EncodedClip]] = {}
         self._chunks: list[_Chunk] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return next(self.model.parameters()).device
 
     @property
     def labels(self) -> list[str]:
@@ -90,11 +97,11 @@ class SupportSet:
             del self.clips[label]
         self._chunks = None
 
-    def features(self, label: str) -> Features:
+    def features(self, label: str) -> Encoded:
         """Features of a class's clips, leading axis ``K``."""
         return _stack([clip.features for clip in self.clips[label]])
 
-    def match(self, query: Features) -> MatchLogits:
+    def match(self, query: Encoded) -> MatchLogits:
         """Logits ``[Q, N]`` of encoded queries for the classes in the order of `labels`."""
         total = len(next(iter(query.values())))
         columns = torch.tensor([column for chunk in self._arranged() for column in chunk.columns])
@@ -102,7 +109,7 @@ class SupportSet:
         size = max(1, _FLOATS_AT_ONCE // self._floats_per_query(query))
         for start in range(0, total, size):
             part = {name: tensor[start : start + size] for name, tensor in query.items()}
-            found = [self.matcher.match(chunk.features, part, chunk.mask) for chunk in self._arranged()]
+            found = [self.model.head.match_encoded(chunk.features, part, chunk.mask) for chunk in self._arranged()]
             rows.append(tuple(_join([getattr(f, head) for f in found], 1) for head in ("trm", "qc")))
         order = columns.argsort()
         trm, qc = (_join([row[head] for row in rows], 0) for head in (0, 1))
@@ -124,25 +131,42 @@ class SupportSet:
         targets = torch.tensor([c for c, _ in places], dtype=torch.long)
         if not places:
             return torch.empty(0, len(self.labels)), targets
-        by_class = [self.features(label) for label in self.labels]
         query = _stack([self.clips[self.labels[c]][k].features for c, k in places])
-        logits = self.match(query).combined(self.matcher.qc_weight).float().cpu()
+        if not self.model.head.matching.per_class:
+            return self._without_each(places, query), targets
+        by_class = [self.features(label) for label in self.labels]
+        logits = self.match(query).combined(self.qc_weight).float().cpu()
         for row, (c, k) in enumerate(places):
             others = {name: torch.cat([t[:k], t[k + 1 :]])[None] for name, t in by_class[c].items()}
             alone = {name: t[row : row + 1] for name, t in query.items()}
-            logits[row, c] = self.matcher.match(others, alone).combined(self.matcher.qc_weight).item()
+            found = self.model.head.match_encoded(others, alone).combined(self.qc_weight)
+            logits[row, c] = found.item()
         return logits, targets
 
-    def _floats_per_query(self, query: Features) -> int:
+    def _without_each(self, places: Sequence[tuple[int, int]], query: Encoded) -> Float[Tensor, "n N"]:
+        """Logits of clips, each against the support set without it, where a class's logit depends on all classes."""
+        (chunk,) = self._arranged()
+        row_of = {column: row for row, column in enumerate(chunk.columns)}
+        logits = []
+        for number, (c, k) in enumerate(places):
+            mask = chunk.mask.clone()
+            mask[row_of[c], k] = False
+            alone = {name: tensor[number : number + 1] for name, tensor in query.items()}
+            logits.append(self.model.head.match_encoded(chunk.features, alone, mask).combined(self.qc_weight))
+        order = torch.tensor(chunk.columns).argsort()
+        return torch.cat(logits).float().cpu()[:, order]
+
+    def _floats_per_query(self, query: Encoded) -> int:
         classes = max(chunk.mask.numel() for chunk in self._arranged())
-        return classes * self.matcher.floats_per_class(query)
+        return classes * self.model.head.floats_per_pair(query)
 
     def _arranged(self) -> list[_Chunk]:
         if self._chunks is None:
             labels = self.labels
             groups: list[list[int]] = [[]]
+            apart = self.model.head.matching.per_class
             for column in sorted(range(len(labels)), key=lambda c: len(self.clips[labels[c]])):
-                if groups[-1] and (len(groups[-1]) + 1) * len(self.clips[labels[column]]) > _CLIPS_AT_ONCE:
+                if apart and groups[-1] and (len(groups[-1]) + 1) * len(self.clips[labels[column]]) > _CLIPS_AT_ONCE:
                     groups.append([])
                 groups[-1].append(column)
             self._chunks = [self._chunk(group) for group in groups]
@@ -157,10 +181,10 @@ class SupportSet:
         for row, clips in enumerate(members):  # the clips now look into the chunk: nothing is held twice
             for k, clip in enumerate(clips):
                 clip.features = {name: tensor[row, k] for name, tensor in features.items()}
-        return _Chunk(columns, features, mask.to(self.matcher.device))
+        return _Chunk(columns, features, mask.to(self.device))
 
 
-def _stack(parts: Sequence[Features]) -> Mapping[str, Tensor]:
+def _stack(parts: Sequence[Encoded]) -> Encoded:
     return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
 
 
