@@ -18,7 +18,7 @@ FLOORS = {
     "classifier": 4,
     "training": 5,
 }
-FLOORS |= {"parsing": 1, "checkpoints": 3, "convert": 5, "memory": 5}
+FLOORS |= {"messages": 1, "user_code": 1, "parsing": 2, "checkpoints": 3, "convert": 5, "memory": 5}
 FLOORS |= {"cli": 6, "__main__": 7}
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from strm_lightning.errors import InputError
+from strm_lightning.user_code import import_user_code, take_imports
 
 # Lightning's own commands, and what they do here.
 TRAINING: dict[str, str] = {
@@ -49,7 +50,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _run(args: Sequence[str] | None) -> None:
-    arguments = list(sys.argv[1:] if args is None else args)
+    names, arguments = take_imports(sys.argv[1:] if args is None else args)
+    for user_code in names:
+        import_user_code(user_code)
     name = arguments[0] if arguments else "--help"
     if name == "--version":
         from strm_lightning import __version__
@@ -62,7 +65,8 @@ def _run(args: Sequence[str] | None) -> None:
     elif name in TRAINING:
         from strm_lightning.training import run
 
-        run(None if args is None else arguments, TRAINING)  # LightningCLI warns if handed what it finds itself
+        # LightningCLI warns when it is given arguments although there are some in sys.argv.
+        run(None if args is None and not names else arguments, TRAINING)
     else:
         from strm_lightning.parsing import near_names
 
@@ -77,8 +81,11 @@ def _overview() -> str:
     commands = TRAINING | {name: text for name, (_, text) in COMMANDS.items()}
     lines = [f"  {name:<10}{text}" for name, text in commands.items()]
     first = (about or "").splitlines()[0]
-    how = "Options of a command: strm COMMAND --help.  Version: strm --version."
-    return "\n".join(["usage: strm COMMAND [--OPTION=VALUE ...]", "", first, "", *lines, "", how])
+    how = [
+        "Options of a command: strm COMMAND --help.  Version: strm --version.",
+        "Every command takes --import FILE_OR_MODULE: Python code that registers matching methods of your own.",
+    ]
+    return "\n".join(["usage: strm COMMAND [--OPTION=VALUE ...]", "", first, "", *lines, "", *how])
 
 
 def _call(function: Callable[..., Any], arguments: list[str], program: str) -> None:

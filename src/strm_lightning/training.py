@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import sys
 import warnings
 from copy import copy
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # as Li
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_warn
 
 from strm_lightning.checkpoints import LastCheckpoint, check_checkpoint
 from strm_lightning.data.datamodule import MOVING_SHAPES, EpisodeDataModule
@@ -22,6 +24,7 @@ from strm_lightning.errors import InputError, WriteError
 from strm_lightning.evaluation.plots import METRICS, draw
 from strm_lightning.evaluation.report import RESULTS, run_folder
 from strm_lightning.evaluation.tables import plain_table
+from strm_lightning.models.matching.base import matching_names, matching_options
 from strm_lightning.module import STRMModule
 from strm_lightning.parsing import Parser, one_line
 
@@ -30,7 +33,7 @@ _CSV = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save
 
 _EVALUATION = {
     "data": ["root", "split", "lists", "way", "shot", "num_frames", "image_size", "num_workers"],
-    "model": ["backbone", "weights"],
+    "model": ["backbone", "weights", "matching"],
     "trainer": ["accelerator", "devices", "precision"],
 }
 # The options that `--help` of each subcommand shows; `--help-all` shows all.
@@ -117,6 +120,21 @@ class _Parser(Parser, LightningArgumentParser):
         return SimpleNamespace(title=group or "options", description=None, _group_actions=actions)
 
 
+def _describe_matching(parser: LightningArgumentParser) -> None:
+    """Name the registered matching methods and their options in the help."""
+    texts = {
+        "model.matching": f"matching method: {', '.join(matching_names())}",
+        "model.matching_options": "options of the matching method. "
+        + "; ".join(
+            f"{name}: {', '.join(f'{option}={default}' for option, default in options.items())}"
+            for name in matching_names()
+            if name != "trm" and (options := matching_options(name))
+        ),
+    }
+    for action in parser._actions:
+        action.help = texts.get(action.dest, action.help)
+
+
 class SaveConfig(SaveConfigCallback):
     """Save the configuration of each subcommand beside its logs, under its own name: none overwrites another."""
 
@@ -139,6 +157,7 @@ class STRMCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self._words = [str(word) for word in (sys.argv[1:] if args is None else args)]
         super().parse_arguments(parser, args)
         options = self.config[self.config["subcommand"]]
         _check_lowest(options)
@@ -148,10 +167,24 @@ class STRMCLI(LightningCLI):
             raise InputError("--weights_only=false: checkpoints are tensors and plain values; leave it out")
         options["weights_only"] = True
 
+    def _parse_ckpt_path(self) -> None:
+        """Take the options of the model from a checkpoint; print which of the command line they replace."""
+        options = self.config[self.config["subcommand"]]
+        asked = dict(vars(options["model"]))
+        super()._parse_ckpt_path()
+        model = vars(self.config[self.config["subcommand"]]["model"])
+        flags = {word.partition("=")[0].removeprefix("--model.") for word in self._words if word.startswith("--model.")}
+        replaced = [
+            f"--model.{name}={asked[name]}" for name in sorted(flags & asked.keys()) if model[name] != asked[name]
+        ]
+        if replaced:
+            rank_zero_warn(f"the checkpoint's options are used in place of {', '.join(replaced)}")
+
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add Lightning's groups in another order: ours first."""
         parser.add_lightning_class_args(EpisodeDataModule, "data")
         parser.add_lightning_class_args(STRMModule, "model")
+        _describe_matching(parser)
         parser.add_lightning_class_args(L.Trainer, "trainer")
         parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
 

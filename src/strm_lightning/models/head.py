@@ -74,7 +74,7 @@ class STRMHead(nn.Module):
         patch_pooling: Literal["mean", "layout"] = "mean",
         proj_dim: int | None = None,
         matching: str = "trm",
-        matching_options: Mapping[str, Any] | None = None,
+        matching_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         is_trm = matching == "trm"
