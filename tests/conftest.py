@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
+import tests.typecheck  # noqa: F401 (the hook imports `tests` alone)
+
 _hook = install_import_hook("strm_lightning", "tests.typecheck.typechecker")
 
 MOTIONS = {"left": (-3, 0), "right": (3, 0), "up": (0, -3), "down": (0, 3), "still": (0, 0), "rise": (3, -3)}
