@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from experiments.ablation.run import FOLDER, STEPS, VARIANTS, ablate, tables
-from strm_lightning.cli import main
+from strm_lightning.cli.main import main
 
 SPLIT = {"train": 0.45, "val": 0.22, "test": 0.33}
 RECIPE = {

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from strm_lightning import errors
-from strm_lightning.checkpoints import LastCheckpoint, WholeFiles
-from strm_lightning.cli import COMMANDS, TRAINING, main
-from strm_lightning.training import STRMCLI
+from strm_lightning.cli.fit import STRMCLI
+from strm_lightning.cli.main import COMMANDS, TRAINING, main
+from strm_lightning.training.checkpoints import LastCheckpoint, WholeFiles
 from tests.test_module import data, module, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*", "ignore:.*does not have many workers.*")
@@ -234,7 +234,7 @@ def test_every_class_of_input_errors_is_one_line(monkeypatch: Any, capsys: Any, 
     def doctor(root: str) -> None:
         raise error(f"{root}: it's wrong")
 
-    monkeypatch.setattr("strm_lightning.cli.command", lambda _: doctor)
+    monkeypatch.setattr("strm_lightning.cli.main.command", lambda _: doctor)
     assert said(monkeypatch, capsys, "doctor", "here") == ("", "error: here: it's wrong\n", 2)
     monkeypatch.setenv("STRM_TRACEBACK", "1")
     with pytest.raises(error):
@@ -246,7 +246,7 @@ def test_a_bug_in_a_command_keeps_its_traceback(monkeypatch: Any, capsys: Any, e
     def doctor(root: str) -> None:
         raise error("'NoneType' object is not iterable")
 
-    monkeypatch.setattr("strm_lightning.cli.command", lambda _: doctor)
+    monkeypatch.setattr("strm_lightning.cli.main.command", lambda _: doctor)
     with pytest.raises(error, match="not iterable"):
         said(monkeypatch, capsys, "doctor", "here")
     assert "error:" not in capsys.readouterr().err
@@ -276,7 +276,7 @@ def test_a_bug_in_training_keeps_its_traceback(
 
 def test_the_shell_shows_the_traceback_of_a_bug_and_its_status(tmp_path: Path) -> None:
     code = (
-        "import strm_lightning.cli as cli\n"
+        "import strm_lightning.cli.main as cli\n"
         "def doctor(root: str):\n    return list(None)\n"
         "cli.command = lambda name: doctor\n"
         "cli.main(['doctor', '.'])\n"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from strm_lightning import STRMModule
-from strm_lightning.cli import main
+from strm_lightning.cli.main import main
 from strm_lightning.models.official import load_official
 from tests.models.test_official import released_state, save
 

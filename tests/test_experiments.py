@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from strm_lightning.cli import main
+from strm_lightning.cli.main import main
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 CONFIGS = sorted(p for p in EXPERIMENTS.rglob("*.yaml") if "sweeps" not in p.parts)

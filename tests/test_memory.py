@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from strm_lightning.memory import MemoryOfStep, memory_of_step
 from strm_lightning.models import STRM
+from strm_lightning.training.memory import MemoryOfStep, memory_of_step
 
 EPISODE = {"way": 3, "shot": 1, "queries": 3}
 

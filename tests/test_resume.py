@@ -13,8 +13,8 @@ import lightning as L
 import pytest
 import torch
 
-from strm_lightning.checkpoints import LastCheckpoint
 from strm_lightning.errors import InputError
+from strm_lightning.training.checkpoints import LastCheckpoint
 from tests.test_module import data, module, trainer, weights
 
 pytestmark = [

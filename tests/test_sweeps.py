@@ -13,7 +13,7 @@ import yaml
 from wandb.proto import wandb_internal_pb2 as pb
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from strm_lightning.cli import main
+from strm_lightning.cli.main import main
 from tests.test_experiments import EXPERIMENTS, SPLIT
 
 SWEEPS = sorted((EXPERIMENTS / "sweeps").glob("*.yaml"))

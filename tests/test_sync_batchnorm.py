@@ -10,8 +10,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from strm_lightning.models import Backbone
-from strm_lightning.module import STRMModule
-from strm_lightning.sync_batchnorm import TimmSyncBatchNorm
+from strm_lightning.training.module import STRMModule
+from strm_lightning.training.sync_batchnorm import TimmSyncBatchNorm
 
 BACKBONES = [
     "resnet18.tv_in1k",

@@ -267,8 +267,8 @@ from pathlib import Path
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tests.test_module import data, module, trainer
 from tests.test_trainer_features import Seen
-import strm_lightning.data.store as store
-from strm_lightning.data import index
+import strm_lightning.data.video_sets as store
+from strm_lightning.data.sources import counts as index
 
 listed, counted = [], []
 list_videos, count = store.list_videos, index._count

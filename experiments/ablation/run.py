@@ -34,7 +34,7 @@ from safetensors import safe_open
 from tqdm import tqdm
 
 from strm_lightning import EpisodeDataModule, STRMModule
-from strm_lightning.data.splits import Stage
+from strm_lightning.data.splits.split import Stage
 from strm_lightning.episode import Episode, PooledMaps, TupleFeatures
 from strm_lightning.evaluation.bank import FeatureBank
 from strm_lightning.evaluation.encoding import datamodule_of

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
+from strm_lightning.classifier.matchers import HeadMatcher, Matcher
+
 from strm_lightning.classifier import FewShotClassifier
 from strm_lightning.classifier.clips import Preprocessing, read_clip
 from strm_lightning.classifier.encoder import encode
-from strm_lightning.classifier.matchers import HeadMatcher, Matcher
 from strm_lightning.classifier.support import EncodedClip, SupportSet
 from strm_lightning.models import STRM
 

@@ -26,13 +26,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from strm_lightning.data.cache import MANIFEST
+from strm_lightning.data.cache.store import MANIFEST
 from strm_lightning.data.datamodule import EpisodeDataModule
 from strm_lightning.data.episodes import ClipReader, EpisodeDataset, EpisodeSampler
-from strm_lightning.data.frames import select_frames
 from strm_lightning.data.prepare import prepare
-from strm_lightning.data.store import load_video_sets
+from strm_lightning.data.sampling import select_frames
 from strm_lightning.data.transforms import ClipTransform
+from strm_lightning.data.video_sets import load_video_sets
 
 WAY, SHOT, QUERY, L, SIZE = 5, 5, 5, 8, 224
 CLASSES, CLIPS, FRAMES = 6, 10, 60

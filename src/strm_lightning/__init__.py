@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from strm_lightning.data.datamodule import EpisodeDataModule
     from strm_lightning.episode import Episode
     from strm_lightning.models.strm import STRM
-    from strm_lightning.module import STRMModule
+    from strm_lightning.training.module import STRMModule
 
 __version__ = "0.1.0"
 __all__ = ["STRM", "Episode", "EpisodeDataModule", "FewShotClassifier", "STRMModule", "__version__"]
@@ -21,7 +21,7 @@ __all__ = ["STRM", "Episode", "EpisodeDataModule", "FewShotClassifier", "STRMMod
 # Imported on first use: torch, lightning and timm take seconds, and `strm --version` should not.
 _HOMES = {
     "STRM": "models.strm",
-    "STRMModule": "module",
+    "STRMModule": "training.module",
     "EpisodeDataModule": "data.datamodule",
     "FewShotClassifier": "classifier",
     "Episode": "episode",

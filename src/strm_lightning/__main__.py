@@ -1,5 +1,5 @@
 """``python -m strm_lightning`` is the command ``strm``."""
 
-from strm_lightning.cli import main
+from strm_lightning.cli.main import main
 
 main()

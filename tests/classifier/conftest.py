@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from strm_lightning.classifier.matchers import HeadMatcher, PatchMatcher
 from torch import nn
 
 from strm_lightning.classifier import FewShotClassifier
 from strm_lightning.classifier.clips import Preprocessing
-from strm_lightning.classifier.matchers import HeadMatcher, PatchMatcher
 from strm_lightning.models import STRM, Backbone
 
 torch.set_num_threads(1)  # the models are so small that threads only wait for each other

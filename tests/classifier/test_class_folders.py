@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from strm_lightning.classifier.commands import find_examples
-from strm_lightning.data.layouts import list_videos
+from strm_lightning.cli.classify import find_examples
+from strm_lightning.data.detect import list_videos
 
 FOLDERS = {
     "classes": ({"wave/a", "wave/b", "clap/a"}, {"clap": ["clap/a"], "wave": ["wave/a", "wave/b"]}),

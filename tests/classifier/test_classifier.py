@@ -14,8 +14,8 @@ from strm_lightning.classifier import UNKNOWN, WindowPrediction
 from strm_lightning.classifier import support as support_module
 from strm_lightning.classifier.clips import read_clip
 from strm_lightning.classifier.predictions import merge_windows
-from strm_lightning.data.store import DataWarning
-from strm_lightning.data.videos import VideoError, read_frames
+from strm_lightning.data.decode.video import VideoError, read_frames
+from strm_lightning.data.video_sets import DataWarning
 from tests.classifier.conftest import HOW, make_matcher, moving, write_video
 
 

@@ -12,7 +12,7 @@ import torch
 
 from strm_lightning.classifier import clips
 from strm_lightning.classifier.clips import Preprocessing, read_clip, windows
-from strm_lightning.data.videos import VideoError, iter_frames
+from strm_lightning.data.decode.video import VideoError, iter_frames
 from tests.classifier.conftest import moving, write_video
 
 HOW = Preprocessing(num_frames=4, image_size=8, short_side=8)

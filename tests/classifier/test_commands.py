@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from strm_lightning.cli import main
+from strm_lightning.cli.main import main
 from strm_lightning.models import Backbone
 from tests.classifier.conftest import moving, save_weights, write_video
 
@@ -102,7 +102,8 @@ def test_broken_videos_are_told_before_examples_are_encoded(
 def test_long_encoding_shows_its_progress(
     run, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from strm_lightning.classifier import commands, examples
+    from strm_lightning.classifier import examples
+    from strm_lightning.cli import classify as commands
 
     for module in (commands, examples):
         monkeypatch.setattr(module, "bar_options", lambda: {"delay": 1e-9, "mininterval": 0.0, "miniters": 1})

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.patches import ConnectionPatch, Rectangle
 
 from strm_lightning import FewShotClassifier
-from strm_lightning.classifier.picture import draw
+from strm_lightning.classifier.explain.picture import draw
 from tests.classifier.conftest import HOW, make_matcher, moving
 
 

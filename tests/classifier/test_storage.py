@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from strm_lightning import FewShotClassifier
 from strm_lightning.classifier.clips import Preprocessing
-from strm_lightning.classifier.picture import draw
+from strm_lightning.classifier.explain.picture import draw
 from strm_lightning.errors import InputError, WriteError
 from tests.classifier.conftest import HOW, make_matcher, moving, save_weights, write_video
 

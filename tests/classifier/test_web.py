@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from strm_lightning.classifier.matchers import PatchMatcher
 
 from strm_lightning.classifier import FewShotClassifier
-from strm_lightning.classifier.matchers import PatchMatcher
-from strm_lightning.classifier.uploads import Guard, Uploads, upload_folder
 from strm_lightning.models import Backbone
+from strm_lightning.web.uploads import Guard, Uploads, upload_folder
 from tests.classifier.conftest import HOW, moving, save_weights, write_video
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -35,7 +35,7 @@ SECONDS = 60_000  # ms; drawing and encoding share the machine with the browser
 def address(bare: PatchMatcher, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("page")
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
-    from strm_lightning.classifier import web
+    from strm_lightning.web import page as web
 
     uploads = Uploads(6_000_000)
     page = web.build(lambda: FewShotClassifier(bare, HOW), folder / "uploads" / "examples", uploads)
@@ -231,7 +231,7 @@ def test_what_a_killed_demo_left_is_swept_at_the_next_start(tmp_path: Path, monk
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     code = """
 import os, pathlib
-from strm_lightning.classifier.uploads import upload_folder
+from strm_lightning.web.uploads import upload_folder
 with upload_folder() as folder:
     (folder / "private.mp4").write_bytes(b"pixels")
     print(folder, flush=True)
@@ -252,7 +252,7 @@ with upload_folder() as folder:
 
 
 def test_a_port_in_use_is_told_before_a_model_is_loaded(address: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from strm_lightning.cli import main
+    from strm_lightning.cli.main import main
 
     port = address.rstrip("/").rpartition(":")[2]
     for words, message in (

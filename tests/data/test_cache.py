@@ -16,14 +16,14 @@ import pytest
 import torch
 from filelock import FileLock
 
-from strm_lightning.data import convert
-from strm_lightning.data.cache import MANIFEST
-from strm_lightning.data.clipfile import ClipFile, ClipWriter
-from strm_lightning.data.frames import reachable_frames, select_frames
+from strm_lightning.data.cache import writer as convert
+from strm_lightning.data.cache.clipfile import ClipFile, ClipWriter
+from strm_lightning.data.cache.store import MANIFEST
+from strm_lightning.data.decode.video import VideoError
 from strm_lightning.data.prepare import prepare
-from strm_lightning.data.store import DataWarning, load_video_sets, open_store
+from strm_lightning.data.sampling import reachable_frames, select_frames
 from strm_lightning.data.transforms import ClipTransform, resize_short_side
-from strm_lightning.data.videos import VideoError
+from strm_lightning.data.video_sets import DataWarning, load_video_sets, open_store
 from tests.data.clips import number_of, write_frames, write_video, zip_folder
 
 
@@ -295,7 +295,8 @@ def test_clip_files_are_checked_when_they_are_read(tmp_path: Path) -> None:
 
 KILLED = """
 import sys, time
-from strm_lightning.data import convert, clipfile
+from strm_lightning.data.cache import writer as convert
+from strm_lightning.data.cache import clipfile
 from strm_lightning.data.prepare import prepare
 real = clipfile.ClipWriter.add
 def slow(self, number, frame):

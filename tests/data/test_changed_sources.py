@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from strm_lightning.data.cache import MANIFEST, read_manifest
+from strm_lightning.data.cache.store import MANIFEST, read_manifest
 from strm_lightning.data.prepare import PrepareReport, prepare
-from strm_lightning.data.store import open_store
+from strm_lightning.data.video_sets import open_store
 from tests.data.clips import number_of, write_frames, write_video, zip_folder
 
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from strm_lightning.data.doctor import doctor
-from strm_lightning.data.images import decode_image
-from strm_lightning.data.lists import read_lists
+from strm_lightning.data.checks.doctor import doctor
+from strm_lightning.data.decode.video import VideoError, count_frames, foretell_frames, iter_frames, read_frames
 from strm_lightning.data.prepare import prepare
-from strm_lightning.data.store import open_store
-from strm_lightning.data.videos import VideoError, count_frames, foretell_frames, iter_frames, read_frames
+from strm_lightning.data.sources.frame_folders import decode_image
+from strm_lightning.data.splits.lists import read_lists
+from strm_lightning.data.video_sets import open_store
 from tests.data.clips import number_of, numbered_frame, write_audio, write_frames, write_video, zip_folder
 
 KINDS = {

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from strm_lightning.data import index
-from strm_lightning.data.cache import MANIFEST
-from strm_lightning.data.clipfile import ClipFile
+from strm_lightning.data.cache.clipfile import ClipFile
+from strm_lightning.data.cache.store import MANIFEST
+from strm_lightning.data.decode.video import VideoError
 from strm_lightning.data.prepare import prepare
-from strm_lightning.data.store import open_store
-from strm_lightning.data.videos import VideoError
+from strm_lightning.data.sources import counts as index
+from strm_lightning.data.video_sets import open_store
 from strm_lightning.errors import InputError
 from strm_lightning.fileio import cache_folder
 from tests.data.clips import write_frames, zip_folder

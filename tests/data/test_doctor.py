@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from strm_lightning.data.doctor import doctor
+from strm_lightning.data.checks.doctor import doctor
 from strm_lightning.data.prepare import prepare
 from tests.data.clips import numbered_frame, write_audio, write_frames, write_video, zip_folder
 

@@ -15,8 +15,8 @@ from strm_lightning.data.episodes import (
     EpisodeSampler,
     VideoDataset,
 )
-from strm_lightning.data.store import VideoSet, VideoStore
 from strm_lightning.data.transforms import ClipTransform
+from strm_lightning.data.video_sets import VideoSet, VideoStore
 from strm_lightning.episode import Episode
 
 

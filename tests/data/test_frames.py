@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from strm_lightning.data.frames import reachable_frames, select_frames
+from strm_lightning.data.sampling import reachable_frames, select_frames
 
 COUNTS = [1, 2, 3, 5, 7, 8, 9, 10, 11, 17, 18, 19, 48, 100, 301]
 

@@ -13,11 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from strm_lightning.data import images, limits, zips
-from strm_lightning.data.layouts import list_videos
-from strm_lightning.data.listing import VideoStore
-from strm_lightning.data.store import DataWarning, load_video_sets, open_store
-from strm_lightning.data.videos import VideoError
+from strm_lightning.data.decode import limits
+from strm_lightning.data.decode.video import VideoError
+from strm_lightning.data.detect import list_videos
+from strm_lightning.data.sources import frame_folders as images
+from strm_lightning.data.sources import zip as zips
+from strm_lightning.data.sources.base import VideoStore
+from strm_lightning.data.video_sets import DataWarning, load_video_sets, open_store
 from tests.data.clips import number_of, numbered_frame, write_frames, write_video, zip_folder
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from strm_lightning.data.splits import NAMED, STAGES, published_classes, resolve_split
+from strm_lightning.data.splits.split import NAMED, STAGES, published_classes, resolve_split
 
 LISTS = next((p / "shared/splits" for p in Path(__file__).parents if (p / "shared/splits").is_dir()), None)
 CLASSES = {"hmdb51": (31, 10, 10), "ucf101": (70, 10, 21)}

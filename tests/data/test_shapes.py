@@ -14,9 +14,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from strm_lightning import fileio
-from strm_lightning.data.shapes import ACTIONS, SPLIT, dataset, moving_shapes, render_clip
-from strm_lightning.data.shapes.figures import FIGURES
-from strm_lightning.data.shapes.motions import MOTIONS
+from strm_lightning.moving_shapes import ACTIONS, SPLIT, dataset, moving_shapes, render_clip
+from strm_lightning.moving_shapes.figures import FIGURES
+from strm_lightning.moving_shapes.motions import MOTIONS
 
 SMALL = {"size": 48, "num_frames": 8, "progress": False}
 REVERSED = [  # (an action, what its frames show in reverse order)
@@ -249,7 +249,7 @@ FEW = ACTIONS[:32]  # as many as make two processes draw
 CALL = """
 import sys
 from pathlib import Path
-from strm_lightning.data.shapes import dataset
+from strm_lightning.moving_shapes import dataset
 dataset.ACTIONS = dataset.ACTIONS[:32]
 print(dataset.moving_shapes(Path(sys.argv[1]), clips_per_class=1, size=48, num_frames=8, jobs=2, progress=False))
 """

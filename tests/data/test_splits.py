@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from strm_lightning.data.names import VideoFinder, youtube_id
-from strm_lightning.data.splits import STAGES, resolve_split
+from strm_lightning.data.splits.split import STAGES, resolve_split
 
 CLASSES = [f"class {i}" for i in range(100)]
 

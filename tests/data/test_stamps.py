@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from strm_lightning.data.decode.video import VideoError
 from strm_lightning.data.prepare import prepare
-from strm_lightning.data.store import VideoStore, open_store
-from strm_lightning.data.videos import VideoError
+from strm_lightning.data.video_sets import VideoStore, open_store
 from tests.data.clips import write_frames, write_video, zip_folder
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from strm_lightning import fileio
-from strm_lightning.data import files
-from strm_lightning.data.store import DataWarning, load_video_sets, open_store
-from strm_lightning.data.videos import VideoError
+from strm_lightning.data.decode.video import VideoError
+from strm_lightning.data.sources import video_files as files
+from strm_lightning.data.video_sets import DataWarning, load_video_sets, open_store
 from tests.data.clips import number_of, write_audio, write_video
 
 

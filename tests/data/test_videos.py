@@ -9,8 +9,9 @@ import av
 import numpy as np
 import pytest
 
-from strm_lightning.data import limits, videos
-from strm_lightning.data.videos import VideoError, count_frames, foretell_frames, iter_frames, read_frames
+from strm_lightning.data.decode import limits
+from strm_lightning.data.decode import video as videos
+from strm_lightning.data.decode.video import VideoError, count_frames, foretell_frames, iter_frames, read_frames
 from tests.data.clips import number_of, rotate, write_audio, write_video
 
 KINDS = {

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from strm_lightning import EpisodeDataModule
-from strm_lightning.cli import main
+from strm_lightning.cli.main import main
 from strm_lightning.evaluation.report import load_results
 from tests.test_module import SPLIT, data, module, trainer
 
@@ -97,7 +97,7 @@ def test_results_say_what_was_tested(actions: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.glob("*")] == ["results.json"]
 
 
-@pytest.mark.filterwarnings("ignore::strm_lightning.data.store.DataWarning")
+@pytest.mark.filterwarnings("ignore::strm_lightning.data.video_sets.DataWarning")
 def test_videos_that_are_gone_are_named_on_the_card(actions: Path, tmp_path: Path) -> None:
     shutil.copytree(actions, root := tmp_path / "clips")
     (root / "fall" / "1.mp4").write_bytes(b"")

@@ -161,7 +161,7 @@ def test_a_family_that_gives_its_class_token_alone_is_refused() -> None:
 def test_a_backbone_without_a_map_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     net = timm.create_model("test_resnet", num_classes=0)
     monkeypatch.setattr(net, "forward_features", lambda x: net.global_pool(x).flatten(1))
-    monkeypatch.setattr("strm_lightning.models.backbone._create", lambda name, pretrained: net)
+    monkeypatch.setattr("strm_lightning.models.backbones.timm._create", lambda name, pretrained: net)
     with pytest.raises(ValueError, match="no spatial map"):
         Backbone("test_resnet", pretrained=False)
 

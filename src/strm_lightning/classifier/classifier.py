@@ -24,12 +24,12 @@ from strm_lightning.classifier.clips import (
 )
 from strm_lightning.classifier.encoder import encode, encode_each
 from strm_lightning.classifier.examples import add_examples, by_class, check_labels
-from strm_lightning.classifier.explanation import Explanation, explain
-from strm_lightning.classifier.habits import ScikitLearnHabits
+from strm_lightning.classifier.explain.explanation import Explanation, explain
 from strm_lightning.classifier.predictions import UNKNOWN, Prediction, WindowPrediction
+from strm_lightning.classifier.sklearn_mixin import ScikitLearnHabits
 from strm_lightning.classifier.support import EncodedClip, SupportSet
-from strm_lightning.data.frames import FramePolicy
-from strm_lightning.data.videos import VideoError
+from strm_lightning.data.decode.video import VideoError
+from strm_lightning.data.sampling import FramePolicy
 from strm_lightning.errors import InputError
 from strm_lightning.models.strm import STRM
 

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from strm_lightning.data.frames import FramePolicy, select_frames
+from strm_lightning.data.decode.video import VideoError, count_frames, iter_frames, read_frames
+from strm_lightning.data.sampling import FramePolicy, select_frames
 from strm_lightning.data.transforms import ClipTransform
-from strm_lightning.data.videos import VideoError, count_frames, iter_frames, read_frames
 from strm_lightning.errors import InputError, InputTypeError
 
 Video: TypeAlias = str | Path | np.ndarray | Tensor  # a file, or pixel levels [F, H, W, 3] as uint8

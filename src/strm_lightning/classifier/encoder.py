@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from strm_lightning.classifier.clips import Preprocessing, Video, read_clip, video_name
 from strm_lightning.classifier.support import EncodedClip
-from strm_lightning.data.videos import VideoError
+from strm_lightning.data.decode.video import VideoError
 from strm_lightning.models.strm import STRM
 
 _THUMBNAIL = 112  # pixels

@@ -11,8 +11,8 @@ from tqdm import tqdm
 from strm_lightning.classifier.clips import Video, Videos, in_a_row, is_one
 from strm_lightning.classifier.predictions import UNKNOWN
 from strm_lightning.classifier.support import EncodedClip, SupportSet
-from strm_lightning.data.store import DataWarning
-from strm_lightning.data.videos import VideoError
+from strm_lightning.data.decode.video import VideoError
+from strm_lightning.data.video_sets import DataWarning
 from strm_lightning.errors import InputError, InputTypeError
 
 Encode = Callable[[Iterable[Video]], Iterator[EncodedClip | VideoError]]

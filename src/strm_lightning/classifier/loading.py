@@ -8,10 +8,10 @@ import torch
 
 from strm_lightning.errors import InputError
 from strm_lightning.models.head import STRMHead
-from strm_lightning.models.lite0 import EFFICIENTNET_LITE0
-from strm_lightning.models.loading import load_tensors
-from strm_lightning.models.state import plain_name
 from strm_lightning.models.strm import STRM
+from strm_lightning.models.weights.loading import load_tensors
+from strm_lightning.models.weights.packaged import EFFICIENTNET_LITE0
+from strm_lightning.models.weights.state import plain_name
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 _PREPROCESSING = ("num_frames", "image_size", "short_side", "frame_policy")

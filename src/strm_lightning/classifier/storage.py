@@ -15,13 +15,13 @@ from torch import Tensor
 from strm_lightning.classifier.calibration import Fitted, check_options
 from strm_lightning.classifier.clips import Preprocessing
 from strm_lightning.classifier.support import EncodedClip, SupportSet
-from strm_lightning.data.frames import FramePolicy
+from strm_lightning.data.sampling import FramePolicy
 from strm_lightning.episode import PooledMaps
 from strm_lightning.errors import InputError, MissingFileError
 from strm_lightning.fileio import atomic_path, sweep_parts, write_errors
 from strm_lightning.models.matching.base import Encoded, source_hash
-from strm_lightning.models.state import hash_state
 from strm_lightning.models.strm import STRM
+from strm_lightning.models.weights.state import hash_state
 
 _FORMAT = "strm-lightning examples 2"
 _FORMAT_0_1 = "strm-lightning examples 1"

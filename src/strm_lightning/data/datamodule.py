@@ -19,11 +19,11 @@ from strm_lightning.data.episodes import (
     VideoDataset,
     align_progress,
 )
-from strm_lightning.data.frames import FramePolicy
-from strm_lightning.data.listing import LayoutOption
-from strm_lightning.data.splits import Stage
-from strm_lightning.data.store import VideoSet, load_video_sets
+from strm_lightning.data.sampling import FramePolicy
+from strm_lightning.data.sources.base import LayoutOption
+from strm_lightning.data.splits.split import Stage
 from strm_lightning.data.transforms import ClipTransform
+from strm_lightning.data.video_sets import VideoSet, load_video_sets
 from strm_lightning.errors import InputError
 
 WorkerStart = Literal["fork", "spawn", "forkserver"]
@@ -149,7 +149,7 @@ class EpisodeDataModule(L.LightningDataModule):
         The other processes wait here however long that takes; `setup` then gives them what was found.
         """
         if self.root in MOVING_SHAPES:
-            from strm_lightning.data.shapes import moving_shapes
+            from strm_lightning.moving_shapes import moving_shapes
 
             moving_shapes(**MOVING_SHAPES[self.root])
         if not self.videos and (self.trainer is None or self.trainer.is_global_zero):
@@ -181,7 +181,7 @@ class EpisodeDataModule(L.LightningDataModule):
     def _load(self) -> dict[Stage, VideoSet]:
         root, split = Path(self.root), self.split
         if self.root in MOVING_SHAPES:
-            from strm_lightning.data.shapes import SPLIT, moving_shapes
+            from strm_lightning.moving_shapes import SPLIT, moving_shapes
 
             root = moving_shapes(**MOVING_SHAPES[self.root])
             split = {stage: list(names) for stage, names in SPLIT.items()} if split == "random" else split

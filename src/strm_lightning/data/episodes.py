@@ -17,10 +17,10 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
-from strm_lightning.data.frames import FramePolicy, select_frames
-from strm_lightning.data.splits import Stage
-from strm_lightning.data.store import VideoSet
+from strm_lightning.data.sampling import FramePolicy, select_frames
+from strm_lightning.data.splits.split import Stage
 from strm_lightning.data.transforms import ClipTransform
+from strm_lightning.data.video_sets import VideoSet
 from strm_lightning.episode import Episode
 
 EpisodeKey = tuple[int, int]  # epoch, index

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
-from strm_lightning.data.videos import VIDEO_SUFFIXES
+from strm_lightning.data.decode.video import VIDEO_SUFFIXES
 
 How = Literal["exact", "spelling", "youtube id", "other folder"]
 _ALIKE = str.maketrans({" ": "_", "[": None, "]": None})

@@ -15,7 +15,8 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from strm_lightning.data.cache import (
+from strm_lightning.data.cache.clipfile import SUFFIX, ClipFile
+from strm_lightning.data.cache.store import (
     CacheFormat,
     CacheOptions,
     is_cache,
@@ -23,15 +24,14 @@ from strm_lightning.data.cache import (
     read_manifest,
     write_manifest,
 )
-from strm_lightning.data.clipfile import SUFFIX, ClipFile
-from strm_lightning.data.convert import Converter
-from strm_lightning.data.files import FileListing
-from strm_lightning.data.frames import FramePolicy
-from strm_lightning.data.layouts import list_videos
-from strm_lightning.data.listing import LayoutOption, Listing, count_of
-from strm_lightning.data.match import match_split
-from strm_lightning.data.splits import SplitOption, resolve_split
-from strm_lightning.data.videos import VideoError
+from strm_lightning.data.cache.writer import Converter
+from strm_lightning.data.decode.video import VideoError
+from strm_lightning.data.detect import list_videos
+from strm_lightning.data.sampling import FramePolicy
+from strm_lightning.data.sources.base import LayoutOption, Listing, count_of
+from strm_lightning.data.sources.video_files import FileListing
+from strm_lightning.data.splits.match import match_split
+from strm_lightning.data.splits.split import SplitOption, resolve_split
 from strm_lightning.errors import InputError
 from strm_lightning.fileio import sweep_parts
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from strm_lightning import __version__
 from strm_lightning.data.datamodule import EpisodeDataModule
-from strm_lightning.data.splits import Stage
-from strm_lightning.data.store import VideoSet
+from strm_lightning.data.splits.split import Stage
+from strm_lightning.data.video_sets import VideoSet
 from strm_lightning.models.head import STRMHead
 from strm_lightning.models.strm import STRM
 

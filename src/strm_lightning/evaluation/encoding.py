@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from strm_lightning.data.datamodule import EpisodeDataModule
 from strm_lightning.data.episodes import EpisodeDataset
-from strm_lightning.data.splits import Stage
+from strm_lightning.data.splits.split import Stage
 from strm_lightning.errors import InputTypeError
 from strm_lightning.evaluation.bank import DamagedBankError, FeatureBank
 from strm_lightning.evaluation.fingerprint import bank_fingerprint

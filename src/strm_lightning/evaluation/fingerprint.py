@@ -13,10 +13,10 @@ from torch import nn
 
 from strm_lightning import __version__
 from strm_lightning.data.datamodule import EpisodeDataModule
-from strm_lightning.data.splits import Stage
+from strm_lightning.data.splits.split import Stage
 from strm_lightning.models.head import STRMHead
 from strm_lightning.models.matching.base import matching_class, source_hash
-from strm_lightning.models.state import hash_state
+from strm_lightning.models.weights.state import hash_state
 
 _PACKAGES = ("torch", "torchvision", "timm", "av")
 

@@ -1,6 +1,6 @@
 """STRM and the other matching methods as plain modules: no Lightning, no data sets."""
 
-from strm_lightning.models.backbone import Backbone
+from strm_lightning.models.backbones.timm import Backbone
 from strm_lightning.models.head import STRMHead
 from strm_lightning.models.matching import FeatureSpec, Matching, register_matching
 from strm_lightning.models.strm import STRM

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from strm_lightning.errors import InputError
-from strm_lightning.models.loading import load_tensors
 from strm_lightning.models.strm import STRM
+from strm_lightning.models.weights.loading import load_tensors
 
 _log = logging.getLogger(__name__)
 

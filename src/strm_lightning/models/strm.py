@@ -8,9 +8,9 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from strm_lightning.episode import MatchLogits, PooledMaps, VideoFeatures
-from strm_lightning.models.backbone import Backbone, BatchNormPolicy
+from strm_lightning.models.backbones.timm import Backbone, BatchNormPolicy
 from strm_lightning.models.head import STRMHead
-from strm_lightning.models.state import plain_name
+from strm_lightning.models.weights.state import plain_name
 
 
 class STRM(nn.Module):

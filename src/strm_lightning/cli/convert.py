@@ -1,0 +1,72 @@
+"""``strm convert``: a released checkpoint in, a checkpoint of ours out."""
+
+from pathlib import Path
+from typing import Literal
+
+import lightning as L
+import torch
+
+from strm_lightning.data.datamodule import EpisodeDataModule
+from strm_lightning.errors import InputError
+from strm_lightning.fileio import atomic_path
+from strm_lightning.models.official import OfficialCheckpoint, read_official
+from strm_lightning.training.module import STRMModule
+
+# How the release reads a clip; on what a checkpoint was trained, the file does not say.
+_INPUT = {"image_size": 224, "short_side": 256, "frame_policy": "release", "short_clips": "drop"}
+
+
+def convert(checkpoint: Path, out: Path, *, query_class: Literal["off", "fresh"] = "off", seed: int = 0) -> None:
+    """Turn a released STRM or TRX checkpoint into one for ``strm test --ckpt_path`` and ``STRMModule``.
+
+    Everything is inferred from the file. Pixels stay in 0 .. 1 without normalisation and frames are chosen as the
+    release does.
+
+    Args:
+        checkpoint: file of the released code.
+        out: where to write ours, such as ``strm.ckpt``.
+        query_class: the release never saved QC's projection: ``off`` tests without QC, ``fresh`` draws a projection.
+        seed: of the fresh projection.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it is damaged, unsafe or no such checkpoint, or ``out`` is a folder.
+    """
+    if out.is_dir():
+        raise InputError(f"{out} is a folder: name the file to write, such as {out / 'strm.ckpt'}")
+    found = read_official(checkpoint, query_class=query_class)
+    module = STRMModule(pretrained=False, **found.options)
+    module.model.load_state_dict(found.build(seed=seed).state_dict())
+    content = {
+        "epoch": 0,
+        "global_step": 0,
+        "pytorch-lightning_version": L.__version__,
+        "state_dict": module.state_dict(),
+        module.CHECKPOINT_HYPER_PARAMS_KEY: dict(module.hparams),
+        EpisodeDataModule.CHECKPOINT_HYPER_PARAMS_KEY: _INPUT | {"num_frames": module.model.head.num_frames},
+    }
+    module.on_save_checkpoint(content)
+    with atomic_path(out) as part:
+        torch.save(content, part)
+    print(_report(found, out))
+
+
+def _report(found: OfficialCheckpoint, out: Path) -> str:
+    options = found.options
+    kind, heads = (
+        ("TRX", "") if found.is_trx else ("STRM", f", {options['patch_grid']} x {options['patch_grid']} patches")
+    )
+    configs = "--config experiments/kinetics.yaml --config experiments/official/release.yaml"
+    frames = f" --data.num_frames={options['num_frames']}" if options["num_frames"] != 8 else ""
+    sizes = ", ".join(map(str, options["tuple_sizes"]))
+    rows = {
+        kind: f"{found.path}: {len(found.state)} tensors",
+        "backbone": f"{options['backbone']}, pixels 0 .. 1 without normalisation",
+        "head": f"Omega {{{sizes}}}, d = {options['match_dim']}, L = {options['num_frames']}{heads}",
+        "absent": "; ".join(found.absent) or "nothing",
+        "ignored": "; ".join(found.ignored) or "nothing",
+        "written": str(out),
+        "next": f"strm test {configs} --ckpt_path {out}{frames} --data.root FOLDER --data.lists LISTS "
+        "(see experiments/ for other data)",
+    }
+    return "\n".join(f"  {name:<10}{text}" for name, text in rows.items())

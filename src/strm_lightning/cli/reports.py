@@ -1,0 +1,84 @@
+"""Predictions as people read them, and as programs do."""
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from strm_lightning.classifier.predictions import Prediction, WindowPrediction, clock
+from strm_lightning.data.decode.video import VideoError
+
+Found = Prediction | WindowPrediction | VideoError
+
+
+@runtime_checkable
+class Report(Protocol):
+    """Prints what was found, line by line as it comes."""
+
+    def __init__(self, videos: Sequence[str]) -> None: ...
+
+    def add(self, video: str, found: Found) -> None:
+        """Print one prediction, or what is wrong with the video."""
+
+
+class Table:
+    """A table for people: label, probability, and what else it might be."""
+
+    def __init__(self, videos: Sequence[str]) -> None:
+        common = os.path.commonpath([Path(v).absolute().parent for v in videos]) if len(videos) > 1 else ""
+        self.short = {v: os.path.relpath(v, common) if common else v for v in videos}
+        self.width = min(60, max((len(name) for name in self.short.values()), default=0))
+
+    def add(self, video: str, found: Found) -> None:
+        """Print a row."""
+        name = f"{self.short[video]:<{self.width}}"
+        if isinstance(found, VideoError):
+            sys.stdout.write(f"{name}  cannot be read: {found}\n")
+            return
+        prediction = found.prediction if isinstance(found, WindowPrediction) else found
+        time = f"  {clock(found.start)}-{clock(found.end)}" if isinstance(found, WindowPrediction) else ""
+        others = [(k, p) for k, p in prediction.probabilities.items() if k != prediction.label][:2]
+        rest = ", ".join(f"{label} {p:.2f}" for label, p in others)
+        width = max(map(len, (*prediction.probabilities, "unknown")))
+        label = f"{prediction.label:<{width}}"
+        sys.stdout.write(f"{name}{time}  {label}  {prediction.probability:.2f}   ({rest})\n")
+
+
+class JsonLines:
+    """One JSON object a line, with the probabilities of all classes."""
+
+    def __init__(self, videos: Sequence[str]) -> None:
+        pass
+
+    def add(self, video: str, found: Found) -> None:
+        """Print an object."""
+        sys.stdout.write(json.dumps(_record(video, found)) + "\n")
+
+
+class Csv:
+    """Comma-separated values, under a line of names."""
+
+    def __init__(self, videos: Sequence[str]) -> None:
+        self.writer = csv.DictWriter(
+            sys.stdout, ("video", "start", "end", "label", "probability", "rejected", "error"), extrasaction="ignore"
+        )
+        self.writer.writeheader()
+
+    def add(self, video: str, found: Found) -> None:
+        """Print a row."""
+        self.writer.writerow(_record(video, found))
+
+
+def _record(video: str, found: Found) -> dict[str, Any]:
+    if isinstance(found, VideoError):
+        return {"video": video, "error": str(found)}
+    prediction = found.prediction if isinstance(found, WindowPrediction) else found
+    times = {"start": found.start, "end": found.end} if isinstance(found, WindowPrediction) else {}
+    scores = {"label": prediction.label, "probability": prediction.probability, "rejected": prediction.rejected}
+    return {"video": video, **times, **scores, "probabilities": dict(prediction.probabilities)}
+
+
+REPORTS: dict[str, type[Report]] = {"table": Table, "json": JsonLines, "csv": Csv}

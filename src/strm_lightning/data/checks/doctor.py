@@ -1,0 +1,289 @@
+"""`strm doctor`: holds a data folder against a split, and says whether training can start."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+from strm_lightning.data.checks.verify import verify
+from strm_lightning.data.detect import list_videos
+from strm_lightning.data.names import youtube_id
+from strm_lightning.data.sampling import FramePolicy
+from strm_lightning.data.sources.base import Layout, LayoutOption, count_of
+from strm_lightning.data.splits.lists import read_lists
+from strm_lightning.data.splits.match import SplitMatch, match_split
+from strm_lightning.data.splits.split import STAGES, Split, SplitOption, Stage, resolve_split
+from strm_lightning.data.transforms import ClipTransform
+from strm_lightning.errors import InputError
+from strm_lightning.fileio import write_atomically
+
+_DIRECTIONS = re.compile(r"\b(left|right|clockwise|counter-?clockwise|leftwards?|rightwards?|cw|ccw)\b", re.IGNORECASE)
+_SSV2_NOTE = (
+    "568 of the 2,400 ssv2-small test videos are in ssv2-full train: never score a model on one of these splits that "
+    "was trained on the other"
+)
+
+
+@dataclass(frozen=True)
+class ClassReport:
+    """What is there of one class.
+
+    Attributes:
+        name: the class.
+        stage: train, val or test.
+        listed: videos that the split names, or None where it is by class.
+        found: videos on disk.
+        usable: videos that can be read and are not dropped for being short.
+    """
+
+    name: str
+    stage: Stage
+    listed: int | None
+    found: int
+    usable: int
+
+
+@dataclass(frozen=True)
+class DoctorReport:
+    """A data folder held against a split.
+
+    Attributes:
+        root: the folder.
+        layout: how videos lie in it.
+        split: name of the split.
+        classes: what is there of each class.
+        missing: classes or ``class/video`` entries of each stage that are not on disk.
+        renamed: entries that are on disk under another name, and by what they were recognised.
+        unreadable: what is wrong with each video that cannot be read.
+        short: frames of each video that has fewer than a clip.
+        frames: least, median, greatest and total number of frames of the readable videos.
+        leaks: videos that are in two stages.
+        unused: videos on disk that the split does not name.
+        problems: what keeps training from starting.
+        warnings: what to know before it does.
+    """
+
+    root: str
+    layout: Layout
+    split: str
+    classes: list[ClassReport]
+    missing: dict[Stage, list[str]]
+    renamed: dict[str, tuple[str, str]]
+    unreadable: dict[str, str]
+    short: dict[str, int]
+    frames: tuple[int, int, int, int]
+    leaks: list[str]
+    unused: int
+    problems: list[str]
+    warnings: list[str]
+
+    @property
+    def status(self) -> int:
+        """Exit status: 0 where training can start, else 1."""
+        return 1 if self.problems else 0
+
+    def as_json(self) -> str:
+        """Everything, for programs."""
+        return json.dumps(asdict(self) | {"status": self.status}, indent=2, ensure_ascii=False)
+
+    def __str__(self) -> str:
+        lines = [f"{self.root} (layout {self.layout}) against split {self.split}", ""]
+        lines += [f"{'':8}{'classes':>9}{'listed':>9}{'found':>9}{'usable':>9}"]
+        for stage in STAGES:
+            classes = [c for c in self.classes if c.stage == stage]
+            listed = "-" if any(c.listed is None for c in classes) else str(sum(c.listed or 0 for c in classes))
+            if classes:
+                found, usable = sum(c.found for c in classes), sum(c.usable for c in classes)
+                lines.append(f"{stage:8}{len(classes):9}{listed:>9}{found:9}{usable:9}{_share(classes)}")
+        lines += _losses(self.classes)
+        least, middle, most, total = self.frames
+        lines += ["", f"frames: {least} to {most} a video, half have {middle} or more, {total} in all"]
+        lines += _few("missing", [name for stage in STAGES for name in self.missing.get(stage, [])])
+        lines += _few("unreadable", [f"{name} ({reason})" for name, reason in self.unreadable.items()])
+        lines += _few("shorter than a clip", [f"{name} ({frames} frames)" for name, frames in self.short.items()])
+        for how, number in sorted(Counter(how for _, how in self.renamed.values()).items()):
+            some = [f"{listed} is {name}" for listed, (name, by) in self.renamed.items() if by == how]
+            lines += _few(f"found by {how}", some, number, most=1)
+        lines += _few("in two stages", self.leaks)
+        lines += [f"not in the split: {count_of(range(self.unused), 'video')}"] if self.unused else []
+        lines += ["", *(f"warning: {text}" for text in self.warnings), *(f"PROBLEM: {text}" for text in self.problems)]
+        return "\n".join([*lines, "Training can start." if not self.problems else "Training cannot start."])
+
+
+def doctor(
+    root: str,
+    split: SplitOption = "random",
+    *,
+    lists: str | None = None,
+    other_lists: str | None = None,
+    layout: LayoutOption = "auto",
+    way: int = 5,
+    shot: int = 5,
+    query_per_class: int = 5,
+    num_frames: int = 8,
+    image_size: int = 224,
+    short_side: int | None = None,
+    frame_policy: FramePolicy = "segments",
+    short_clips: Literal["repeat", "drop"] = "repeat",
+    flip: bool = True,
+    seed: int = 0,
+    deep: bool = False,
+    json_file: str | None = None,
+) -> DoctorReport:
+    """Hold a data folder against a split: what is missing, unreadable, too short, misnamed, too few or leaking.
+
+    Args:
+        root: folder (or zip) of videos or frames, or a frame cache.
+        split: as for training: ``random``, shares, class names, a published split, or a folder of list files.
+        lists: folder of the split's list files.
+        other_lists: folder of another split's list files, to count test videos of one that the other trains on.
+        layout: how videos lie under ``root``; ``auto`` looks.
+        way: classes of an episode, N.
+        shot: support clips of a class, K.
+        query_per_class: query clips of a class.
+        num_frames: frames of a clip, L.
+        image_size: height and width of a clip in pixels; a cache of smaller frames is refused.
+        short_side: length of a frame's short side before the crop, in pixels; None for ``image_size`` x 256 / 224.
+        frame_policy: which frames; a cache that left some of them out is refused.
+        short_clips: whether videos of fewer frames ``repeat`` some or are to ``drop``.
+        flip: whether training clips are mirrored.
+        seed: of a random split.
+        deep: also decode every image of frame folders and zips, and check every checksum of a cache; takes long.
+        json_file: where to write everything as JSON, too.
+
+    Raises:
+        FileNotFoundError: no such root or lists.
+        ValueError: nothing at the root that could be held against the split.
+    """
+    if min(way, shot, num_frames) < 1 or query_per_class < 0:
+        raise InputError(f"way, shot and num_frames are 1 or more, not {way}, {shot} and {num_frames}")
+    listing = list_videos(root, layout)
+    resolved = resolve_split(split, lists=lists, class_names=listing.class_names, seed=seed)
+    match = match_split(listing, resolved)
+    counts = listing.count(match.names, progress=True)
+    frames = {name: count for name, count in counts.items() if isinstance(count, int)}
+    unreadable = {name: reason for name, reason in counts.items() if isinstance(reason, str)}
+    if deep:
+        unreadable |= verify(listing, frames)
+    frames = {name: count for name, count in frames.items() if name not in unreadable}
+    short = {name: count for name, count in frames.items() if count < num_frames}
+    usable = set(frames) - (set(short) if short_clips == "drop" else set())
+    classes = list(_classes(resolved, match, usable))
+    leaks = _leaks(match)
+    problems = list(_problems(classes, way, shot, query_per_class))
+    if frames:
+        try:
+            listing.open(frames, unreadable).require(
+                frame_policy, num_frames, ClipTransform(image_size, short_side or 0).short_side
+            )
+        except ValueError as error:
+            problems.append(str(error))
+    counted = sorted(frames.values()) or [0]
+    report = DoctorReport(
+        root=str(listing.root),
+        layout=listing.layout,
+        split=resolved.name,
+        classes=classes,
+        missing=match.missing,
+        renamed={listed: (found.name, found.how) for listed, found in match.renamed.items()},
+        unreadable=unreadable,
+        short=short,
+        frames=(counted[0], int(median(counted)), counted[-1], sum(counted)),
+        leaks=leaks,
+        unused=len(listing.places) - len(match.names),
+        problems=problems,
+        warnings=list(_warnings(resolved, leaks, flip, None if other_lists is None else Path(other_lists))),
+    )
+    if json_file is not None:
+        write_atomically(Path(json_file).expanduser(), report.as_json())
+    return report
+
+
+def _classes(split: Split, match: SplitMatch, usable: set[str]) -> Iterable[ClassReport]:
+    for stage in STAGES:
+        listed = None if split.videos is None else Counter(name for name, _ in split.videos[stage])
+        for name in split.classes[stage]:
+            found = set(match.found[stage][name])
+            yield ClassReport(name, stage, None if listed is None else listed[name], len(found), len(found & usable))
+
+
+def _problems(classes: list[ClassReport], way: int, shot: int, query_per_class: int) -> Iterable[str]:
+    need = shot + query_per_class
+    shape = f"{way}-way {shot}-shot with {query_per_class} queries a class"
+    for stage in STAGES:
+        present = [c for c in classes if c.stage == stage and c.usable]
+        if len(present) < way and (stage != "val" or any(c.stage == stage for c in classes)):
+            yield f"{stage} has {count_of(present, 'class')}; {shape} needs {way}"
+        small = [f"{c.name!r} has {c.usable}" for c in present if c.usable < need]
+        if small:
+            yield f"{stage}: {', '.join(small[:5])}{' …' if small[5:] else ''} of the {need} clips that {shape} needs"
+
+
+def _leaks(match: SplitMatch) -> list[str]:
+    """Videos in two stages: one file, or one name where names tell videos apart (none recurs inside a stage)."""
+    names = {s: [name for names in classes.values() for name in set(names)] for s, classes in match.found.items()}
+    ids = {stage: [_video_id(name) for name in listed] for stage, listed in names.items()}
+    tell_apart = all(len(set(listed)) == len(listed) for listed in ids.values())
+    stages: dict[str, list[Stage]] = {}
+    for stage, listed in (ids if tell_apart else names).items():
+        for name in set(listed):
+            stages.setdefault(name, []).append(stage)
+    return [f"{name} ({' and '.join(found)})" for name, found in sorted(stages.items()) if len(found) > 1]
+
+
+def _video_id(name: str) -> str:
+    video = name.rpartition("/")[2]
+    return youtube_id(video) or video
+
+
+def _warnings(split: Split, leaks: list[str], flip: bool, other_lists: Path | None) -> Iterable[str]:
+    if leaks:
+        yield f"{count_of(leaks, 'video')} in two stages: the scores will be too good"
+    directed = [name for stage in STAGES for name in split.classes[stage] if _DIRECTIONS.search(name.replace("_", " "))]
+    if flip and directed:
+        some = f"{', '.join(directed[:3])}{' …' if directed[3:] else ''}"
+        yield f"flip is on, and {some} name directions: set --data.flip=false"
+    if split.name.startswith("ssv2"):
+        yield _SSV2_NOTE
+    if other_lists is not None:
+        yield from _overlap(split, read_lists(other_lists), other_lists)
+
+
+def _overlap(split: Split, other: Mapping[Stage, tuple[tuple[str, str], ...]], name: Path) -> Iterable[str]:
+    if split.videos is None:
+        yield f"split {split.name!r} is by class; its videos cannot be held against {name}"
+        return
+    for tested, trained, said in (
+        (split.videos["test"], other["train"], f"test videos are trained on in {name}"),
+        (other["test"], split.videos["train"], f"training videos are tested on in {name}"),
+    ):
+        seen = {_video_id(video) for _, video in trained}
+        common = sum(_video_id(video) in seen for _, video in tested)
+        if common:
+            yield f"{common} {said}"
+
+
+def _losses(classes: list[ClassReport], most: int = 10) -> list[str]:
+    """The classes that have lost videos, the worst first; all are in the JSON."""
+    lossy = [c for c in classes if c.usable < (c.found if c.listed is None else c.listed) or not c.found]
+    lossy.sort(key=lambda c: c.usable / (c.listed or c.found or 1))
+    lines = [
+        f"  {c.listed if c.listed is not None else '-':>15}{c.found:9}{c.usable:9}  {c.name}" for c in lossy[:most]
+    ]
+    lines += [f"  … and {len(lossy) - most} more classes"] if lossy[most:] else []
+    return ["", "classes that lack videos:", *lines] if lossy else []
+
+
+def _share(classes: list[ClassReport]) -> str:
+    listed = sum(c.listed or 0 for c in classes)
+    return f"{sum(c.usable for c in classes) / listed:9.1%}" if listed else ""
+
+
+def _few(title: str, items: list[str], number: int | None = None, most: int = 3) -> list[str]:
+    if not items:
+        return []
+    return [f"{title}: {number or len(items)} ({', '.join(items[:most])}{' …' if len(items) > most else ''})"]

@@ -1,0 +1,247 @@
+"""Video files to frames, exactly: frames are known by their number in decoding order, counted from 0."""
+
+import os
+import struct
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+import torch
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from jaxtyping import UInt8
+from torch import Tensor
+
+from strm_lightning.data.decode import limits
+from strm_lightning.errors import InputError
+
+VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+_TURNS = ((1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))  # display matrices of 0 to 3 turns to the left
+
+
+class VideoError(InputError):
+    """A file that is not a whole and readable video; the message gives its path and what is wrong."""
+
+
+def count_frames(path: str | Path) -> int:
+    """Count the frames of a video by decoding all of them (what containers say of their length is often wrong).
+
+    Raises:
+        VideoError: no such file, a folder, empty, no video in it, damaged, or cut off before its end.
+    """
+    return visit_frames(path, (), lambda *_: None)
+
+
+def visit_frames(path: str | Path, numbers: Container[int], visit: Callable[[int, np.ndarray], object]) -> int:
+    """Decode a whole video, hand over the frames of these numbers (RGB, upright), and return how many it has.
+
+    Raises:
+        VideoError: as `count_frames`.
+    """
+    count, upright_rgb = 0, _UprightRGB()
+    with _opened(path) as (container, stream):
+        for count, frame in enumerate(_whole(container.decode(stream), path), start=1):
+            if count - 1 in numbers:
+                visit(count - 1, upright_rgb(frame))
+        missing = _missing_bytes(path)
+        if missing and count < (stream.frames or count + 1):
+            raise VideoError(f"{path}: cut off, {missing} bytes are missing at its end")
+    if not count:
+        raise VideoError(f"{path}: has no frame that can be decoded")
+    return count
+
+
+def foretell_frames(path: str | Path) -> int:
+    """How many frames a video ought to have, by its packets, without decoding; nearly always right.
+
+    Raises:
+        VideoError: as `count_frames`.
+    """
+    with _opened(path) as (container, stream):
+        return sum(1 for packet in container.demux(stream) if packet.size)
+
+
+def read_frames(path: str | Path, indices: Sequence[int]) -> UInt8[Tensor, "n H W 3"]:
+    """Read the frames of these numbers (ascending, repeats allowed) as RGB, turned upright.
+
+    Raises:
+        VideoError: as `count_frames`, or the video is too short for the last index.
+        ValueError: the indices do not ascend, or there are none.
+    """
+    wanted = list(indices)
+    if not wanted or wanted[0] < 0 or any(a > b for a, b in pairwise(wanted)):
+        raise InputError(f"frame numbers must ascend from 0 or more, not {wanted}")
+    frames: list[np.ndarray] = []
+    count, upright_rgb = 0, _UprightRGB()
+    with _opened(path) as (container, stream):
+        for count, frame in enumerate(_whole(container.decode(stream), path), start=1):
+            if count - 1 == wanted[len(frames)]:
+                frames += [upright_rgb(frame)] * wanted.count(count - 1)
+                if len(frames) == len(wanted):
+                    return torch.from_numpy(np.stack(frames))
+    raise VideoError(f"{path}: has {count} frames, number {wanted[len(frames)]} (from 0) was asked for")
+
+
+def iter_frames(path: str | Path) -> Iterator[tuple[UInt8[np.ndarray, "H W 3"], float]]:
+    """Yield each frame, RGB and upright, with its time in seconds; memory stays constant however long the video is.
+
+    Raises:
+        VideoError: as `count_frames`, when the damage is reached.
+    """
+    count, upright_rgb = 0, _UprightRGB()
+    with _opened(path) as (container, stream):
+        rate = float(stream.average_rate or 25)
+        for count, frame in enumerate(_whole(container.decode(stream), path), start=1):
+            yield upright_rgb(frame), (count - 1) / rate if frame.time is None else float(frame.time)
+    if not count:
+        raise VideoError(f"{path}: has no frame that can be decoded")
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    if not Path(path).is_file():
+        raise VideoError(f"{path}: {'is a folder, not a video' if Path(path).is_dir() else 'does not exist'}")
+    if not Path(path).stat().st_size:
+        raise VideoError(f"{path}: is empty (0 bytes)")
+    try:
+        most = {"max_pixels": str(limits.MAX_PIXELS)}  # FFmpeg's own limit, for frames larger than the header says
+        with av.open(str(path), options=most) as container:
+            if not container.streams.video:
+                raise VideoError(f"{path}: has no video in it")
+            stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise VideoError(f"{path}: is of a codec that is not known")
+            height, width = stream.codec_context.height, stream.codec_context.width
+            if height * width > limits.MAX_PIXELS:
+                raise VideoError(f"{path}: {limits.refuse_size(height, width)}")
+            stream.codec_context.options = most
+            stream.codec_context.thread_count = 1  # automatic threads lose the frames after damage without an error
+            yield container, stream
+    except VideoError:
+        raise
+    except (av.error.FFmpegError, ValueError, IndexError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise VideoError(f"{path}: cannot be decoded ({reason})") from error
+
+
+def _whole(frames: Iterable[VideoFrame], path: str | Path) -> Iterator[VideoFrame]:
+    """Refuse pictures that the decoder had to make up; it says so of H.264 and MPEG-4, VP8 cannot know."""
+    for number, frame in enumerate(frames):
+        if frame.is_corrupt:
+            missing = _missing_bytes(path)
+            reason = f"cut off, {missing} bytes are missing at its end" if missing else "damaged"
+            raise VideoError(f"{path}: frame {number} is {reason}")
+        yield frame
+
+
+class _UprightRGB:
+    """Convert frames to RGB, turned and mirrored as the video's display matrix says.
+
+    All frames get the size and the matrix of the first one, also where the stream changes midway. One reformatter
+    serves all frames of a video; with a new one for each frame the conversion takes 4 times as long.
+    """
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+        self._size: tuple[int, int] | None = None
+        self._matrix = (1, 0, 0, 1)
+
+    def __call__(self, frame: VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
+        if self._size is None:
+            self._size, self._matrix = (frame.width, frame.height), _display_matrix(frame)
+        image = self._reformatter.reformat(frame, *self._size, format="rgb24").to_ndarray()
+        return image if self._matrix == (1, 0, 0, 1) else _displayed(image, self._matrix)
+
+
+def _display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
+    """Return (a, b, c, d) of a frame's display matrix, rounded to quarter turns; 1, 0, 0, 1 where it has none.
+
+    The pixel (x, y) is shown at (a x + c y, b x + d y), with y down. PyAV's ``frame.rotation`` does not give mirroring.
+    """
+    try:
+        side_data: Any = frame.side_data  # PyAV's annotation lacks this key
+        data = bytes(side_data["DISPLAYMATRIX"])
+    except KeyError:
+        return 1, 0, 0, 1
+    except ValueError:  # the frame also has a kind of side data that PyAV does not know
+        return _TURNS[round(frame.rotation / 90) % 4]
+    a, b, _, c, d = struct.unpack("=5i", data[:20])
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return -1 if a < 0 else 1, 0, 0, -1 if d < 0 else 1
+    return 0, -1 if b < 0 else 1, -1 if c < 0 else 1, 0
+
+
+def _displayed(image: UInt8[np.ndarray, "H W 3"], matrix: tuple[int, int, int, int]) -> UInt8[np.ndarray, "h w 3"]:
+    a, b, c, d = matrix
+    if not a:
+        image = image.transpose(1, 0, 2)
+    return np.ascontiguousarray(image[:: b + d, :: a + c])
+
+
+def _missing_bytes(path: str | Path) -> int:
+    """How far the container says it goes on beyond the end of the file.
+
+    A cut AVI, webm or fragmented mp4 decodes without any error, only shorter.
+    """
+    size = Path(path).stat().st_size
+    with Path(path).open("rb") as file:
+        head = file.read(12)
+        if head[4:8] in {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"}:
+            return max(0, _end_of_boxes(file, size) - size)
+        if head[:4] == b"RIFF":
+            return max(0, _end_of_riff(file, size) - size)
+        if head[:4] == b"\x1a\x45\xdf\xa3":
+            return max(0, _end_of_segment(file) - size)
+    return 0
+
+
+def _end_of_boxes(file: BinaryIO, size: int) -> int:
+    end = 0
+    while end + 16 <= size:
+        file.seek(end)
+        length, _, long_length = struct.unpack(">I4sQ", file.read(16))
+        if length == 0:  # up to the end of the file
+            return size
+        length = long_length if length == 1 else length
+        if length < 8:
+            return end
+        end += length
+    return end
+
+
+def _end_of_riff(file: BinaryIO, size: int) -> int:
+    end = 0
+    while end + 8 <= size:
+        file.seek(end)
+        tag, length = struct.unpack("<4sI", file.read(8))
+        if tag != b"RIFF" or length in {0, 0xFFFFFFFF}:  # unknown to who wrote it
+            return end
+        end += 8 + length
+    return end
+
+
+def _end_of_segment(file: BinaryIO) -> int:
+    """The end of a Matroska segment, 0 where it was written as unknown (a live stream)."""
+    file.seek(4)
+    header = _vint(file)
+    file.seek(header, os.SEEK_CUR)
+    if file.read(4) != b"\x18\x53\x80\x67":
+        return 0
+    length = _vint(file)
+    return file.tell() + length if length >= 0 else 0
+
+
+def _vint(file: BinaryIO) -> int:
+    """EBML's integer of 1 to 8 bytes; -1 is its 'unknown'."""
+    first = file.read(1)
+    if not first or not first[0]:
+        return -1
+    width = 9 - first[0].bit_length()
+    value = int.from_bytes(first + file.read(width - 1), "big") - (1 << (7 * width))
+    return -1 if value == (1 << (7 * width)) - 1 else value

@@ -1,0 +1,1 @@
+"""Splits of classes and videos into train, val and test."""

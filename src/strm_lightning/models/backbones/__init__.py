@@ -1,0 +1,1 @@
+"""Backbones: clips of pixels to maps."""

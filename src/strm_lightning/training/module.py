@@ -1,0 +1,582 @@
+"""STRMModule: STRM as a LightningModule - build, step, log, optimise."""
+
+import io
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import IO, Any, Literal, TypeVar, cast
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+
+from strm_lightning.data.datamodule import EpisodeDataModule
+from strm_lightning.data.episodes import EpisodeDataset, align_progress
+from strm_lightning.data.splits.split import Stage
+from strm_lightning.episode import Episode, MatchLogits, PooledMaps
+from strm_lightning.errors import InputError
+from strm_lightning.evaluation.bank import FeatureBank
+from strm_lightning.evaluation.card import SOURCE_KEYS, describe_checkpoint
+from strm_lightning.evaluation.encoding import (
+    Keep,
+    coming_rows,
+    encode_videos,
+    loaders_of,
+    share_buffers,
+    source_of,
+    without_clips,
+)
+from strm_lightning.evaluation.fingerprint import feature_options
+from strm_lightning.evaluation.handover import Handover
+from strm_lightning.evaluation.matching import match_from_bank
+from strm_lightning.evaluation.plots import log_pictures
+from strm_lightning.evaluation.report import (
+    device_name,
+    report_of_episodes,
+    run_folder,
+    save_results,
+    test_report,
+)
+from strm_lightning.evaluation.results import EpisodeRecord, EpisodeResults
+from strm_lightning.models.strm import STRM, own_classes
+from strm_lightning.models.weights.state import plain_name
+from strm_lightning.training.checkpoints import read_checkpoint, use_whole_files
+from strm_lightning.training.sync_batchnorm import use_timm_sync_batchnorm
+
+_Module = TypeVar("_Module", bound="STRMModule")
+
+
+class STRMModule(L.LightningModule):
+    """Train and test STRM or TRX on episodes, under a stock Lightning Trainer.
+
+    The loss is ``L_TM + qc_weight L_QC``, both cross-entropies over the classes of the episode, and the prediction the
+    arg max of the logits joined with the same weight (paper, section 3.5). Validation and test encode each video once
+    and match episodes from that bank (`EpisodeDataModule.evaluation`).
+
+    Args:
+        backbone: a timm model name.
+        optimizer: ``sgd``, ``adam`` or ``adamw``.
+        lr: learning rate, at its highest.
+        momentum: momentum of SGD; the released recipe has none.
+        weight_decay: weight decay.
+        schedule: ``constant``; ``milestones`` multiplies by ``gamma`` at each; ``one_cycle`` and ``cosine`` end at 0.
+        milestones: optimiser steps at which ``milestones`` acts.
+        gamma: factor of ``milestones``.
+        qc_weight: lambda, the weight of QC in the loss and in the prediction.
+        loss_reduction: cross-entropy as ``mean`` over queries, or as their ``sum`` as released (which divides by 16 and
+            accumulates over 16 episodes: ``trainer.accumulate_grad_batches: 16`` does both).
+        freeze_backbone: leave the backbone as it is. Its maps are then computed once for each video and only the heads
+            train, hundreds of times faster; pixels are augmented only as far as ``frozen_views`` goes.
+        frozen_views: random views (frames, crop, flip) of each training video whose maps are kept.
+        bank_dir: folder where banks of features are kept: the next test of the same weights on the same videos, cut in
+            the same way, encodes nothing; with a frozen backbone neither does the next training.
+        bank_limit_gb: gigabytes of main memory that a bank of features may take before it goes to a temporary file.
+        **model_options: options of `STRM` and, through it, of `STRMHead`.
+
+    Raises:
+        ValueError: an option is none of the choices, or the model cannot be built.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet50.tv_in1k",
+        *,
+        optimizer: Literal["sgd", "adam", "adamw"] = "sgd",
+        lr: float = 1e-4,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        schedule: Literal["constant", "milestones", "one_cycle", "cosine"] = "constant",
+        milestones: Sequence[int] = (),
+        gamma: float = 0.1,
+        qc_weight: float = 0.1,
+        loss_reduction: Literal["mean", "sum"] = "mean",
+        freeze_backbone: bool = False,
+        frozen_views: int = 1,
+        bank_dir: str | None = None,
+        bank_limit_gb: float = 8.0,
+        **model_options: Any,
+    ) -> None:
+        super().__init__()
+        # Set per run, not saved: a checkpoint's options take precedence over those of a command line.
+        self.save_hyperparameters(ignore=["bank_dir", "bank_limit_gb"])
+        self.hparams["milestones"] = list(milestones)
+        _check_choice(optimizer=(optimizer, _OPTIMIZERS), schedule=(schedule, ("constant", "milestones", *_ANNEALED)))
+        _check_choice(loss_reduction=(loss_reduction, ("mean", "sum")))
+        if frozen_views < 1:
+            raise InputError(f"frozen_views is {frozen_views}: give a positive number")
+        self.model = STRM(backbone, **model_options)
+        self.model.backbone.requires_grad_(not freeze_backbone)
+        self.qc_weight, self.loss_reduction = qc_weight, loss_reduction
+        self.freeze_backbone, self.frozen_views = freeze_backbone, frozen_views
+        self.bank_dir, self.bank_limit_gb = bank_dir, bank_limit_gb
+        self._maps: dict[Stage, FeatureBank] = {}
+        self._encoded: FeatureBank | None = None
+        self._loaders: list[Any] = []  # of the validation or test that is running
+        self._records: list[EpisodeRecord] = []
+        self._shapes: dict[int, tuple[int, int]] = {}  # way and shot of each loader
+        self._losses: dict[str, MeanMetric] = {}
+        self._source: dict[str, Any] | None = None  # the checkpoint that the weights are of
+        self._encoding_s = self._matching_since = 0.0
+        self._results: EpisodeResults | None = None
+        self._report: dict[str, Any] | None = None
+        self._handover = Handover()
+        self._dropout_seed = 0
+        self._accumulated = 0  # batches whose gradients wait for the next optimiser step
+        self._resumed: dict[str, Any] = {}  # what a checkpoint says of a fit that goes on
+
+    @property
+    def results(self) -> EpisodeResults | None:
+        """Predictions of the last validation or test; None before one."""
+        self._take_results()
+        return self._results
+
+    @property
+    def report(self) -> dict[str, Any] | None:
+        """What the last test wrote to ``results.json``; None before one."""
+        self._take_results()
+        return self._report
+
+    # Training -----------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        use_timm_sync_batchnorm(self.trainer)
+        use_whole_files(self.trainer)
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, EpisodeDataModule):
+            self.model.backbone.check_size(data.transform.image_size)
+        if stage == "fit":
+            if self.freeze_backbone and not self.model.head.learns:
+                raise InputError(
+                    f"nothing to train: matching {self.model.head.matching_name!r} has no weights and the backbone is "
+                    "frozen; test it (strm test), choose another matching, or set model.freeze_backbone: false"
+                )
+            self._maps = {}  # a fit that was interrupted by an error has left its own
+        if self.freeze_backbone or self.model.backbone.batch_norm == "frozen":
+            warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # the frozen ones: they are meant
+
+    def on_fit_start(self) -> None:
+        self._source, self._accumulated = None, 0
+        if not self.trainer.ckpt_path:
+            self._resumed = {}
+        # A resumed run drops what the first one would have dropped, whatever its own seed is.
+        own_seed = int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))
+        self._dropout_seed = self.trainer.strategy.broadcast(self._resumed.pop("dropout_seed", own_seed))
+
+    def on_train_start(self) -> None:
+        loaders = loaders_of(self.trainer, "train")
+        for loader in loaders:
+            align_progress(self.trainer, loader)
+        # Not in on_fit_start: a learning-rate or batch-size finder trains before that hook.
+        if any(map(without_clips, loaders)) and "train" not in self._maps:
+            self._maps["train"] = self._encode_maps("train", views=self.frozen_views)
+
+    def on_fit_end(self) -> None:
+        self._maps = {}  # of these videos, and large
+
+    @property
+    def train_views(self) -> int:
+        """Views of each training video whose features this module keeps; 0 where it learns from pixels.
+
+        `EpisodeDataModule.train_dataloader` asks for it.
+        """
+        return self.frozen_views if self.freeze_backbone else 0
+
+    def train(self, mode: bool = True) -> "STRMModule":
+        super().train(mode)
+        if mode and self.freeze_backbone:
+            self.model.backbone.eval()  # batch norm keeps its statistics
+        return self
+
+    def forward(self, support: Tensor, query: Tensor) -> MatchLogits:
+        """Logits of ``query [..., Q, L, 3, H, W]`` for the classes of ``support [..., N, K, L, 3, H, W]``."""
+        return self.model(support, query)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if pending := self._resumed.pop("pending_gradients", None):
+            self._restore_gradients(**pending)
+
+    def on_after_backward(self) -> None:
+        self._accumulated += 1
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self._accumulated = 0
+
+    def training_step(self, episode: Episode, batch_idx: int) -> Tensor:
+        episode = episode.batched()
+        with self._dropout_of_step():
+            logits = self._logits(episode)
+        losses = self.losses(logits, episode.query_labels)
+        combined = logits.combined(self.qc_weight)
+        accuracy = (combined.argmax(-1) == episode.query_labels).float().mean()
+        self.log_dict({f"train/{name}": loss for name, loss in losses.items()}, batch_size=len(episode.index))
+        self.log("train/accuracy", accuracy, prog_bar=True, batch_size=len(episode.index))
+        return losses["loss"]
+
+    def losses(self, logits: MatchLogits, labels: Tensor) -> dict[str, Tensor]:
+        """The joint ``loss`` of a batch of episodes and its parts, such as ``loss_trm`` and ``loss_qc``."""
+
+        def cross_entropy(head: Tensor) -> Tensor:
+            total = F.cross_entropy(head.flatten(0, -2), labels.flatten(), reduction=self.loss_reduction)
+            return (
+                total / len(labels) if self.loss_reduction == "sum" else total
+            )  # a sum over the queries of an episode
+
+        first = cross_entropy(logits.trm)
+        losses = {f"loss_{self.model.head.matching_name}": first}
+        if logits.qc is None:
+            return {"loss": first, **losses}
+        losses["loss_qc"] = cross_entropy(logits.qc)
+        return {"loss": first + self.qc_weight * losses["loss_qc"], **losses}
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        options = cast("dict[str, Any]", self.hparams)
+        name, lr = options["optimizer"], options["lr"]
+        extra = {"momentum": options["momentum"]} if name == "sgd" else {}
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer = _OPTIMIZERS[name](parameters, lr=lr, weight_decay=options["weight_decay"], **extra)
+        if options["schedule"] == "constant":
+            return optimizer
+        if options["schedule"] == "milestones":
+            scheduler: Any = torch.optim.lr_scheduler.MultiStepLR(optimizer, options["milestones"], options["gamma"])
+        else:
+            steps = self.trainer.estimated_stepping_batches
+            if steps == float("inf"):
+                raise InputError(
+                    f"schedule {options['schedule']!r} ends at a known optimiser step: set trainer.max_epochs or "
+                    "trainer.max_steps (trainer.max_time may end the run earlier), or model.schedule: constant"
+                )
+            scheduler = _ANNEALED[options["schedule"]](optimizer, int(steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # Validation and test ------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        self._start_evaluation("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._start_evaluation("test")
+
+    def on_predict_epoch_start(self) -> None:
+        loaders = [loader for loader in loaders_of(self.trainer, "test") if without_clips(loader)]
+        if not loaders:
+            return
+        stages = {loader.dataset.sampler.stage for loader in loaders}
+        if len(stages) > 1:
+            raise InputError(f"predict with the episodes of one stage at a time, not of {' and '.join(sorted(stages))}")
+        self._encoded = self._encode_clips(stages.pop())
+        self._encoded.move(self.device)
+
+    def on_predict_epoch_end(self) -> None:
+        self._encoded = None
+
+    def validation_step(self, episode: Episode, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(episode, dataloader_idx)
+
+    def test_step(self, episode: Episode, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(episode, dataloader_idx)
+
+    def predict_step(self, episode: Episode, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Predictions of a batch of ``B`` episodes.
+
+        Returns:
+            ``index [B]``, the episodes' numbers; ``logits [B, Q, N]``, combined as in a test; ``predicted [B, Q]``, the
+            class of each query among the N of its episode; ``class_ids [B, N]``, the classes of the video set that
+            these are. Episodes that only even out the processes' steps are left out.
+        """
+        episode = episode.batched()
+        logits = self._logits(episode).combined(self.qc_weight)
+        counted = _counted(loaders_of(self.trainer, "test")[dataloader_idx], episode)
+        found = {
+            "index": episode.index,
+            "logits": logits,
+            "predicted": logits.argmax(-1),
+            "class_ids": episode.class_ids,
+        }
+        return {name: tensor[counted] for name, tensor in found.items()}
+
+    def on_validation_epoch_end(self) -> None:
+        self._end_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._end_evaluation("test")
+
+    def on_test_end(self) -> None:
+        if self.trainer.is_global_zero and self.report and "card" in self.report:
+            log_pictures(self.trainer.loggers, run_folder(self.trainer))
+
+    def _start_evaluation(self, stage: Stage) -> None:
+        loaders, start = loaders_of(self.trainer, stage), perf_counter()
+        self._loaders, self._shapes, self._losses = loaders, {}, {}
+        self._records = [EpisodeRecord(_num_episodes(loader)).to(self.device) for loader in loaders]
+        share_buffers(self.model)
+        if any(map(without_clips, loaders)):
+            self._encoded = self._encode_clips(stage)
+            self._encoded.move(self.device)
+        self._encoding_s, self._matching_since = perf_counter() - start, perf_counter()
+
+    def _evaluate(self, episode: Episode, setting: int) -> None:
+        episode = episode.batched()
+        logits = self._logits(episode)
+        self._records[setting].update(logits.combined(self.qc_weight), episode)
+        self._shapes[setting] = (episode.support_ids.shape[-2], episode.support_ids.shape[-1])
+        if setting == 0:
+            counted = _counted(self._loaders[0], episode)
+            weight = int(counted.sum())
+            which = counted if weight else slice(None)  # every process has the same metrics, also one of padding alone
+            for name, loss in self.losses(logits[which], episode.query_labels[which]).items():
+                metric = self._losses.setdefault(name, MeanMetric().to(self.device))
+                metric.update(loss.float(), weight)
+
+    def _end_evaluation(self, stage: Stage) -> None:
+        data = source_of(self.trainer, stage)
+        every = [record.results() for record in self._records]
+        shapes = data.settings(stage) if data else [self._shapes[number] for number in range(len(every))]
+        found = list(zip(shapes, every, strict=True))
+        results = self._results = every[0]
+        losses = {f"{stage}/{name}": metric.compute() for name, metric in self._losses.items()}
+        self._records, self._encoded, self._losses, self._loaders = [], None, {}, []
+        self.log_dict(losses, sync_dist=True)
+        self.log(f"{stage}/accuracy", results.accuracy, prog_bar=True, sync_dist=True)
+        self.log(f"{stage}/ci95", results.ci95, sync_dist=True)
+        if len(found) > 1 and data:
+            rates = {f"{stage}/accuracy_{way}way_{shot}shot": r.accuracy for (way, shot), r in found}
+            self.log_dict(rates, sync_dist=True)
+        elif len(found) > 1:
+            rates = {f"{stage}/accuracy_loader_{n}": r.accuracy for n, r in enumerate(every)}
+            self.log_dict(rates, sync_dist=True)
+        if stage == "test":
+            timing: dict[str, Any] = {
+                "encoding_s": self._encoding_s,
+                "matching_s": perf_counter() - self._matching_since,
+            }
+            timing |= {"device": device_name(self.device), "processes": self.trainer.world_size}
+            source = describe_checkpoint(self._source, self.trainer.ckpt_path)
+            options = {**self.hparams, "precision": str(self.trainer.precision)}
+            if data:
+                self._report = test_report(data, self.model, options, dict(found), source, timing)
+            else:
+                self._report = report_of_episodes(found, source, timing)
+            if self.trainer.is_global_zero:
+                save_results(run_folder(self.trainer), self._report)
+        if self.trainer.is_global_zero:
+            self._handover.give(results, self._report)
+
+    def _take_results(self) -> None:
+        if given := self._handover.take():
+            self._results, self._report = given
+
+    # Features, from pixels or from a bank ---------------------------------------------------------------------------
+
+    def _logits(self, episode: Episode) -> MatchLogits:
+        if episode.support is not None and episode.query is not None:
+            return self.model(episode.support, episode.query)
+        if self._encoded is not None:
+            return match_from_bank(self.model.head, self._encoded, episode, self.device)
+        if "train" not in self._maps or not self.trainer.training:
+            raise InputError("these episodes have no clips, and there is no bank of features for them")
+        head, maps, ids = self.model.head, self._maps["train"], episode.to("cpu")
+        support = PooledMaps(**maps.get(ids.support_ids, ids.support_views)).to(self.device)
+        query = PooledMaps(**maps.get(ids.query_ids, ids.query_views)).to(self.device)
+        return head.match(head.enrich_pooled(support), head.enrich_pooled(query))
+
+    def _encode_clips(self, stage: Stage) -> FeatureBank:
+        head = self.model.head
+        fitting = self.trainer.state.fn == "fit"
+        if not (self.freeze_backbone and (fitting or self.bank_dir)):
+            keep = None if fitting else self._keep(self.model)  # while they learn, weights never come back
+            return self._fill(stage, lambda clips: head.encode(self.model.encode(clips)), keep=keep)
+        maps = self._maps.get(stage)
+        if maps is None or not set(coming_rows(self.trainer, stage)) <= set(maps.rows.tolist()):
+            maps = self._encode_maps(stage)
+        if fitting:
+            self._maps[stage] = maps
+        bank: FeatureBank = FeatureBank(maps.rows.tolist(), limit_gb=self.bank_limit_gb)
+        batches = (
+            (torch.stack([rows, torch.zeros_like(rows)], 1), PooledMaps(**maps.get(rows)))
+            for rows in maps.rows.split(64)
+        )
+        with self.trainer.precision_plugin.forward_context():
+            bank.fill(batches, lambda found: head.encode(head.enrich_pooled(found)), device=self.device)
+        return bank
+
+    def _encode_maps(self, stage: Stage, *, views: int = 0) -> FeatureBank:
+        self.model.backbone.eval()
+        return self._fill(
+            stage, lambda clips: vars(self.model.pool(clips)), views=views, keep=self._keep(self.model.backbone)
+        )
+
+    def _fill(self, stage: Stage, encode: Any, *, views: int = 0, keep: Keep | None = None) -> FeatureBank:
+        return encode_videos(self.trainer, stage, encode, views=views, limit_gb=self.bank_limit_gb, keep=keep)
+
+    def _keep(self, network: nn.Module) -> Keep | None:
+        if self.bank_dir is None:
+            return None
+        options = feature_options(self.hparams, pooled=network is self.model.backbone)
+        return Keep(Path(self.bank_dir).expanduser(), network, options)
+
+    @contextmanager
+    def _dropout_of_step(self) -> Iterator[None]:
+        """Make dropout a function of (seed, step, rank), so that a resumed run drops what an uninterrupted one does."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        key = (self._dropout_seed, self.trainer.fit_loop.epoch_loop.total_batch_idx, self.global_rank)
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+            yield
+
+    # Checkpoints --------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # The checkpoint holds all weights: loading it asks for no others.
+        if "hyper_parameters" in checkpoint:
+            checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "pretrained": False, "weights": None}
+        checkpoint["state_dict"] = {plain_name(name): value for name, value in checkpoint["state_dict"].items()}
+        if classes := own_classes(self.model):
+            checkpoint["own_classes"] = classes
+        if "optimizer_states" in checkpoint:  # else only the weights are wanted
+            checkpoint["dropout_seed"] = self._dropout_seed
+            if self._accumulated:
+                checkpoint["pending_gradients"] = self._pending_gradients()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._source = {name: value for name, value in checkpoint.items() if name in SOURCE_KEYS}
+        names = ("dropout_seed", "pending_gradients")
+        self._resumed = {name: checkpoint[name] for name in names if checkpoint.get(name) is not None}
+        mine, theirs = own_classes(self.model), checkpoint.get("own_classes", {})
+        if missing := {name: of for name, of in theirs.items() if mine.get(name) != of}:
+            name, of = next(iter(missing.items()))
+            raise InputError(
+                f"the checkpoint's {name} is a {of}, a class of your own that the checkpoint does not hold: build "
+                "STRMModule, put your part in, and load with trainer.test(module, ckpt_path=...) or load_state_dict"
+            )
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load tensors by name, with or without the prefixes of `torch.compile`.
+
+        Raises:
+            InputError: ``strict`` is set and names differ, or shapes differ.
+        """
+        mine = self.state_dict()
+        names = {plain_name(name): name for name in mine}
+        state = {names.get(plain_name(name), name): value for name, value in state_dict.items()}
+        wrong = [name for name in mine.keys() & state.keys() if mine[name].shape != state[name].shape]
+        if strict:
+            wrong += mine.keys() ^ state.keys()
+        if wrong:
+            name = min(wrong)
+            sizes = [list(of[name].shape) if name in of else "absent" for of in (state, mine)]
+            raise InputError(
+                f"the checkpoint is of another model: {len(wrong)} tensors differ, such as {name!r}: {sizes[0]} in the "
+                f"checkpoint, {sizes[1]} here; build the model with the checkpoint's options (model.tuple_sizes, "
+                "model.backbone, ...)"
+            )
+        return super().load_state_dict(state, strict=strict, assign=assign)
+
+    @_restricted_classmethod
+    def load_from_checkpoint(
+        cls: type[_Module],  # noqa: N805
+        checkpoint_path: str | Path | IO[bytes],
+        map_location: Any = None,
+        hparams_file: str | Path | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> _Module:
+        """The module of a checkpoint, as Lightning's method of this name, without running code that the file holds.
+
+        Args:
+            checkpoint_path: a local file, a file of a remote storage (``s3://`` and the like), or an open file.
+            map_location: where to put the tensors; see `torch.load`.
+            hparams_file: a YAML file of options that replace those of the checkpoint.
+            strict: whether names of tensors that differ are an error; shapes that differ always are.
+            weights_only: True or None; False is refused.
+            **kwargs: options that replace those of the checkpoint.
+
+        Raises:
+            MissingFileError: there is no such file.
+            InputError: the file is damaged, unsafe, on a web server, or of another model.
+        """
+        if weights_only is False:
+            raise InputError("weights_only=False: checkpoints of STRMModule are tensors and plain values; leave it out")
+        source: Any = checkpoint_path
+        if isinstance(source, (str, Path)):
+            content = read_checkpoint(source)
+            if not isinstance(content, dict) or "state_dict" not in content:
+                raise InputError(f"checkpoint {source}: not one of STRMModule")
+        else:
+            content = torch.load(source, "cpu", weights_only=True)
+        # Lightning gets what was read safely: some of its versions load any pickle here.
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        buffer.seek(0)
+        return super().load_from_checkpoint(buffer, map_location, hparams_file, strict, **kwargs)
+
+    def _pending_gradients(self) -> dict[str, Any] | None:
+        """Gradients of the batches since the last optimiser step, by rank; a resumed run needs them."""
+        strategy = self.trainer.strategy
+        kinds = (SingleDeviceStrategy, DDPStrategy)
+        if not isinstance(strategy, kinds) or strategy.handles_gradient_accumulation:
+            rank_zero_warn(
+                f"this checkpoint is inside a gradient accumulation, and {type(strategy).__name__} shards gradients: a "
+                f"run resumed from it loses those of {self._accumulated} batches"
+            )
+            return None
+        mine = {plain_name(n): p.grad.to("cpu", copy=True) for n, p in self.named_parameters() if p.grad is not None}
+        ranks: list[Any] = [mine] * self.trainer.world_size
+        if self.trainer.world_size > 1:
+            torch.distributed.all_gather_object(ranks, mine)
+        return {"batches": self._accumulated, "of": self.trainer.accumulate_grad_batches, "ranks": ranks}
+
+    def _restore_gradients(self, batches: int, of: int, ranks: Sequence[Mapping[str, Tensor]]) -> None:
+        now = {"accumulate_grad_batches": self.trainer.accumulate_grad_batches, "processes": self.trainer.world_size}
+        then = {"accumulate_grad_batches": of, "processes": len(ranks)}
+        if now != then:
+            raise InputError(
+                f"the checkpoint was written inside a gradient accumulation with {_listed(then)}; here {_listed(now)}; "
+                "resume with the same, or from a checkpoint of the end of an epoch"
+            )
+        gradients = ranks[self.global_rank]
+        for name, parameter in self.named_parameters():
+            if (gradient := gradients.get(plain_name(name))) is not None:
+                parameter.grad = gradient.to(parameter.device)
+        self._accumulated = batches
+
+
+_OPTIMIZERS: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+_ANNEALED: dict[str, Any] = {
+    "one_cycle": lambda optimizer, steps: torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, optimizer.defaults["lr"], total_steps=steps
+    ),
+    "cosine": torch.optim.lr_scheduler.CosineAnnealingLR,
+}
+
+
+def _num_episodes(loader: Any) -> int | None:
+    """Episodes of a loader that count; None for all, where it is not of an `EpisodeDataset`."""
+    dataset = getattr(loader, "dataset", None)
+    return len(dataset) if isinstance(dataset, EpisodeDataset) else None
+
+
+def _counted(loader: Any, episode: Episode) -> Tensor:
+    """Which episodes of a batch count, ``[B]``; the others even out the processes' steps."""
+    number = _num_episodes(loader)
+    return torch.ones_like(episode.index, dtype=torch.bool) if number is None else episode.index < number
+
+
+def _check_choice(**options: tuple[str, Any]) -> None:
+    for name, (value, choices) in options.items():
+        if value not in choices:
+            raise InputError(f"{name} {value!r}: choose one of {', '.join(choices)}")
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
