@@ -28,7 +28,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from strm_lightning.data.cache.store import MANIFEST
 from strm_lightning.data.datamodule import EpisodeDataModule
-from strm_lightning.data.episodes import ClipReader, EpisodeDataset, EpisodeSampler
+from strm_lightning.data.episodes import EpisodeSampler
+from strm_lightning.data.loaders import ClipReader, EpisodeDataset
 from strm_lightning.data.prepare import prepare
 from strm_lightning.data.sampling import select_frames
 from strm_lightning.data.transforms import ClipTransform

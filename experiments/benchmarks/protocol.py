@@ -29,7 +29,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 from strm_lightning import EpisodeDataModule, STRMModule
-from strm_lightning.data.episodes import EpisodeDataset, EpisodeSampler
+from strm_lightning.data.episodes import EpisodeSampler
+from strm_lightning.data.loaders import EpisodeDataset
 from strm_lightning.episode import TupleFeatures
 from strm_lightning.evaluation.bank import FeatureBank
 from strm_lightning.evaluation.matching import match_from_bank

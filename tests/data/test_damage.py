@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from strm_lightning.data.checks.doctor import doctor
+from strm_lightning.data.decode.image import decode_image
 from strm_lightning.data.decode.video import VideoError, count_frames, foretell_frames, iter_frames, read_frames
 from strm_lightning.data.prepare import prepare
-from strm_lightning.data.sources.frame_folders import decode_image
 from strm_lightning.data.splits.lists import read_lists
 from strm_lightning.data.video_sets import open_store
 from tests.data.clips import number_of, numbered_frame, write_audio, write_frames, write_video, zip_folder

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from strm_lightning import EpisodeDataModule
-from strm_lightning.data.episodes import EpisodeDataset
+from strm_lightning.data.loaders import EpisodeDataset
 from strm_lightning.data.prepare import prepare
 from tests.data.clips import write_frames, write_video, zip_folder
 

@@ -7,14 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from strm_lightning.data.episodes import (
-    ClipReader,
-    EpisodeDataset,
-    EpisodeKeys,
-    EpisodeLoader,
-    EpisodeSampler,
-    VideoDataset,
-)
+from strm_lightning.data.episodes import EpisodeSampler
+from strm_lightning.data.loaders import ClipReader, EpisodeDataset, EpisodeKeys, EpisodeLoader, VideoDataset
 from strm_lightning.data.transforms import ClipTransform
 from strm_lightning.data.video_sets import VideoSet, VideoStore
 from strm_lightning.episode import Episode

@@ -10,12 +10,12 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from strm_lightning.data.episodes import (
+from strm_lightning.data.episodes import EpisodeSampler
+from strm_lightning.data.loaders import (
     ClipReader,
     EpisodeDataset,
     EpisodeKeys,
     EpisodeLoader,
-    EpisodeSampler,
     VideoDataset,
     align_progress,
 )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from strm_lightning.data.datamodule import EpisodeDataModule
-from strm_lightning.data.episodes import EpisodeDataset
+from strm_lightning.data.loaders import EpisodeDataset
 from strm_lightning.data.splits.split import Stage
 from strm_lightning.errors import InputTypeError
 from strm_lightning.evaluation.bank import DamagedBankError, FeatureBank

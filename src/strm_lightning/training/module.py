@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from strm_lightning.data.datamodule import EpisodeDataModule
-from strm_lightning.data.episodes import EpisodeDataset, align_progress
+from strm_lightning.data.loaders import EpisodeDataset, align_progress
 from strm_lightning.data.splits.split import Stage
 from strm_lightning.episode import Episode, MatchLogits, PooledMaps
 from strm_lightning.errors import InputError

@@ -10,10 +10,11 @@ from jaxtyping import UInt8
 
 from strm_lightning.data.cache.clipfile import SUFFIX, ClipWriter
 from strm_lightning.data.cache.store import CacheOptions
+from strm_lightning.data.decode.image import decode_image, encode_jpeg
 from strm_lightning.data.decode.video import VideoError, foretell_frames, read_frames, visit_frames
 from strm_lightning.data.sampling import reachable_frames
 from strm_lightning.data.sources.base import Listing
-from strm_lightning.data.sources.frame_folders import EncodedStore, decode_image, encode_jpeg
+from strm_lightning.data.sources.frame_folders import EncodedStore
 from strm_lightning.data.sources.video_files import FileListing
 from strm_lightning.data.transforms import resize_short_side
 

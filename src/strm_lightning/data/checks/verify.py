@@ -8,9 +8,10 @@ from tqdm import tqdm
 
 from strm_lightning.data.cache.clipfile import ClipFile
 from strm_lightning.data.cache.store import CacheListing
+from strm_lightning.data.decode.image import decode_image
 from strm_lightning.data.decode.video import VideoError
 from strm_lightning.data.sources.base import Listing
-from strm_lightning.data.sources.frame_folders import EncodedStore, decode_image
+from strm_lightning.data.sources.frame_folders import EncodedStore
 from strm_lightning.data.sources.video_files import FileListing
 
 

@@ -1,0 +1,309 @@
+"""Datasets, samplers and loaders of episodes and clips."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from jaxtyping import Int, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
+
+from strm_lightning.data.episodes import EpisodeKey, EpisodeSampler
+from strm_lightning.data.sampling import FramePolicy, select_frames
+from strm_lightning.data.transforms import ClipTransform
+from strm_lightning.data.video_sets import VideoSet
+from strm_lightning.episode import Episode
+
+
+@dataclass(frozen=True)
+class ClipReader:
+    """Read clips of a video set: choose the frames, decode them, cut them out.
+
+    Args:
+        videos: where clips come from.
+        num_frames: frames of a clip, L.
+        policy: which frames; see `select_frames`.
+        transform: how they are resized, cropped and flipped.
+    """
+
+    videos: VideoSet
+    num_frames: int
+    policy: FramePolicy
+    transform: ClipTransform
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Shape of a clip, ``L, 3, H, W``."""
+        return (self.num_frames, 3, self.transform.image_size, self.transform.image_size)
+
+    def read(self, row: int, rng: Random | None, out: UInt8[Tensor, "L 3 H W"]) -> None:
+        """Write the clip of a row into ``out``; with a generator the training choice, without one the test choice."""
+        available = int(self.videos.store.frame_counts[row])
+        frames = select_frames(self.policy, available, self.num_frames, rng)
+        self.transform(self.videos.store.read(row, frames), rng, out)
+
+
+class EpisodeDataset(Dataset[Episode]):
+    """Episodes by their keys (epoch, index), several at once with a leading axis ``B``.
+
+    A key may also be an index alone, of epoch 0: other samplers than `EpisodeKeys` give the same episodes each epoch.
+
+    Args:
+        sampler: draws the episodes.
+        reader: reads their clips, or None where features come from a bank and no pixels are wanted.
+        views: stored views of each training video that a bank holds.
+        num_episodes: episodes of an epoch.
+    """
+
+    def __init__(
+        self, sampler: EpisodeSampler, reader: ClipReader | None, *, views: int = 1, num_episodes: int = 1000
+    ) -> None:
+        self.sampler, self.reader, self.views, self.num_episodes = sampler, reader, views, num_episodes
+
+    def __len__(self) -> int:
+        return self.num_episodes
+
+    def __getitem__(self, key: EpisodeKey | int) -> Episode:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[EpisodeKey | int]) -> Episode:
+        drawn = [self.sampler.draw(*(key if isinstance(key, tuple) else (0, key))) for key in keys]
+        episodes = Episode.stack([episode for episode, _ in drawn])
+        rngs = [rng if self.sampler.stage == "train" else None for _, rng in drawn]
+        if self.reader is None:
+            return self._choose_views(episodes, rngs) if self.views > 1 else episodes
+        clips = {name: self._read(self.reader, getattr(episodes, f"{name}_ids"), rngs) for name in ("support", "query")}
+        return Episode(**vars(episodes) | clips)
+
+    def _read(self, reader: ClipReader, rows: Int[Tensor, "B ..."], rngs: Sequence[Random | None]) -> Tensor:
+        clips = shared_empty((*rows.shape, *reader.shape))
+        for episode_rows, rng, out in zip(rows, rngs, clips, strict=True):
+            for row, clip in zip(episode_rows.flatten().tolist(), out.flatten(0, -5), strict=True):
+                reader.read(row, rng, clip)
+        return clips
+
+    def _choose_views(self, episodes: Episode, rngs: Sequence[Random | None]) -> Episode:
+        def choose(rows: Tensor) -> Tensor:
+            picks = [[rng.randrange(self.views) if rng else 0 for _ in range(rows[0].numel())] for rng in rngs]
+            return torch.tensor(picks).view_as(rows)
+
+        chosen = {"support_views": choose(episodes.support_ids), "query_views": choose(episodes.query_ids)}
+        return Episode(**vars(episodes) | chosen)
+
+
+class VideoDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Single clips by (row, view), for a feature bank: the row, and the clip ``[L, 3, H, W]``.
+
+    Args:
+        reader: reads the clips.
+        items: (row, view) of each clip.
+        seed: chooses the random view of a training video; None for the test choice of frames and crop.
+    """
+
+    def __init__(self, reader: ClipReader, items: Sequence[tuple[int, int]], *, seed: int | None = None) -> None:
+        self.reader, self.items, self.seed = reader, items, seed
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
+        row, view = self.items[item]
+        clip = torch.empty(self.reader.shape, dtype=torch.uint8)
+        self.reader.read(row, None if self.seed is None else Random(f"{self.seed}/view/{row}/{view}"), clip)
+        return torch.tensor((row, view)), clip
+
+
+class EpisodeKeys(DistributedSampler[EpisodeKey]):
+    """This rank's keys of an epoch.
+
+    Rank r of R takes the indices r, r + R, ...; none is taken twice. Training leaves out a remainder; validation and
+    test add episodes beyond ``num_episodes``, which the metrics do not count, so that all ranks do the same steps.
+
+    Each iteration is a new epoch: the first one is epoch 0, or the epoch of the last `set_epoch`, which Lightning calls
+    before each epoch.
+
+    It is a `DistributedSampler` so that Lightning does not put its own around it.
+
+    Args:
+        num_episodes: episodes of an epoch, over all ranks.
+        batch_size: episodes of a step on one rank.
+        training: leave out a remainder instead of adding to it.
+        rank: this process; None to ask `torch.distributed` when the keys are needed.
+        world_size: number of processes; None to ask `torch.distributed`.
+
+    Attributes:
+        begun: whether the current epoch has been iterated over.
+        resume: (epoch, episodes over all ranks) that an interrupted run has done; that epoch continues after them.
+    """
+
+    def __init__(
+        self,
+        num_episodes: int,
+        batch_size: int = 1,
+        *,
+        training: bool,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        self.num_episodes, self.batch_size, self.training = num_episodes, batch_size, training
+        self._rank, self._world_size = rank, world_size
+        self.epoch, self.begun = 0, False
+        self.resume = (0, 0)
+
+    @property
+    def rank(self) -> int:  # type: ignore[override]  # known only once the processes are connected
+        """This process."""
+        if self._rank is None:
+            return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        return self._rank
+
+    @property
+    def num_replicas(self) -> int:  # type: ignore[override]
+        """Number of processes."""
+        if self._world_size is None:
+            return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        return self._world_size
+
+    @property
+    def step_episodes(self) -> int:
+        """Episodes of one step, over all ranks."""
+        return self.batch_size * self.num_replicas
+
+    def steps(self, done: int = 0) -> int:
+        """Steps of an epoch after its first ``done`` episodes."""
+        left = max(self.num_episodes - done, 0)
+        return left // self.step_episodes if self.training else -(-left // self.step_episodes)
+
+    @property
+    def start(self) -> int:
+        """Episodes of the current epoch that an interrupted run has done."""
+        epoch, episodes = self.resume
+        return episodes if epoch == self.epoch else 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next iteration this epoch."""
+        self.epoch, self.begun = epoch, False
+
+    def __len__(self) -> int:
+        return self.steps() * self.batch_size
+
+    def __iter__(self) -> Iterator[EpisodeKey]:
+        if self.begun:
+            self.epoch += 1
+        self.begun = True
+        epoch, start = self.epoch, self.start
+        for i in range(self.steps(start) * self.batch_size):
+            yield epoch, start + i * self.num_replicas + self.rank
+
+
+class EpisodeLoader(DataLoader[Episode]):
+    """Batches of episodes; each iteration is a new epoch, and training continues from a `state_dict`.
+
+    Lightning keeps ``state_dict`` in its checkpoints. It also builds loaders anew from the arguments of their
+    constructor (``overfit_batches``, ``trainer.predict``), so this one takes all arguments of
+    `torch.utils.data.DataLoader`.
+
+    Args:
+        dataset: makes whole batches.
+        batch_size: episodes of a batch.
+        sampler: which episodes; None for all of ``dataset`` in order, shared among the processes (`EpisodeKeys`).
+        source: the data module that made the loader, which encodes the videos of episodes without clips.
+        **options: of `torch.utils.data.DataLoader`.
+
+    Attributes:
+        keys: the `EpisodeKeys` that it draws from; None where Lightning has put another sampler in their place.
+        resized: whether it continues a run whose steps had another number of episodes.
+    """
+
+    def __init__(
+        self,
+        dataset: EpisodeDataset,
+        *,
+        batch_size: int | None = 1,
+        sampler: Any = None,
+        batch_sampler: Any = None,
+        collate_fn: Any = None,
+        source: Any = None,
+        **options: Any,
+    ) -> None:
+        if sampler is None and batch_sampler is None:
+            training = dataset.sampler.stage == "train"
+            sampler = EpisodeKeys(len(dataset), batch_size or 1, training=training)
+        super().__init__(
+            dataset,
+            batch_size,
+            sampler=sampler,
+            batch_sampler=batch_sampler,
+            collate_fn=collate_fn or _as_is,
+            **options,
+        )
+        drawn = sampler if batch_sampler is None else getattr(batch_sampler, "sampler", None)
+        self.keys = drawn if isinstance(drawn, EpisodeKeys) else None
+        self.source, self.resized = source, False
+        self._done = 0
+
+    def __iter__(self) -> Any:
+        # Lazy: Lightning sets the epoch after it has made the iterator.
+        for number, batch in enumerate(super().__iter__()):
+            if self.keys is not None:
+                self._done = (self._done if number else self.keys.start) + self.keys.step_episodes
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, how many episodes of it all ranks have had, and how many they have in a step.
+
+        An epoch counts as complete where too few episodes for another step are left.
+        """
+        if self.keys is None:
+            return {}
+        done = self._done if self.keys.begun else self.keys.start
+        done = done if self.keys.steps(done) else self.keys.num_episodes
+        return {"epoch": self.keys.epoch, "episodes": done, "step_episodes": self.keys.step_episodes}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue after the episodes of a `state_dict`, also with another batch size or number of processes.
+
+        A state of version 0.1 counts steps, which are taken to be of this loader's batch size and processes.
+        """
+        if self.keys is None or "epoch" not in state:
+            return
+        keys, epoch, step = self.keys, state["epoch"], self.keys.step_episodes
+        done = state["episodes"] if "episodes" in state else state["steps"] * step
+        self.resized = state.get("step_episodes", step) != step
+        keys.resume = epoch, done
+        keys.set_epoch(epoch if keys.steps(done) else epoch + 1)
+
+
+def align_progress(trainer: L.Trainer, loader: object) -> None:
+    """Count the batches of an interrupted epoch in steps of the size that they have now.
+
+    Lightning keeps the number of batches, and ends an epoch by it. Without this, a run that continues with another
+    batch size or number of processes would end its epoch too early, or without validation.
+    """
+    if not (isinstance(loader, EpisodeLoader) and loader.keys is not None and loader.resized):
+        return
+    progress, keys = trainer.fit_loop.epoch_loop.batch_progress, loader.keys
+    left = 0 if progress.is_last_batch else keys.steps(keys.resume[1])
+    progress.is_last_batch = left == 0
+    shift = keys.steps() - left - progress.current.ready
+    for name in ("ready", "started", "processed", "completed"):
+        setattr(progress.current, name, getattr(progress.current, name) + shift)
+
+
+def _as_is(episodes: Any) -> Any:
+    """`EpisodeDataset` makes whole batches."""
+    return episodes
+
+
+def shared_empty(shape: tuple[int, ...]) -> UInt8[Tensor, "..."]:
+    """An empty uint8 tensor, in shared memory inside a worker, so that it reaches the main process without a copy."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    # As torch's own collate does it; `share_memory_` would copy what is not there yet, at twice the cost of an episode.
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
