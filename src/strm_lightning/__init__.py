@@ -8,6 +8,8 @@ One alphabet of axes is used everywhere: ``B`` episodes (or any leading axes), `
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from strm_lightning._version import __version__
+
 if TYPE_CHECKING:
     from strm_lightning.classifier import FewShotClassifier
     from strm_lightning.data.datamodule import EpisodeDataModule
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
     from strm_lightning.models.strm import STRM
     from strm_lightning.training.module import STRMModule
 
-__version__ = "0.1.0"
 __all__ = ["STRM", "Episode", "EpisodeDataModule", "FewShotClassifier", "STRMModule", "__version__"]
 
 # Imported on first use: torch, lightning and timm take seconds, and `strm --version` should not.

@@ -15,8 +15,8 @@ from sklearn.preprocessing import StandardScaler
 
 from strm_lightning import fileio
 from strm_lightning.moving_shapes import ACTIONS, SPLIT, dataset, moving_shapes, render_clip
-from strm_lightning.moving_shapes.figures import FIGURES
 from strm_lightning.moving_shapes.motions import MOTIONS
+from strm_lightning.moving_shapes.outlines import FIGURES
 
 SMALL = {"size": 48, "num_frames": 8, "progress": False}
 REVERSED = [  # (an action, what its frames show in reverse order)

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from strm_lightning.classifier import loading, storage
+from strm_lightning.classifier import load_model, storage
 from strm_lightning.classifier.calibration import Calibration, Fitted, calibrate, check_options
 from strm_lightning.classifier.clips import (
     Preprocessing,
@@ -108,8 +108,8 @@ class FewShotClassifier(ScikitLearnHabits):
             FileNotFoundError: there is no such file.
             ValueError: it is no checkpoint of `STRMModule`.
         """
-        place = loading.resolve_device(device)
-        model, qc_weight, trained = loading.read_checkpoint(path)
+        place = load_model.resolve_device(device)
+        model, qc_weight, trained = load_model.read_checkpoint(path)
         asked = {"image_size": image_size, "short_side": short_side, "frame_policy": frame_policy}
         given = {name: value for name, value in asked.items() if value is not None}
         how = Preprocessing(**{**trained, **given})
@@ -119,7 +119,7 @@ class FewShotClassifier(ScikitLearnHabits):
     @classmethod
     def from_backbone(
         cls,
-        backbone: str = loading.DEFAULT_BACKBONE,
+        backbone: str = load_model.DEFAULT_BACKBONE,
         *,
         weights: str | Path | None = None,
         patch_grid: int = 4,
@@ -146,12 +146,12 @@ class FewShotClassifier(ScikitLearnHabits):
         """
         spec = str(weights) if weights is not None else None
         chosen = {"matching": matching, "matching_options": dict(matching_options or {})}
-        model = loading.untrained(backbone, weights=spec, patch_grid=patch_grid, num_frames=num_frames, **chosen)
+        model = load_model.untrained(backbone, weights=spec, patch_grid=patch_grid, num_frames=num_frames, **chosen)
         how = Preprocessing(num_frames=num_frames, image_size=image_size)
         absolute = str(Path(spec).absolute()) if spec is not None and Path(spec).is_file() else spec
         made = {"backbone": backbone, "weights": absolute, "patch_grid": patch_grid}
         source = {**made, "num_frames": num_frames, "image_size": image_size, **chosen}
-        return cls(model.to(loading.resolve_device(device)), how, source=source, **options)
+        return cls(model.to(load_model.resolve_device(device)), how, source=source, **options)
 
     # The support set ------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from strm_lightning.classifier import loading
+from strm_lightning.classifier import load_model
 from strm_lightning.classifier.classifier import FewShotClassifier
 from strm_lightning.classifier.clips import check_first_frame
 from strm_lightning.classifier.examples import bar_options
@@ -235,7 +235,7 @@ def _without_examples(
         if backbone is not None or weights is not None:
             raise InputError("--ckpt brings a backbone and its weights: give it, or --backbone and --weights")
         return FewShotClassifier.from_checkpoint(ckpt, device=device, **options)
-    name = backbone or loading.DEFAULT_BACKBONE
+    name = backbone or load_model.DEFAULT_BACKBONE
     return FewShotClassifier.from_backbone(name, weights=weights, device=device, **options)
 
 

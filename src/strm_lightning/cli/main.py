@@ -55,7 +55,7 @@ def _run(args: Sequence[str] | None) -> None:
         import_user_code(user_code)
     name = arguments[0] if arguments else "--help"
     if name == "--version":
-        from strm_lightning import __version__
+        from strm_lightning._version import __version__
 
         print(f"strm-lightning {__version__}")
     elif name in ("-h", "--help"):

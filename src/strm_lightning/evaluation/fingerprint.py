@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from strm_lightning import __version__
+from strm_lightning._version import __version__
 from strm_lightning.data.datamodule import EpisodeDataModule
 from strm_lightning.data.splits.split import Stage
 from strm_lightning.models.head import STRMHead

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from strm_lightning.moving_shapes.figures import FIGURES, Line
+from strm_lightning.moving_shapes.outlines import FIGURES, Line
 
 Array = np.ndarray
 

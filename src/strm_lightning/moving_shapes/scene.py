@@ -8,9 +8,9 @@ from jaxtyping import Float, Int, UInt8
 
 from strm_lightning.errors import InputError
 from strm_lightning.moving_shapes.backdrops import Array, Generator, backdrop, wander
-from strm_lightning.moving_shapes.figures import FIGURES
 from strm_lightning.moving_shapes.motions import ACTIONS, MOTIONS, Track
 from strm_lightning.moving_shapes.movers import Hand, Look
+from strm_lightning.moving_shapes.outlines import FIGURES
 
 _MOMENTS = 4  # moments within a frame at which places are known, for motion blur
 _SEVERAL = frozenset(a for a in ACTIONS if len(MOTIONS[a](np.zeros(1), np.random.default_rng(0), 0.3)) > 1)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from strm_lightning import __version__
+from strm_lightning._version import __version__
 from strm_lightning.data.cache.clipfile import SUFFIX, ClipFile
 from strm_lightning.data.decode.limits import MAX_FRAMES
 from strm_lightning.data.sampling import FramePolicy, reachable_frames
