@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from strm_lightning.cli.main import main
-from strm_lightning.evaluation.compare import compare_documents, paired_difference
+from strm_lightning.evaluation.paired import compare_documents, paired_difference
 from strm_lightning.evaluation.tables import latex_table, markdown_table
 from tests.evaluation.documents import CLASSES, document, random_results, sweep_row, write
 

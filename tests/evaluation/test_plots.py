@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from strm_lightning.cli.main import main
-from strm_lightning.evaluation import plots
+from strm_lightning.evaluation import pictures as plots
 from strm_lightning.evaluation.figures import class_figure, confusion_figure, learning_figure, shots_figure
 from tests.evaluation.documents import CLASSES, document, random_results, write
 

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from strm_lightning.cli.parsing import Parser, one_line
 from strm_lightning.data.datamodule import MOVING_SHAPES, EpisodeDataModule
 from strm_lightning.errors import InputError, WriteError
-from strm_lightning.evaluation.plots import METRICS, draw
+from strm_lightning.evaluation.pictures import METRICS, draw
 from strm_lightning.evaluation.report import RESULTS, run_folder
 from strm_lightning.evaluation.tables import plain_table
 from strm_lightning.models.matching.base import matching_names, matching_options

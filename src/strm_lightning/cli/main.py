@@ -23,8 +23,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "classify": ("cli.classify:classify", "recognise one's own actions in videos, from a few clips of each"),
     "demo": ("cli.classify:demo", "the same as a web page on this machine"),
     "convert": ("cli.convert:convert", "turn a checkpoint of the released STRM or TRX code into one of ours"),
-    "compare": ("evaluation.compare:compare", "difference of two test results on the same episodes, with its interval"),
-    "plot": ("evaluation.plots:plot", "draw the pictures of runs"),
+    "compare": ("cli.compare:compare", "difference of two test results on the same episodes, with its interval"),
+    "plot": ("cli.plot:plot", "draw the pictures of runs"),
 }
 
 

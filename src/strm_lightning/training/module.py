@@ -39,7 +39,7 @@ from strm_lightning.evaluation.encoding import (
 from strm_lightning.evaluation.fingerprint import feature_options
 from strm_lightning.evaluation.handover import Handover
 from strm_lightning.evaluation.matching import match_from_bank
-from strm_lightning.evaluation.plots import log_pictures
+from strm_lightning.evaluation.pictures import log_pictures
 from strm_lightning.evaluation.report import (
     device_name,
     report_of_episodes,

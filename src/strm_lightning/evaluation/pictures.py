@@ -1,4 +1,4 @@
-"""``strm plot``: confusion, accuracy of each class, accuracy over shots and learning curves as PNG files."""
+"""Pictures of runs as PNG files: confusion, accuracy of each class, accuracy over shots, learning curves."""
 
 import csv
 import re
@@ -20,25 +20,14 @@ if TYPE_CHECKING:
 METRICS = "metrics.csv"
 
 
-def plot(*runs: str, out: str | None = None) -> None:
-    """Draw all that can be drawn of runs: confusion.png, per-class.png, shots.png and learning-curve.png.
+def draw(runs: Sequence[str | Path], out: str | Path | None = None) -> list[Path]:
+    """Draw confusion.png, per-class.png, shots.png and learning-curve.png of runs, as far as their files allow.
 
     Several runs share the pictures of classes, shots and learning.
 
     Args:
         runs: folders of runs, or results.json and metrics.csv files.
-        out: folder of the pictures; the first run's where not given.
-    """
-    if not runs:
-        raise InputError("give a run's folder, or its results.json or metrics.csv")
-    drawn = draw(runs, out)
-    if not drawn:
-        raise InputError(f"nothing to draw in {' '.join(runs)}: no {RESULTS}, and no loss or accuracy in {METRICS}")
-    print(*drawn, sep="\n")
-
-
-def draw(runs: Sequence[str | Path], out: str | Path | None = None) -> list[Path]:
-    """Draw runs as `plot` does.
+        out: folder of the pictures; None for that of the first run.
 
     Returns:
         The files that were written; none where a fit has logged neither loss nor accuracy.

@@ -1,16 +1,14 @@
-"""``strm compare``: is one model better than another, on the same episodes?"""
+"""Paired differences of test results on the same episodes, with their intervals."""
 
-import json as json_format
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 
 from strm_lightning.errors import InputError
-from strm_lightning.evaluation.report import RESULTS, load_results, results_of
+from strm_lightning.evaluation.report import results_of
 from strm_lightning.evaluation.results import half_interval
 from strm_lightning.evaluation.tables import latex_table, markdown_table, plain_table
 
@@ -34,37 +32,16 @@ class Difference:
     episodes: int
 
 
-def compare(
-    *results: str, allow: Sequence[str] = (), latex: bool = False, markdown: bool = False, json: bool = False
-) -> None:
-    """Hold results against the first of them, episode by episode.
-
-    Both models answered the same episodes, so what an episode's difficulty adds to both falls out of the difference:
-    its interval is narrower than the two accuracies' own. It covers the choice of episodes from these videos; other
-    classes may differ by more.
+def comparison_text(found: Mapping[str, Any], style: Literal["plain", "markdown", "latex"] = "plain") -> str:
+    """Tables of what `compare_documents` found: overall, other ways and shots, and classes; plain text ends in words.
 
     Args:
-        results: two or more results.json, or the folders that hold them; the first is the baseline.
-        allow: entries of the protocol card that may differ, such as [num_frames]; the episodes never may.
-        latex: print a LaTeX table.
-        markdown: print a Markdown table.
-        json: print JSON with all numbers.
+        found: the differences.
+        style: of the tables.
     """
-    if len(results) < 2:
-        raise InputError("give two or more results.json to compare")
-    documents = {name: load_results(name) for name in results}
-    if len({(path / RESULTS if path.is_dir() else path).resolve() for path in map(Path, results)}) < len(results):
-        raise InputError("one file is given twice; a model cannot be compared with itself")
-    found = compare_documents(documents, allow=allow)
-    if json:
-        print(json_format.dumps(found, indent=1))
-        return
-    table = latex_table if latex else markdown_table if markdown else plain_table
-    for part in (_overall(found), _sweep(found), _per_class(found)):
-        if part[1]:
-            print(table(*part), end="\n\n")
-    if not latex and not markdown:
-        print(_verdict(found))
+    table = {"plain": plain_table, "markdown": markdown_table, "latex": latex_table}[style]
+    parts = [table(*part) for part in (_overall(found), _sweep(found), _per_class(found)) if part[1]]
+    return "\n\n".join(parts if style != "plain" else [*parts, _verdict(found)])
 
 
 def compare_documents(documents: Mapping[str, Mapping[str, Any]], *, allow: Sequence[str] = ()) -> dict[str, Any]:
