@@ -21,7 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "prepare": ("data.prepare:prepare", "decode every video once, into a frame cache that training reads from"),
     "doctor": ("data.checks.doctor:doctor", "hold a data folder against a split, and say whether training can start"),
     "classify": ("cli.classify:classify", "recognise one's own actions in videos, from a few clips of each"),
-    "demo": ("cli.classify:demo", "the same as a web page on this machine"),
+    "demo": ("cli.demo:demo", "the same as a web page on this machine"),
     "convert": ("cli.convert:convert", "turn a checkpoint of the released STRM or TRX code into one of ours"),
     "compare": ("cli.compare:compare", "difference of two test results on the same episodes, with its interval"),
     "plot": ("cli.plot:plot", "draw the pictures of runs"),
