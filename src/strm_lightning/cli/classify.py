@@ -229,6 +229,7 @@ def _plain_warnings() -> Iterator[None]:
 def classifier_without_examples(
     ckpt: str | None, backbone: str | None, weights: str | None, device: str | None, **options: Any
 ) -> FewShotClassifier:
+    """A classifier on a checkpoint, or else on a pretrained backbone; it has no examples yet."""
     if ckpt is not None:
         if backbone is not None or weights is not None:
             raise InputError("--ckpt brings a backbone and its weights: give it, or --backbone and --weights")
