@@ -1,4 +1,4 @@
-"""The command line as people meet it: what it tells, and that it refuses in one line."""
+"""The command line: help texts, and input errors in one line."""
 
 import re
 import subprocess
@@ -182,7 +182,7 @@ def test_a_test_that_cannot_run_is_reported_before_training(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fitt"], "no command 'fitt'; did you mean fit"),
+        (["fitt"], "no command 'fitt'; did you mean 'fit'"),
         (["fit", "--model.lrr=3"], "nrecognized arguments: --model.lrr=3; did you mean --model.lr[,?]"),
         (["fit", "--model.way=3"], "--model.way=3; did you mean --data.way?"),
         (["fit", "--model.lr=much"], "model.lr.*float.*much; all options: strm fit --help-all"),
@@ -207,7 +207,7 @@ def test_a_test_that_cannot_run_is_reported_before_training(
         (["fit", *TINY, "--model.backbone=gmlp_ti16_224"], "cannot take frames of 32 x 32 pixels"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line(
+def test_input_errors_are_one_line(
     actions: Path, tmp_path: Path, monkeypatch: Any, capsys: Any, arguments: list[str], message: str
 ) -> None:
     if arguments[0] == "fit" and torch.cuda.is_available() and "--trainer.accelerator=gpu" in arguments:

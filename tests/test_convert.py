@@ -79,4 +79,4 @@ def test_a_wrong_file_is_told_in_one_line(tmp_path: Path, capsys: pytest.Capture
     assert not (tmp_path / "out.ckpt").exists()
     with pytest.raises(SystemExit):
         main(["convert", str(released_file(tmp_path / "a.pt")), str(tmp_path)])
-    assert "is a folder: name the file to write" in capsys.readouterr().err
+    assert "is a folder: give the file to write" in capsys.readouterr().err

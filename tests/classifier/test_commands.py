@@ -166,7 +166,7 @@ def test_unknown(run, place: Path) -> None:
 def test_mistakes_are_told_in_one_line(run, place: Path, tmp_path: Path) -> None:
     query = place / "queries" / "up.mp4"
     assert "no video to classify" in run(status=2)
-    assert f"{tmp_path}: a folder without any video" in run(tmp_path, status=2)
+    assert f"{tmp_path}: the folder contains no video" in run(tmp_path, status=2)
     assert "no such folder" in run(query, support="nowhere", status=2)
     write_video(tmp_path / "some" / "left" / "a.mp4", moving("left"))
     assert "examples of 1 class" in run(query, support=str(tmp_path / "some"), status=2)
@@ -184,11 +184,11 @@ def test_mistakes_are_told_in_one_line(run, place: Path, tmp_path: Path) -> None
         (["--temperature=0"], "temperature 0.0: give a positive number"),
         (["--window=0"], "--window 0: give a positive number of seconds"),
         (["--window=2", "--stride=-1"], "--stride -1: give a positive number of seconds"),
-        (["--stride=2"], "--stride 2 goes with --window"),
+        (["--stride=2"], "--stride 2 needs --window"),
         (["--explain=why.doc"], r"why.doc: give a name that ends in .png"),
         (["--save_support=."], "--save_support .: is a folder"),
         (["--device=banana"], "device 'banana': cannot be used here"),
-        (["--ckpt=best.ckpt"], "--ckpt brings a backbone and its weights"),
+        (["--ckpt=best.ckpt"], "--ckpt excludes --backbone and --weights"),
     ],
 )
 def test_wrong_options_are_told_before_anything_is_encoded(
@@ -210,7 +210,7 @@ def test_weights_of_another_backbone_are_told(run, place: Path, tmp_path: Path) 
     assert "other.safetensors: not of this backbone; its tensors have" in run(query, f"--weights={other}", status=2)
 
 
-def test_warnings_are_told_in_words(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_warnings_are_one_line(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import shutil
     import warnings
 

@@ -118,7 +118,7 @@ def test_a_model_is_not_compared_with_itself(tmp_path: Path, capsys: pytest.Capt
     for arguments in ([a], [a, a], [a, str(tmp_path)]):
         with pytest.raises(SystemExit):
             main(["compare", *arguments])
-    assert "two or more results.json" in capsys.readouterr().err
+    assert "at least two results.json" in capsys.readouterr().err
 
 
 def test_tables_escape_what_their_formats_mean() -> None:

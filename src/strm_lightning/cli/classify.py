@@ -1,4 +1,4 @@
-"""The commands ``strm classify`` and ``strm demo``."""
+"""``strm classify``: recognise actions in videos from example clips."""
 
 import os
 import sys
@@ -38,28 +38,28 @@ def classify(
     jobs: int = 1,
     device: str | None = None,
 ) -> None:
-    """Recognise actions in videos from a few example clips of each.
+    """Recognise actions in videos from a few example clips of each class.
 
     Args:
-        videos: video files, or folders of them.
-        support: folder of examples, with a folder of clips for each class; or a file that ``--save_support`` wrote,
-            which names its model.
-        ckpt: checkpoint of a trained model; without, a bare backbone compares patches frame by frame, or the model that
-            a file of examples names.
-        backbone: timm model, where there is no ``ckpt``; null for EfficientNet-Lite0.
-        weights: a file of its weights; null for the pretrained ones (of EfficientNet-Lite0 from the extra ``weights``).
-        threshold: probability below which a video is ``unknown``; ``fit`` finds a better measure on the examples; null
-            for never, or as a file of examples has it.
-        temperature: divides the logits; ``fit`` finds it on the examples, where two classes or more have two clips or
-            more; null for ``fit``, or as a file of examples has it.
-        window: length in seconds of a sliding window, for long videos; null takes each video as one clip.
-        stride: seconds from window to window; null for half a window.
-        json: print one JSON object a line, with all probabilities, instead of the table.
+        videos: video files, or folders of video files.
+        support: folder with a subfolder of example clips for each class, or a file that ``--save_support`` wrote.
+        ckpt: checkpoint of a trained model; null for the model of the support file, or for a pretrained backbone whose
+            patches are compared frame by frame.
+        backbone: timm model to use without ``ckpt``; null for EfficientNet-Lite0.
+        weights: file of the backbone's weights; null for pretrained weights (EfficientNet-Lite0: the extra
+            ``weights``).
+        threshold: probability below which a video is ``unknown``; ``fit`` fits a threshold on the logit to the
+            examples; null for no threshold, or for the support file's.
+        temperature: divides the logits; ``fit`` fits it to the examples, if at least two classes have at least two
+            clips; null for ``fit``, or for the support file's.
+        window: length in seconds of a sliding window, for long videos; null classifies each video as one clip.
+        stride: seconds between the starts of two windows; null for half a window.
+        json: print one JSON object per line, with all probabilities, instead of the table.
         csv: print comma-separated values instead of the table.
-        explain: draw why the first video got its label to this picture (.png, .pdf, .svg).
-        save_support: write the encoded examples to this .safetensors file, for ``--support`` later.
-        jobs: videos read at once.
-        device: such as ``cuda:0``; null for the GPU where there is one.
+        explain: draw an explanation of the first video's label to this file (.png, .pdf, .svg).
+        save_support: write the encoded examples to this .safetensors file, for a later ``--support``.
+        jobs: number of videos that are read at the same time.
+        device: such as ``cuda:0``; null for the GPU if there is one.
     """
     files = find_videos(videos)
     _check(files, support, window, stride, save_support, both=json and csv)
@@ -87,7 +87,7 @@ def classify(
     bad = 0
     findings = _findings(classifier, files, window, stride, merged=not (json or csv))
     total = len(files) if window is None else None
-    # Rows on the screen show the progress by themselves.
+    # On a terminal, the printed rows show the progress.
     for video, found in tqdm(findings, "Classifying", total, disable=sys.stdout.isatty(), **bar_options()):
         bad += isinstance(found, VideoError)
         _print(report, video, found)
@@ -98,7 +98,7 @@ def classify(
 
 
 def _broken(files: Sequence[str]) -> dict[str, VideoError]:
-    """The videos whose first frame cannot be decoded, with the errors; found before the examples are encoded."""
+    """Return the videos whose first frame cannot be decoded, with their errors."""
     found = {}
     for file in tqdm(files, "Checking videos", **bar_options()):
         try:
@@ -109,14 +109,14 @@ def _broken(files: Sequence[str]) -> dict[str, VideoError]:
 
 
 def _print(report: Report, video: str, found: Found) -> None:
-    """Print one row at once, so that a program that reads it need not wait."""
+    """Print one row without buffering, for programs that read the output."""
     try:
         report.add(video, found)
         sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - the rest of the buffer cannot be written at exit either
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - the flush at exit would fail again
         raise WriteError(f"standard output: cannot be written ({error.strerror})") from error
 
 
@@ -133,20 +133,20 @@ def _check(
     *,
     both: bool,
 ) -> None:
-    """Refuse what cannot come to an end before anything is encoded."""
+    """Check the options before anything is encoded."""
     if both:
-        raise InputError("give --json or --csv, not both")
+        raise InputError("--json and --csv exclude each other")
     if support is None:
-        raise InputError("give --support: a folder with a folder of example clips for each class")
+        raise InputError("--support is missing: give a folder with a subfolder of example clips for each class")
     if not files and save_support is None:
-        raise InputError("no video to classify: name files, or folders of them")
+        raise InputError("no video to classify: give video files or folders of video files")
     if window is None and stride is not None:
-        raise InputError(f"--stride {stride:g} goes with --window, the length of a window in seconds")
+        raise InputError(f"--stride {stride:g} needs --window, the length of a window in seconds")
     for name, seconds in (("window", window), ("stride", stride)):
         if seconds is not None and not seconds > 0:
             raise InputError(f"--{name} {seconds:g}: give a positive number of seconds")
     if save_support is not None and Path(save_support).is_dir():
-        raise InputError(f"--save_support {save_support}: is a folder; name a file, such as actions.safetensors")
+        raise InputError(f"--save_support {save_support}: is a folder; give a file, such as actions.safetensors")
 
 
 def _findings(
@@ -165,16 +165,16 @@ def _findings(
 
 
 def find_videos(names: Sequence[str]) -> list[str]:
-    """Files as they were named, and the video files of the folders among them, however deep, in order.
+    """Replace each folder by the video files in it and its subfolders, sorted; keep the other names.
 
     Raises:
-        ValueError: a folder has no video.
+        InputError: a folder contains no video.
     """
     found = []
     for name in names:
         inside = _videos_in(Path(name))
         if Path(name).is_dir() and not inside:
-            raise InputError(f"{name}: a folder without any video")
+            raise InputError(f"{name}: the folder contains no video")
         found += inside or [name]
     return found
 
@@ -184,18 +184,18 @@ def _videos_in(folder: Path) -> list[str]:
 
 
 def find_examples(folder: str) -> dict[str, list[str]]:
-    """Videos by class, by the rule of `strm fit`: the class is the folder that holds the videos (see `list_files`).
+    """Return the video files of each class; as for `strm fit`, the class is the name of the folder of a video.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: no videos in it, or a folder without any.
+        MissingFileError: the folder does not exist.
+        InputError: the folder or one of its subfolders contains no video.
     """
     listing = list_videos(folder, "videos")
     for inner in sorted(listing.root.iterdir()):
         near = [video for video in _videos_in(inner) if len(Path(video).relative_to(inner).parts) < 3]
         if inner.is_dir() and inner.name[0] != "." and not near:
-            raise InputError(f"class {inner.name!r} has no video: {inner} has none; remove the folder")
-    return {name: [listing.places[video] for video in listing.by_class[name]] for name in listing.class_names}
+            raise InputError(f"class {inner.name!r} has no video: remove the folder {inner} or add videos to it")
+    return {name: [listing.paths[video] for video in listing.by_class[name]] for name in listing.class_names}
 
 
 def open_classifier(
@@ -207,20 +207,20 @@ def open_classifier(
     device: str | None = None,
     **options: Any,
 ) -> FewShotClassifier:
-    """A classifier with examples from a folder or from a file; `classify` explains the arguments."""
+    """Return a classifier with examples from a folder or a file; for the arguments see `classify`."""
     stored = Path(support).is_file()
     if stored and ckpt is backbone is weights is None:
         return FewShotClassifier.load(support, device=device).set_params(**options)
     classifier = classifier_without_examples(ckpt, backbone, weights, device, **options)
     if stored:
         return classifier.load(support).set_params(**options)
-    with _plain_warnings():
+    with _one_line_warnings():
         return classifier.fit(find_examples(support), progress=True)
 
 
 @contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """Tell warnings in a line of words, without the line of code that they come from."""
+def _one_line_warnings() -> Iterator[None]:
+    """Print the message of a warning without its source line."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: _warn(str(message))
         yield
@@ -229,10 +229,10 @@ def _plain_warnings() -> Iterator[None]:
 def classifier_without_examples(
     ckpt: str | None, backbone: str | None, weights: str | None, device: str | None, **options: Any
 ) -> FewShotClassifier:
-    """A classifier on a checkpoint, or else on a pretrained backbone; it has no examples yet."""
+    """Return a classifier without examples, on a checkpoint or a pretrained backbone."""
     if ckpt is not None:
         if backbone is not None or weights is not None:
-            raise InputError("--ckpt brings a backbone and its weights: give it, or --backbone and --weights")
+            raise InputError("--ckpt excludes --backbone and --weights: a checkpoint contains both")
         return FewShotClassifier.from_checkpoint(ckpt, device=device, **options)
     name = backbone or load_model.DEFAULT_BACKBONE
     return FewShotClassifier.from_backbone(name, weights=weights, device=device, **options)

@@ -1,4 +1,4 @@
-"""``strm compare``: differences of test results on the same episodes."""
+"""``strm compare``: paired differences of test results on the same episodes."""
 
 import json as json_format
 from collections.abc import Sequence
@@ -12,24 +12,24 @@ from strm_lightning.evaluation.report import RESULTS, load_results
 def compare(
     *results: str, allow: Sequence[str] = (), latex: bool = False, markdown: bool = False, json: bool = False
 ) -> None:
-    """Compare test results with the first of them, episode by episode.
+    """Compare test results with the first one, episode by episode.
 
-    All results must be of the same episodes. The difficulty of an episode adds to both accuracies and cancels in their
-    difference, so the interval of the difference is narrower than those of the accuracies. It covers the choice of
-    episodes from these videos; on other classes the difference may vary more.
+    All results must be of the same episodes. The difficulty of an episode cancels in the difference of two accuracies,
+    so the interval of the difference is narrower than those of the accuracies. The interval covers the choice of
+    episodes from these videos, not the choice of classes.
 
     Args:
-        results: two or more results.json, or the folders that hold them; the first is the baseline.
-        allow: entries of the protocol card that may differ, such as [num_frames]; the episodes never may.
+        results: two or more results.json files, or folders that contain one; the first is the baseline.
+        allow: entries of the protocol card that may differ, such as [num_frames]; the episodes must be the same.
         latex: print a LaTeX table.
         markdown: print a Markdown table.
         json: print JSON with all numbers.
     """
     if len(results) < 2:
-        raise InputError("give two or more results.json to compare")
+        raise InputError("give at least two results.json files to compare")
     documents = {name: load_results(name) for name in results}
     if len({(path / RESULTS if path.is_dir() else path).resolve() for path in map(Path, results)}) < len(results):
-        raise InputError("one file is given twice; a model cannot be compared with itself")
+        raise InputError("the same results.json is given twice")
     found = compare_documents(documents, allow=allow)
     if json:
         print(json_format.dumps(found, indent=1))

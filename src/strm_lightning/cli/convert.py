@@ -1,4 +1,4 @@
-"""``strm convert``: a released checkpoint in, a checkpoint of ours out."""
+"""``strm convert``: convert an official checkpoint to a checkpoint of this package."""
 
 from pathlib import Path
 from typing import Literal
@@ -12,28 +12,28 @@ from strm_lightning.fileio import atomic_path
 from strm_lightning.models.official import OfficialCheckpoint, read_official
 from strm_lightning.training.module import STRMModule
 
-# How the release reads a clip; on what a checkpoint was trained, the file does not say.
+# How the official code reads a clip. The checkpoint does not store it.
 _INPUT = {"image_size": 224, "short_side": 256, "frame_policy": "release", "short_clips": "drop"}
 
 
 def convert(checkpoint: Path, out: Path, *, query_class: Literal["off", "fresh"] = "off", seed: int = 0) -> None:
-    """Turn a released STRM or TRX checkpoint into one for ``strm test --ckpt_path`` and ``STRMModule``.
+    """Convert an official STRM or TRX checkpoint for ``strm test --ckpt_path`` and ``STRMModule``.
 
-    Everything is inferred from the file. Pixels stay in 0 .. 1 without normalisation and frames are chosen as the
-    release does.
+    All options are inferred from the file. As in the official code, pixels are in 0 .. 1 without normalisation.
 
     Args:
-        checkpoint: file of the released code.
-        out: where to write ours, such as ``strm.ckpt``.
-        query_class: the release never saved QC's projection: ``off`` tests without QC, ``fresh`` draws a projection.
-        seed: of the fresh projection.
+        checkpoint: checkpoint file of the official code.
+        out: file to write, such as ``strm.ckpt``.
+        query_class: official checkpoints do not contain QC's projection: ``off`` disables QC, ``fresh`` initialises
+            the projection at random.
+        seed: seed of the random projection.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
-        ValueError: it is damaged, unsafe or no such checkpoint, or ``out`` is a folder.
+        MissingFileError: the checkpoint does not exist.
+        InputError: the checkpoint is damaged, unsafe or not an official one, or ``out`` is a folder.
     """
     if out.is_dir():
-        raise InputError(f"{out} is a folder: name the file to write, such as {out / 'strm.ckpt'}")
+        raise InputError(f"{out} is a folder: give the file to write, such as {out / 'strm.ckpt'}")
     found = read_official(checkpoint, query_class=query_class)
     module = STRMModule(pretrained=False, **found.options)
     module.model.load_state_dict(found.build(seed=seed).state_dict())

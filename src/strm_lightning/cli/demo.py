@@ -1,4 +1,4 @@
-"""``strm demo``: the web page."""
+"""``strm demo``: a local web page for the classifier."""
 
 import os
 import signal
@@ -20,29 +20,30 @@ def demo(
     max_total_mb: int = 1000,
     device: str | None = None,
 ) -> None:
-    """Open a web page on this computer that recognises actions from a few clips of each.
+    """Start a local web page that recognises actions from a few example clips of each class.
 
     Args:
-        ckpt: checkpoint of a trained model; without, a bare backbone compares patches frame by frame.
-        backbone: timm model, where there is no ``ckpt``; null for EfficientNet-Lite0.
-        weights: a file of its weights; null for the pretrained ones (of EfficientNet-Lite0 from the extra ``weights``).
-        host: address to listen on; 0.0.0.0 lets other computers in, and whoever reaches it may use it.
-        port: number of the port; null takes the first free one from 7860.
-        max_mb: size in megabytes of the largest file that may be uploaded.
-        max_total_mb: megabytes of all uploads together, with what is kept of them while their pages are open.
-        device: such as ``cuda:0``; null for the GPU where there is one.
+        ckpt: checkpoint of a trained model; null for a pretrained backbone whose patches are compared frame by frame.
+        backbone: timm model to use without ``ckpt``; null for EfficientNet-Lite0.
+        weights: file of the backbone's weights; null for pretrained weights (EfficientNet-Lite0: the extra
+            ``weights``).
+        host: address to listen on; 0.0.0.0 allows other computers to connect, without a password.
+        port: port number; null for the first free one from 7860.
+        max_mb: largest size of an uploaded file, in megabytes.
+        max_total_mb: largest size of all uploads and stored data of open pages, in megabytes.
+        device: such as ``cuda:0``; null for the GPU if there is one.
     """
     try:
         from strm_lightning.web import page as web
     except ModuleNotFoundError as error:
-        raise MissingPackageError(f'the page needs {error.name}: in a checkout, run pip install ".[web]"') from error
+        raise MissingPackageError(f'strm demo needs {error.name}: in a checkout, run pip install ".[web]"') from error
     if max_mb < 1:
-        raise InputError(f"--max_mb {max_mb}: give 1 megabyte or more")
+        raise InputError(f"--max_mb {max_mb}: give at least 1")
     if max_total_mb < max_mb:
-        raise InputError(f"--max_total_mb {max_total_mb}: give as much as --max_mb, {max_mb}, or more")
+        raise InputError(f"--max_total_mb {max_total_mb}: give at least --max_mb, {max_mb}")
     web.check_address(host, port)
     plain = classifier_without_examples(ckpt, backbone, weights, device)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploads go then too, as with Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # delete the uploads, as after Ctrl-C
     with upload_folder() as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(folder)  # where gradio stores uploads
         uploads = Uploads(max_total_mb * 10**6)

@@ -1,4 +1,4 @@
-"""``fit``, ``validate`` and ``test``: Lightning's own command line over our module and data module."""
+"""``strm fit``, ``validate`` and ``test``: LightningCLI for `STRMModule` and `EpisodeDataModule`."""
 
 import argparse
 import logging
@@ -29,14 +29,12 @@ from strm_lightning.training.checkpoints import LastCheckpoint, check_checkpoint
 from strm_lightning.training.module import STRMModule
 
 _CSV = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}
-
-
 _EVALUATION = {
     "data": ["root", "split", "lists", "way", "shot", "num_frames", "image_size", "num_workers"],
     "model": ["backbone", "weights", "matching"],
     "trainer": ["accelerator", "devices", "precision"],
 }
-# The options that `--help` of each subcommand shows; `--help-all` shows all.
+# Options in `--help` of each subcommand; `--help-all` shows all.
 _SHORT_HELP: dict[str, dict[str, list[str]]] = {
     "fit": {
         "": ["config", "ckpt_path", "seed_everything", "test_after_fit", "help-all"],
@@ -51,23 +49,23 @@ _SHORT_HELP: dict[str, dict[str, list[str]]] = {
         "data": [*_EVALUATION["data"], "test_episodes", "test_shots", "test_ways"],
     },
 }
-# Help of Lightning's options in the short help, in place of its own, which is long.
+# Short help texts of Lightning's options.
 _SHORT_TEXTS = {
-    "ckpt_path": "a checkpoint of `strm fit`: to resume from, or to validate or test",
-    "seed_everything": "seed of the weights and of training, from 0",
-    "trainer.max_epochs": "epochs of training",
+    "ckpt_path": "checkpoint of `strm fit` to resume, validate or test",
+    "seed_everything": "seed of initial weights and training, at least 0",
+    "trainer.max_epochs": "number of training epochs",
     "trainer.accelerator": "``cpu``, ``gpu`` or ``auto``",
-    "trainer.devices": "number of devices, or their indices",
+    "trainer.devices": "number of devices, or list of their indices",
     "trainer.precision": "``32-true``, ``bf16-mixed`` or ``16-mixed``; all: --help-all",
 }
-# How messages start that Lightning raises as ValueError or RuntimeError during a run although an option is wrong.
+# First words of Lightning's ValueError and RuntimeError messages that are about a wrong option.
 _LIGHTNINGS_ERRORS = (
     "Early stopping conditioned on metric",
     "`val_check_interval` (",
     '`.test(ckpt_path="best")`',
     '`.validate(ckpt_path="best")`',
 )
-# Lowest values of options that PyTorch and Lightning check late, in a line without the option's name, or not at all.
+# Lowest values of options that PyTorch and Lightning check late, without the option's name, or not at all.
 _LOWEST = {
     "seed_everything": 0,
     "data.num_workers": 0,
@@ -89,10 +87,10 @@ class _HelpAll(argparse._HelpAction):
 
 
 class _Parser(Parser, LightningArgumentParser):
-    """Lightning's parser, with errors of one line and a short ``--help``.
+    """Lightning's parser, with one-line errors and a short ``--help``.
 
     Args:
-        short_help: names of the options that ``--help`` shows, by group; empty for all.
+        short_help: options in ``--help`` by group; empty for all options.
     """
 
     def __init__(self, *args: Any, short_help: dict[str, list[str]] | None = None, **kwargs: Any) -> None:
@@ -121,7 +119,7 @@ class _Parser(Parser, LightningArgumentParser):
 
 
 def _describe_matching(parser: LightningArgumentParser) -> None:
-    """Name the registered matching methods and their options in the help."""
+    """List the registered matching methods and their options in the help."""
     texts = {
         "model.matching": f"matching method: {', '.join(matching_names())}",
         "model.matching_options": "options of the matching method. "
@@ -136,52 +134,54 @@ def _describe_matching(parser: LightningArgumentParser) -> None:
 
 
 class SaveConfig(SaveConfigCallback):
-    """Save the configuration of each subcommand beside its logs, under its own name: none overwrites another."""
+    """Save the configuration of each subcommand as ``fit.yaml``, ``validate.yaml`` or ``test.yaml`` beside its logs."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.config_filename, self.overwrite = f"{trainer.state.fn.value if trainer.state.fn else stage}.yaml", True
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Log the trainer's options too; Lightning logs the module's and the data module's by itself."""
+        """Log the options of the trainer; Lightning logs those of the module and the data module only."""
         for logger in trainer.loggers:
             logger.log_hyperparams({"trainer": self.config.as_dict()["trainer"]})
 
 
 class STRMCLI(LightningCLI):
-    """LightningCLI with our links, our checkpoints and a test behind a fit."""
+    """LightningCLI that checks options and data first and runs a test after a fit."""
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = _Parser(**kwargs)
-        parser.add_argument("-c", "--config", action=ActionConfigFile, help="a YAML file of options; later ones win")
+        parser.add_argument(
+            "-c", "--config", action=ActionConfigFile, help="YAML file of options; later values override earlier ones"
+        )
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self._words = [str(word) for word in (sys.argv[1:] if args is None else args)]
+        self._arguments = [str(argument) for argument in (sys.argv[1:] if args is None else args)]
         super().parse_arguments(parser, args)
         options = self.config[self.config["subcommand"]]
         _check_lowest(options)
         if options["ckpt_path"]:
             check_checkpoint(options["ckpt_path"])
         if options.get("weights_only") is False:
-            raise InputError("--weights_only=false: checkpoints are tensors and plain values; leave it out")
+            raise InputError("--weights_only=false is not allowed: checkpoints contain tensors and plain values only")
         options["weights_only"] = True
 
     def _parse_ckpt_path(self) -> None:
-        """Take the options of the model from a checkpoint; print which of the command line they replace."""
+        """Read the model's options from the checkpoint; warn which command line options they override."""
         options = self.config[self.config["subcommand"]]
-        asked = dict(vars(options["model"]))
+        given = dict(vars(options["model"]))
         super()._parse_ckpt_path()
         model = vars(self.config[self.config["subcommand"]]["model"])
-        flags = {word.partition("=")[0].removeprefix("--model.") for word in self._words if word.startswith("--model.")}
+        flags = {a.partition("=")[0].removeprefix("--model.") for a in self._arguments if a.startswith("--model.")}
         replaced = [
-            f"--model.{name}={asked[name]}" for name in sorted(flags & asked.keys()) if model[name] != asked[name]
+            f"--model.{name}={given[name]}" for name in sorted(flags & given.keys()) if model[name] != given[name]
         ]
         if replaced:
             rank_zero_warn(f"the checkpoint's options are used in place of {', '.join(replaced)}")
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add Lightning's groups in another order: ours first."""
+        """Add the options of data and model before those of the trainer."""
         parser.add_lightning_class_args(EpisodeDataModule, "data")
         parser.add_lightning_class_args(STRMModule, "model")
         _describe_matching(parser)
@@ -189,7 +189,7 @@ class STRMCLI(LightningCLI):
         parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--test_after_fit", type=bool, default=True, help="test the best checkpoint after a fit")
+        parser.add_argument("--test_after_fit", type=bool, default=True, help="test the best checkpoint after training")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LearningRateMonitor, "lr_monitor")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
@@ -206,11 +206,11 @@ class STRMCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's own but ``predict``, which `strm classify` does for videos."""
+        """Return Lightning's subcommands without ``predict``; `strm classify` replaces it."""
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
 
     def instantiate_classes(self) -> None:
-        """Find and check the videos before the model is built, which may download weights."""
+        """Find and check the videos before building the model, which may download weights."""
         data = EpisodeDataModule(**self._get(self.config, "data"))
         data.prepare_data()
         data.setup(self.subcommand)
@@ -225,14 +225,14 @@ class STRMCLI(LightningCLI):
         self.datamodule.videos = data.videos
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Build the trainer; its constructor gets nothing but the user's options, so its errors are about these."""
+        """Build the trainer. Its constructor gets the user's options only, so its errors are about these."""
         try:
             return super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, ModuleNotFoundError) as error:
             raise InputError(f"trainer: {one_line(str(error))}") from error
 
     def after_instantiate_classes(self) -> None:
-        """Check that the run's folders can be written before anything is computed."""
+        """Check that the folders of the run are writable before anything is computed."""
         folders = [("trainer.logger", logger.save_dir) for logger in self.trainer.loggers]
         if self.subcommand == "fit" and self.trainer.loggers:
             folders.append(("checkpoint.dirpath", self._get(self.config_init, "checkpoint").dirpath))
@@ -241,7 +241,7 @@ class STRMCLI(LightningCLI):
                 _check_writable(Path(folder), option)
 
     def before_fit(self) -> None:
-        """Without validation classes there is no best checkpoint, only the last."""
+        """Monitor nothing without validation classes; the last checkpoint is then the best."""
         if "val" not in self.datamodule.videos:
             for callback in self.trainer.checkpoint_callbacks:
                 if isinstance(callback, ModelCheckpoint) and callback.monitor == "val/accuracy":
@@ -256,7 +256,7 @@ class STRMCLI(LightningCLI):
             print("\n".join(f"  {'picture':<12}{_relative(path)}" for path in draw([run_folder(self.trainer)])))
 
     def after_test(self) -> None:
-        """Draw what was found, and say in words what it is and where everything is."""
+        """Draw the plots and print a summary of the results."""
         if self.trainer.is_global_zero and self.model.report is not None:
             for logger in self.trainer.loggers:
                 logger.log_hyperparams({"card": self.model.report["card"]})
@@ -269,14 +269,14 @@ def run(arguments: list[str] | None, commands: dict[str, str]) -> STRMCLI:
     """Parse and run one of Lightning's subcommands.
 
     Args:
-        arguments: the command line; None for the process's own.
-        commands: what each subcommand does, for its help.
+        arguments: the command line; None for ``sys.argv``.
+        commands: description of each subcommand, for its help.
 
     Raises:
-        ValueError: an option is wrong (`InputError`); errors that Lightning raises about options become that.
+        InputError: an option is wrong. Lightning's errors about options are converted to it.
     """
-    warnings.filterwarnings("ignore", module="lightning.pytorch.utilities._pytree")  # about a name in torch, not ours
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+    warnings.filterwarnings("ignore", module="lightning.pytorch.utilities._pytree")  # about a name in torch
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_relevant)
     usage = "strm {} [--config FILE ...] [--OPTION=VALUE ...]"
     parsers = {
         name: {"description": text, "usage": usage.format(name), "epilog": _EPILOG.format(name)}
@@ -291,7 +291,7 @@ def run(arguments: list[str] | None, commands: dict[str, str]) -> STRMCLI:
             seed_everything_default=0,
             trainer_defaults={"logger": _CSV},
             parser_kwargs={"prog": "strm", **parsers},
-            auto_configure_optimizers=False,  # optimiser and schedule are options of the module
+            auto_configure_optimizers=False,  # optimizer and schedule are options of the module
             args=arguments,
         )
     except MisconfigurationException as error:
@@ -302,7 +302,7 @@ def run(arguments: list[str] | None, commands: dict[str, str]) -> STRMCLI:
         raise InputError(one_line(str(error))) from error
 
 
-_EPILOG = "The same options go into YAML files: `strm {} --print_config` prints one with all of them."
+_EPILOG = "Options can also be set in YAML files; `strm {} --print_config` prints one with all options."
 
 
 def _check_lowest(options: Any) -> None:
@@ -321,19 +321,19 @@ def _check_writable(folder: Path, option: str) -> None:
         raise WriteError(f"--{option}: the folder {folder} cannot be written to: {error.strerror}") from error
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a line of Lightning's says something of this run; tips and devices that are not there do not."""
+def _is_relevant(record: logging.LogRecord) -> bool:
+    """Filter out Lightning's tips and lines about absent devices."""
     return not str(record.msg).startswith(("💡", "TPU available: False", "GPU available: False"))
 
 
 def _summary(report: dict[str, Any], folder: Path, pictures: list[Path]) -> str:
     card, way = report["card"], report["way"]
     checkpoint = card["checkpoint"]
-    warning = "" if checkpoint["chosen_on"] != "test" else ", CHOSEN ON THE TEST SPLIT: not a fair number"
+    warning = "" if checkpoint["chosen_on"] != "test" else ", SELECTED ON THE TEST SPLIT: the accuracy is optimistic"
     training = checkpoint["training"] or {}
     same_split = all(training.get(name) == card["data"][name] for name in ("root", "split", "split_seed"))
     unseen = " never seen in training" if same_split else ""
-    source = _relative(checkpoint["path"]) if checkpoint["path"] else "none: the weights that the model starts with"
+    source = _relative(checkpoint["path"]) if checkpoint["path"] else "none (initial weights)"
     rows = {
         "accuracy": f"{report['accuracy']:.1%} ± {report['ci95']:.1%}  (95 % interval; chance is {1 / way:.0%})",
         "episodes": f"{report['episodes']}, {way}-way {report['shot']}-shot, {card['data']['classes']} actions{unseen}",
@@ -345,7 +345,7 @@ def _summary(report: dict[str, Any], folder: Path, pictures: list[Path]) -> str:
     if pictures:
         rows["pictures"] = ", ".join(map(_relative, pictures))
     if checkpoint["path"]:
-        # A model of drawn shapes is worse on real videos than the backbone alone (docs/own-videos.md).
+        # On real videos a model trained on moving shapes is worse than its backbone alone (docs/own-videos.md).
         drawn = str(card["data"]["root"]) in MOVING_SHAPES
         model = "" if drawn else f"--ckpt {_relative(checkpoint['path'])} "
         rows["try next"] = f"strm classify {model}--support FOLDER VIDEO"
@@ -359,7 +359,7 @@ def _summary(report: dict[str, Any], folder: Path, pictures: list[Path]) -> str:
 
 
 def _best(trainer: L.Trainer) -> str | None:
-    """The best checkpoint of a fit, or the last where nothing was monitored."""
+    """Return the best checkpoint of a fit, or the last one if nothing was monitored."""
     callback = trainer.checkpoint_callback
     return (
         (callback.best_model_path or callback.last_model_path or None)

@@ -1,4 +1,4 @@
-"""The command ``strm``, which is also installed as ``lightning``."""
+"""The command ``strm``, also installed as ``lightning``."""
 
 import importlib
 import inspect
@@ -9,34 +9,38 @@ from typing import Any
 
 from strm_lightning.cli.user_code import import_user_code, take_imports
 from strm_lightning.errors import InputError
+from strm_lightning.messages import did_you_mean
 
-# Lightning's own commands, and what they do here.
+# Descriptions of the commands of LightningCLI.
 TRAINING: dict[str, str] = {
-    "fit": "train on episodes, validate after each epoch, then test the best checkpoint",
-    "validate": "accuracy on the validation episodes",
-    "test": "accuracy on the test episodes, with its interval, and all that makes it comparable",
+    "fit": "train on episodes, validate after each epoch, test the best checkpoint",
+    "validate": "compute the accuracy on the validation episodes",
+    "test": "compute the accuracy on the test episodes with its 95 % interval; write results.json",
 }
-# Commands beside them: a function each, whose signature makes the options.
+# The function and the description of every other command; the signature of the function defines the options.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "prepare": ("data.prepare:prepare", "decode every video once, into a frame cache that training reads from"),
-    "doctor": ("data.checks.doctor:doctor", "hold a data folder against a split, and say whether training can start"),
-    "classify": ("cli.classify:classify", "recognise one's own actions in videos, from a few clips of each"),
-    "demo": ("cli.demo:demo", "the same as a web page on this machine"),
-    "convert": ("cli.convert:convert", "turn a checkpoint of the released STRM or TRX code into one of ours"),
-    "compare": ("cli.compare:compare", "difference of two test results on the same episodes, with its interval"),
-    "plot": ("cli.plot:plot", "draw the pictures of runs"),
+    "prepare": ("data.prepare:prepare", "decode all videos once into a frame cache for training"),
+    "doctor": ("data.checks.doctor:doctor", "check the videos in a folder against a split before training"),
+    "classify": ("cli.classify:classify", "recognise actions in videos from a few example clips of each class"),
+    "demo": ("cli.demo:demo", "classify on a local web page"),
+    "convert": ("cli.convert:convert", "convert a checkpoint of the official STRM or TRX code"),
+    "compare": (
+        "cli.compare:compare",
+        "compare test results on the same episodes, with 95 % intervals",
+    ),
+    "plot": ("cli.plot:plot", "plot confusion matrices, accuracies and learning curves of runs"),
 }
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run a command line; an `InputError` is printed in one line, with exit status 2.
+    """Run a command line; print an `InputError` in one line and exit with status 2.
 
-    Other exceptions are defects and keep their traceback; ``STRM_TRACEBACK=1`` shows it for an `InputError` too.
+    Other exceptions keep their traceback. With ``STRM_TRACEBACK=1`` an `InputError` keeps it too.
     """
     try:
         _run(args)
         sys.stdout.flush()
-    except BrokenPipeError:  # `strm … | head`: the reader has enough
+    except BrokenPipeError:  # the reader has closed the pipe, as in `strm … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except KeyboardInterrupt:
@@ -65,13 +69,10 @@ def _run(args: Sequence[str] | None) -> None:
     elif name in TRAINING:
         from strm_lightning.cli.fit import run
 
-        # LightningCLI warns when it is given arguments although there are some in sys.argv.
+        # LightningCLI warns when it gets arguments and sys.argv has some too.
         run(None if args is None and not names else arguments, TRAINING)
     else:
-        from strm_lightning.cli.parsing import near_names
-
-        near = near_names(name, [*TRAINING, *COMMANDS])
-        hint = f"did you mean {', '.join(near)}? " if near else ""
+        hint = did_you_mean(name, [*TRAINING, *COMMANDS])
         raise InputError(f"there is no command {name!r}; {hint}all commands: strm --help")
 
 
@@ -83,13 +84,13 @@ def _overview() -> str:
     first = (about or "").splitlines()[0]
     how = [
         "Options of a command: strm COMMAND --help.  Version: strm --version.",
-        "Every command takes --import FILE_OR_MODULE: Python code that registers matching methods of your own.",
+        "Every command accepts --import FILE_OR_MODULE: Python code that registers your own matching methods.",
     ]
     return "\n".join(["usage: strm COMMAND [--OPTION=VALUE ...]", "", first, "", *lines, "", *how])
 
 
 def _call(function: Callable[..., Any], arguments: list[str], program: str) -> None:
-    """Call a function with a command line; ``--flag`` alone is true, and ``*args`` are what stands without a name."""
+    """Call a function with a command line; ``--flag`` is ``--flag=true``, positional arguments go to ``*args``."""
     from docstring_parser import parse
     from jsonargparse import auto_cli
 
@@ -97,35 +98,36 @@ def _call(function: Callable[..., Any], arguments: list[str], program: str) -> N
 
     parameters = inspect.signature(function).parameters.values()
     flags = {f"--{p.name}" for p in parameters if p.annotation is bool}
-    arguments = [_spelled(word, flags) for word in arguments]
-    rest = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]
-    if not rest:
-        _tell(auto_cli(function, args=arguments, prog=program, as_positional=True, parser_class=Parser))
+    arguments = [_normalize(argument, flags) for argument in arguments]
+    positional = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]
+    if not positional:
+        _print_report(auto_cli(function, args=arguments, prog=program, as_positional=True, parser_class=Parser))
         return
-    about = parse(function.__doc__ or "")
-    parser = Parser(prog=program, description=about.short_description)
-    parser.add_argument(rest[0], nargs="*", help={p.arg_name: p.description for p in about.params}[rest[0]])
+    docstring = parse(function.__doc__ or "")
+    parser = Parser(prog=program, description=docstring.short_description)
+    texts = {p.arg_name: p.description for p in docstring.params}
+    parser.add_argument(positional[0], nargs="*", help=texts[positional[0]])
     parser.add_function_arguments(function)
-    found = vars(parser.parse_args(arguments))
-    _tell(function(*found.pop(rest[0]), **found))
+    options = vars(parser.parse_args(arguments))
+    _print_report(function(*options.pop(positional[0]), **options))
 
 
-def _tell(report: Any) -> None:
-    """Print what a command returned; a report that found problems says so in the exit status."""
+def _print_report(report: Any) -> None:
+    """Print the return value of a command; exit with its ``status`` if that is not 0."""
     if report is not None:
         print(report)
         if status := getattr(report, "status", 0):
             raise SystemExit(status)
 
 
-def _spelled(word: str, flags: set[str]) -> str:
-    """``--save-support`` as ``--save_support``, and ``--flag`` alone as ``--flag=true``."""
-    name, equals, value = word.partition("=")
-    name = name.replace("-", "_").replace("__", "--", 1) if word.startswith("--") else name
+def _normalize(argument: str, flags: set[str]) -> str:
+    """Replace ``--save-support`` by ``--save_support``, and ``--flag`` by ``--flag=true``."""
+    name, equals, value = argument.partition("=")
+    name = name.replace("-", "_").replace("__", "--", 1) if argument.startswith("--") else name
     return f"{name}=true" if name in flags and not equals else name + equals + value
 
 
 def command(name: str) -> Callable[..., Any]:
-    """The function behind a command."""
+    """Return the function of a command."""
     module, function = COMMANDS[name][0].split(":")
     return getattr(importlib.import_module(f"strm_lightning.{module}"), function)

@@ -1,4 +1,4 @@
-"""``strm plot``: pictures of runs."""
+"""``strm plot``: plots of runs."""
 
 from strm_lightning.errors import InputError
 from strm_lightning.evaluation.pictures import METRICS, draw
@@ -6,17 +6,17 @@ from strm_lightning.evaluation.report import RESULTS
 
 
 def plot(*runs: str, out: str | None = None) -> None:
-    """Draw pictures of runs: confusion.png, per-class.png, shots.png and learning-curve.png.
+    """Plot runs: confusion.png, per-class.png, shots.png and learning-curve.png.
 
-    Several runs share the pictures of classes, shots and learning.
+    Several runs share the plots of classes, shots and learning curves.
 
     Args:
         runs: folders of runs, or results.json and metrics.csv files.
-        out: folder of the pictures; the first run's where not given.
+        out: folder to write to; null for the folder of the first run.
     """
     if not runs:
-        raise InputError("give a run's folder, or its results.json or metrics.csv")
+        raise InputError("give the folder of a run, or its results.json or metrics.csv")
     drawn = draw(runs, out)
     if not drawn:
-        raise InputError(f"nothing to draw in {' '.join(runs)}: no {RESULTS}, and no loss or accuracy in {METRICS}")
+        raise InputError(f"nothing to plot in {' '.join(runs)}: no {RESULTS}, and no loss or accuracy in {METRICS}")
     print(*drawn, sep="\n")

@@ -1,4 +1,4 @@
-"""Predictions as people read them, and as programs do."""
+"""Output formats of ``strm classify``: table, JSON lines and CSV."""
 
 import csv
 import json
@@ -16,16 +16,16 @@ Found = Prediction | WindowPrediction | VideoError
 
 @runtime_checkable
 class Report(Protocol):
-    """Prints what was found, line by line as it comes."""
+    """Prints predictions to standard output, one by one."""
 
     def __init__(self, videos: Sequence[str]) -> None: ...
 
     def add(self, video: str, found: Found) -> None:
-        """Print one prediction, or what is wrong with the video."""
+        """Print a prediction, or the error of a video that cannot be read."""
 
 
 class Table:
-    """A table for people: label, probability, and what else it might be."""
+    """A table with label, probability and the two next classes."""
 
     def __init__(self, videos: Sequence[str]) -> None:
         common = os.path.commonpath([Path(v).absolute().parent for v in videos]) if len(videos) > 1 else ""
@@ -48,7 +48,7 @@ class Table:
 
 
 class JsonLines:
-    """One JSON object a line, with the probabilities of all classes."""
+    """One JSON object per line, with the probabilities of all classes."""
 
     def __init__(self, videos: Sequence[str]) -> None:
         pass
@@ -59,7 +59,7 @@ class JsonLines:
 
 
 class Csv:
-    """Comma-separated values, under a line of names."""
+    """Comma-separated values with a header."""
 
     def __init__(self, videos: Sequence[str]) -> None:
         self.writer = csv.DictWriter(

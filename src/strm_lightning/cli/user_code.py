@@ -9,32 +9,32 @@ from strm_lightning.errors import InputError, MissingFileError
 
 
 def import_user_code(name: str) -> None:
-    """Import a Python file or a module by name.
+    """Import a Python file, or a module by its name.
 
-    The folder of a file is put on ``sys.path``, so that child processes can import the file by its name.
+    The folder of a file is added to ``sys.path``, so that child processes can import the file as a module.
 
     Args:
         name: a file such as ``methods/mine.py``, or a module such as ``mypackage.methods``.
 
     Raises:
-        MissingFileError: there is no such file.
-        InputError: there is no such module, or the name of the file is that of another module.
+        MissingFileError: the file does not exist.
+        InputError: the module does not exist, or another module has the name of the file.
     """
     if not (name.endswith(".py") or "/" in name):
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise  # the module exists and imports another one that does not
+                raise  # the module exists, but imports a module that does not
             raise InputError(
-                f"--import {name}: there is no such module; give a file that ends in .py, or a module that Python finds"
+                f"--import {name}: there is no such module; give a .py file or the name of an installed module"
             ) from error
         return
     path = Path(name).expanduser().resolve()
     if not path.is_file():
         raise MissingFileError(f"--import {name}: {'is a folder' if path.is_dir() else 'no such file'}")
     if not path.stem.isidentifier():
-        raise InputError(f"--import {name}: rename the file; a module name has letters, digits and underscores only")
+        raise InputError(f"--import {name}: rename the file; the name may contain letters, digits and underscores only")
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
     module = importlib.import_module(path.stem)
@@ -52,15 +52,15 @@ def take_imports(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         InputError: ``--import`` without a name.
     """
     names, others = [], []
-    words = iter(arguments)
-    for word in words:
-        if word == "--import":
-            value = next(words, None)
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == "--import":
+            value = next(remaining, None)
             if value is None:
                 raise InputError("--import: give a Python file or a module")
             names.append(value)
-        elif word.startswith("--import="):
-            names.append(word.partition("=")[2])
+        elif argument.startswith("--import="):
+            names.append(argument.partition("=")[2])
         else:
-            others.append(word)
+            others.append(argument)
     return names, others
