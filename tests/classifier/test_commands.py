@@ -179,7 +179,7 @@ def test_mistakes_are_told_in_one_line(run, place: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--jobs=0"], "jobs is 0: give 1 or more"),
+        (["--jobs=0"], "jobs is 0: give a positive number"),
         (["--threshold=1.5"], "threshold 1.5: give a probability from 0 to 1"),
         (["--temperature=0"], "temperature 0.0: give a positive number"),
         (["--window=0"], "--window 0: give a positive number of seconds"),

@@ -1,4 +1,4 @@
-"""Few-shot recognition of one's own videos: clips in, labels with probabilities and reasons out."""
+"""Few-shot classifier for videos: predicts labels with probabilities from a few example clips of each class."""
 
 from strm_lightning.classifier.classifier import FewShotClassifier
 from strm_lightning.classifier.predictions import UNKNOWN, Prediction, WindowPrediction

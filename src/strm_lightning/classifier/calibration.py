@@ -1,4 +1,4 @@
-"""Probabilities that mean what they say: a temperature and a threshold, fitted by leaving clips out."""
+"""Temperature and rejection threshold, fixed or fitted by leave-one-out over the support clips."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ Fitted = float | Literal["fit"]
 
 @dataclass(frozen=True)
 class Calibration:
-    """How logits become a probability and a label.
+    """Parameters that turn logits into a probability and a label.
 
     Attributes:
         temperature: divides the logits before the softmax.
-        min_probability: a video whose best class is less probable is unknown.
-        min_logit: a video whose best class has a lower logit is unknown.
+        min_probability: a video is rejected if the probability of its best class is lower.
+        min_logit: a video is rejected if the logit of its best class is lower.
     """
 
     temperature: float
@@ -31,10 +31,10 @@ class Calibration:
 
 
 def check_options(temperature: Fitted, threshold: Fitted | None) -> None:
-    """Refuse numbers that make no probability.
+    """Check the options of a calibration.
 
     Raises:
-        ValueError: a temperature that is not positive, or a threshold outside 0 .. 1.
+        InputError: the temperature is not positive, or the threshold is outside 0 .. 1.
     """
     if temperature != "fit" and not (isinstance(temperature, (int, float)) and 0 < temperature < float("inf")):
         raise InputError(f"temperature {temperature!r}: give a positive number, or 'fit'")
@@ -43,10 +43,12 @@ def check_options(temperature: Fitted, threshold: Fitted | None) -> None:
 
 
 def calibrate(support: SupportSet, temperature: Fitted, threshold: Fitted | None) -> Calibration:
-    """The calibration of a support set, as given or fitted.
+    """Return the calibration of a support set; options with the value ``"fit"`` are fitted.
+
+    Without two classes of two or more clips, the temperature is that of the matching method.
 
     Raises:
-        ValueError: a threshold cannot be fitted to so few clips.
+        InputError: there are too few clips to fit a threshold.
     """
     several = sum(len(clips) > 1 for clips in support.clips.values())
     enough = several >= 2
@@ -65,22 +67,22 @@ def calibrate(support: SupportSet, temperature: Fitted, threshold: Fitted | None
 
 
 def fit_temperature(logits: Float[Tensor, "n N"], targets: Int[Tensor, " n"]) -> float:
-    """The temperature that makes ``softmax(logits / temperature)`` most probable (Guo et al., ICML 2017).
+    """Fit the temperature that minimises the cross-entropy of ``softmax(logits / temperature)``.
 
-    The cross-entropy is convex in 1 / temperature, so its one minimum is found by bisecting the slope. Few clips may
-    all be recognised, which would ask for temperature 0; so each target gives ``1 / (n + 2)`` of itself to all classes
-    evenly, as Platt scaling does.
+    Temperature scaling (Guo et al., ICML 2017) with the label smoothing of Platt scaling: ``1 / (n + 2)`` of each
+    target is spread evenly over the classes, since the optimum would be 0 if all of a few clips are recognised. The
+    cross-entropy is convex in 1 / temperature, so bisection of its derivative finds the minimum.
 
     Args:
-        logits: of ``n`` clips, none of which was in the support set when it was matched.
-        targets: their classes.
+        logits: logits of ``n`` clips, each matched with a support set that does not contain it, ``[n, N]``.
+        targets: class of each clip, ``[n]``.
     """
     scores = logits.double() - logits.double().amax(1, keepdim=True)
     share = 1 / (len(targets) + 2)
     target = torch.full_like(scores, share / scores.shape[1])
     target[torch.arange(len(targets)), targets] += 1 - share
     spread = float(scores.std(1).mean()) or 1.0
-    low, high = 1e-3 / spread, 1e3 / spread  # of 1 / temperature
+    low, high = 1e-3 / spread, 1e3 / spread  # bounds of 1 / temperature
     for _ in range(60):
         middle = (low * high) ** 0.5
         slope = ((torch.softmax(middle * scores, 1) - target) * scores).sum()
@@ -89,15 +91,15 @@ def fit_temperature(logits: Float[Tensor, "n N"], targets: Int[Tensor, " n"]) ->
 
 
 def fit_threshold(logits: Float[Tensor, "n N"], targets: Int[Tensor, " n"]) -> float:
-    """The logit of the best class below which a clip is better called unknown.
+    """Fit the logit of the best class below which a clip is rejected.
 
-    Each left-out clip plays two parts: with its class among the others, where it should be known, and without, where it
-    should not. The threshold is the middle of the widest range in which most parts go right. It is on the logit, which
-    says how well a class fits; the probability only says how much better than the other classes it does.
+    Each left-out clip counts twice: as a known clip, with the logits of all classes, and as an unknown clip, without
+    the logit of its own class. The threshold is the middle of the widest range with the fewest errors. It applies to
+    the logit because the probability only compares the best class with the others.
 
     Args:
-        logits: of ``n`` left-out clips for ``N`` classes, at least two.
-        targets: their classes.
+        logits: logits of ``n`` left-out clips for ``N >= 2`` classes, ``[n, N]``.
+        targets: class of each clip, ``[n]``.
     """
     known = logits.double().amax(1)
     unknown = logits.double().scatter(1, targets[:, None], -torch.inf).amax(1)
@@ -108,5 +110,5 @@ def _best_cut(known: Sequence[float], unknown: Sequence[float]) -> float:
     values = sorted({*known, *unknown})
     values = [values[0] - 1, *values, values[-1] + 1]
     ranges = [(b - a, (a + b) / 2) for a, b in pairwise(values)]
-    right = [sum(k >= cut for k in known) + sum(u < cut for u in unknown) for _, cut in ranges]
-    return max(gap for gap, count in zip(ranges, right, strict=True) if count == max(right))[1]
+    correct = [sum(k >= cut for k in known) + sum(u < cut for u in unknown) for _, cut in ranges]
+    return max(gap for gap, count in zip(ranges, correct, strict=True) if count == max(correct))[1]

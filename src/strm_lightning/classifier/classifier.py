@@ -1,4 +1,4 @@
-"""FewShotClassifier: a few clips of each action in, labels of other videos out."""
+"""FewShotClassifier: predict the action in a video from a few example clips of each action."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,36 +26,36 @@ from strm_lightning.classifier.encoder import encode, encode_each
 from strm_lightning.classifier.examples import add_examples, by_class, check_labels
 from strm_lightning.classifier.explain.explanation import Explanation, explain
 from strm_lightning.classifier.predictions import UNKNOWN, Prediction, WindowPrediction
-from strm_lightning.classifier.sklearn_mixin import ScikitLearnHabits
+from strm_lightning.classifier.sklearn_mixin import SklearnMixin
 from strm_lightning.classifier.support import EncodedClip, SupportSet
 from strm_lightning.data.decode.video import VideoError
 from strm_lightning.data.sampling import FramePolicy
 from strm_lightning.errors import InputError
+from strm_lightning.messages import check_positive
 from strm_lightning.models.strm import STRM
 
 
-class FewShotClassifier(ScikitLearnHabits):
-    """Recognise actions from a few clips of each: clips are encoded once and matched, nothing is trained.
+class FewShotClassifier(SklearnMixin):
+    """Few-shot action classifier: matches videos with encoded example clips, without training.
 
-    Build it with `from_checkpoint`, `from_backbone` or `load`. The methods are those of a scikit-learn classifier:
+    Build it with `from_checkpoint`, `from_backbone` or `load`. It has the interface of a scikit-learn classifier:
     ``fit``, ``predict``, ``predict_proba``, ``classes_``, ``score``, ``get_params`` and ``set_params``.
 
     Args:
         model: the model that encodes and matches clips, with any matching method.
-        preprocessing: how a video becomes a clip.
+        preprocessing: frames and size of a clip.
         qc_weight: lambda, the weight of QC in the combined logits.
-        temperature: divides the logits before the softmax; ``fit`` finds it by leaving support clips out in turn, where
-            two classes or more have two or more, and else takes that of the matching method.
-        threshold: probability below which a video is ``unknown``; None for never; ``fit`` finds a threshold on the
-            logit instead, by leaving clips out with their class and without, where two classes or more have two or
-            more.
-        batch_size: clips encoded at once.
-        jobs: videos read at once, each by a thread of its own.
-        source: where the weights came from, as arguments of `from_checkpoint` or `from_backbone`; `save` notes it.
+        temperature: divides the logits before the softmax. ``fit`` fits it by leave-one-out over the support clips if
+            at least two classes have two clips; otherwise the temperature of the matching method is used.
+        threshold: probability below which a video is ``unknown``; None never rejects. ``fit`` fits a threshold on the
+            logit instead, by leave-one-out; at least two classes must have two clips.
+        batch_size: number of clips in a forward pass.
+        jobs: number of threads that read videos.
+        source: source of the weights, as arguments of `from_checkpoint` or `from_backbone`; stored by `save`.
 
     Raises:
-        ValueError: a temperature that is not positive, a threshold outside 0 .. 1, or a count below 1; `set_params`
-            raises it too.
+        InputError: the temperature is not positive, the threshold is outside 0 .. 1, or a count is below 1. Also
+            raised by `set_params`.
     """
 
     def __init__(
@@ -79,9 +79,7 @@ class FewShotClassifier(ScikitLearnHabits):
 
     def _check_params(self) -> None:
         check_options(self.temperature, self.threshold)
-        for name, count in (("batch_size", self.batch_size), ("jobs", self.jobs)):
-            if count < 1:
-                raise InputError(f"{name} is {count}: give 1 or more")
+        check_positive(batch_size=self.batch_size, jobs=self.jobs)
 
     @classmethod
     def from_checkpoint(
@@ -94,27 +92,27 @@ class FewShotClassifier(ScikitLearnHabits):
         device: str | None = None,
         **options: Any,
     ) -> "FewShotClassifier":
-        """A classifier on a checkpoint of `STRMModule`.
+        """Build a classifier from a checkpoint of `STRMModule`.
 
         Args:
-            path: the checkpoint.
-            image_size: side of a clip in pixels; None for what the model was trained with, here and below.
-            short_side: short side of a frame before the crop, in pixels.
-            frame_policy: which frames of a video.
-            device: such as ``cuda:0``; None for the GPU where there is one.
-            **options: of the classifier.
+            path: path of the checkpoint.
+            image_size: height and width of a clip in pixels; None uses the value of the training.
+            short_side: short side of a frame before the crop, in pixels; None as above.
+            frame_policy: which frames of a video are used; None as above.
+            device: device such as ``cuda:0``; None for the GPU if one is available.
+            **options: arguments of the constructor.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is no checkpoint of `STRMModule`.
+            MissingFileError: the file does not exist.
+            InputError: the file is not a checkpoint of `STRMModule`.
         """
-        place = load_model.resolve_device(device)
+        target = load_model.resolve_device(device)
         model, qc_weight, trained = load_model.read_checkpoint(path)
         asked = {"image_size": image_size, "short_side": short_side, "frame_policy": frame_policy}
         given = {name: value for name, value in asked.items() if value is not None}
-        how = Preprocessing(**{**trained, **given})
-        source = {"path": str(Path(path).absolute()), **given}  # found again from any other folder
-        return cls(model.to(place), how, source=source, **{"qc_weight": qc_weight, **options})
+        preprocessing = Preprocessing(**{**trained, **given})
+        source = {"path": str(Path(path).absolute()), **given}  # absolute: also valid from another working directory
+        return cls(model.to(target), preprocessing, source=source, **{"qc_weight": qc_weight, **options})
 
     @classmethod
     def from_backbone(
@@ -130,34 +128,39 @@ class FewShotClassifier(ScikitLearnHabits):
         device: str | None = None,
         **options: Any,
     ) -> "FewShotClassifier":
-        """A classifier on a pretrained backbone and a matching method without weights.
+        """Build a classifier from a pretrained backbone and a matching method without trainable weights.
 
         Args:
             backbone: a timm model name.
-            weights: a local file; None for the pretrained ones: of ``tf_efficientnet_lite0`` those that the extra
-                ``weights`` installs, of others timm's, which are downloaded.
-            patch_grid: rows and columns of the grid of patches.
-            num_frames: frames of a clip.
-            image_size: side of a clip in pixels.
+            weights: a local weights file. None for pretrained weights: those of ``tf_efficientnet_lite0`` are in the
+                extra ``weights``, those of other models are downloaded by timm.
+            patch_grid: rows and columns P of the patch grid.
+            num_frames: frames L of a clip.
+            image_size: height and width of a clip in pixels.
             matching: name of the matching method.
-            matching_options: its options.
-            device: such as ``cuda:0``; None for the GPU where there is one.
-            **options: of the classifier.
+            matching_options: options of the matching method.
+            device: device such as ``cuda:0``; None for the GPU if one is available.
+            **options: arguments of the constructor.
+
+        Raises:
+            InputError: the backbone or the method does not exist, the method has trainable weights, or the weights
+                cannot be loaded.
+            MissingFileError: the weights file does not exist.
         """
         spec = str(weights) if weights is not None else None
         chosen = {"matching": matching, "matching_options": dict(matching_options or {})}
         model = load_model.untrained(backbone, weights=spec, patch_grid=patch_grid, num_frames=num_frames, **chosen)
-        how = Preprocessing(num_frames=num_frames, image_size=image_size)
+        preprocessing = Preprocessing(num_frames=num_frames, image_size=image_size)
         absolute = str(Path(spec).absolute()) if spec is not None and Path(spec).is_file() else spec
-        made = {"backbone": backbone, "weights": absolute, "patch_grid": patch_grid}
-        source = {**made, "num_frames": num_frames, "image_size": image_size, **chosen}
-        return cls(model.to(load_model.resolve_device(device)), how, source=source, **options)
+        network = {"backbone": backbone, "weights": absolute, "patch_grid": patch_grid}
+        source = {**network, "num_frames": num_frames, "image_size": image_size, **chosen}
+        return cls(model.to(load_model.resolve_device(device)), preprocessing, source=source, **options)
 
     # The support set ------------------------------------------------------------------------------------------------
 
     @property
     def classes_(self) -> np.ndarray:
-        """The classes, ascending."""
+        """The classes in ascending order."""
         return np.array(self.support.labels)
 
     def fit(
@@ -167,18 +170,19 @@ class FewShotClassifier(ScikitLearnHabits):
         *,
         progress: bool = False,
     ) -> "FewShotClassifier":
-        """Take these clips, and no others, as the examples of their classes.
+        """Encode example clips and replace the support set with them.
 
-        A video that cannot be read is left out with a warning.
+        Videos that cannot be read are left out with a `DataWarning`.
 
         Args:
-            videos: videos by class, or in a row.
-            labels: the class of each, where ``videos`` is a row.
-            progress: show a bar.
+            videos: videos of each class, or a sequence of videos.
+            labels: class of each video, if ``videos`` is a sequence.
+            progress: show a progress bar.
 
         Raises:
-            ValueError: fewer than two classes, a class without any readable clip, or a class named ``unknown``,
+            InputError: there are fewer than two classes, a class has no readable clip, or a class is named ``unknown``,
                 which is the label of rejected videos.
+            InputTypeError: the value of a class is one video instead of a list.
         """
         grouped = by_class(videos, labels)
         check_labels(grouped)
@@ -190,10 +194,10 @@ class FewShotClassifier(ScikitLearnHabits):
         return self
 
     def add(self, label: str, videos: Video | Videos) -> "FewShotClassifier":
-        """Add clips to a class, which may be new; the clips that are there are not encoded again.
+        """Add clips to a new or existing class; existing clips are not encoded again.
 
         Raises:
-            ValueError: a new class without any readable clip, or one named ``unknown``.
+            InputError: a new class has no readable clip, or is named ``unknown``.
         """
         if label not in self.support.clips:
             check_labels([label])
@@ -204,11 +208,10 @@ class FewShotClassifier(ScikitLearnHabits):
     def remove(self, label: str, video: str | Path | None = None) -> "FewShotClassifier":
         """Remove a class, or one video of it.
 
-        Examples that were loaded from a file are known by file name only, so ``video`` may be the name or any path that
-        ends in it.
+        An examples file contains only file names, so ``video`` may be any path that ends in the stored name.
 
         Raises:
-            KeyError: there is no such class or video.
+            InputKeyError: the class or the video does not exist.
         """
         self.support.remove(label, None if video is None else str(video))
         self._calibration = None
@@ -217,15 +220,15 @@ class FewShotClassifier(ScikitLearnHabits):
     # Predictions ----------------------------------------------------------------------------------------------------
 
     def predict(self, videos: Video | Videos) -> Any:
-        """The `Prediction` of one video; of a list of videos, the array of their labels, as scikit-learn has it."""
+        """Return the `Prediction` of one video, or the array of labels of several videos, as in scikit-learn."""
         found = self.predict_many(in_a_row(videos))
         return found[0] if is_one(videos) else np.array([prediction.label for prediction in found])
 
     def predict_many(self, videos: Videos, *, progress: bool = False) -> list[Prediction]:
-        """The predictions of videos, in their order.
+        """Return the predictions of videos in order.
 
         Raises:
-            VideoError: one of them cannot be read; `predict_each` goes on.
+            VideoError: a video cannot be read; `predict_each` continues with the next one instead.
         """
         found = []
         for prediction in tqdm(self.predict_each(videos), total=len(videos), unit="video", disable=not progress):
@@ -235,39 +238,43 @@ class FewShotClassifier(ScikitLearnHabits):
         return found
 
     def predict_each(self, videos: Iterable[Video]) -> Iterator[Prediction | VideoError]:
-        """Yield the prediction of each video as soon as it is there, or what is wrong with the video."""
+        """Yield the prediction of each video, or the `VideoError` of a video that cannot be read."""
         self._check_fitted()
         for clip in self._encoded(videos):
             yield clip if isinstance(clip, VideoError) else self._predict_clip(clip)
 
     def predict_proba(self, videos: Videos) -> np.ndarray:
-        """Probabilities ``[len(videos), classes]``, columns in the order of `classes_`."""
+        """Return probabilities ``[len(videos), N]``; columns are in the order of `classes_`."""
         labels = self.support.labels
         return np.array([[p.probabilities[label] for label in labels] for p in self.predict_many(videos)])
 
     def score(self, videos: Videos, labels: Sequence[str] | np.ndarray) -> float:
-        """Accuracy on labelled videos, a fraction."""
+        """Return the accuracy on labelled videos as a fraction."""
         return float(np.mean(self.predict(in_a_row(videos)) == np.array(labels)))
 
     def predict_windows(
         self, video: Video, *, seconds: float = 3.0, stride: float | None = None, fps: float = 25.0
     ) -> Iterator[WindowPrediction]:
-        """Yield what is seen in each window of a long video, in constant memory.
+        """Yield the predictions of a sliding window over a long video, in constant memory.
 
         Args:
             video: a file or an array.
-            seconds: length of a window: about that of the examples.
-            stride: from the start of a window to the start of the next, in seconds; None for half a window.
-            fps: frames a second of an array; a file knows its own times.
+            seconds: length of a window; should be about the length of the examples.
+            stride: seconds between the starts of two windows; None for half a window.
+            fps: frames per second of an array; the times of a file are its time stamps.
+
+        Raises:
+            InputError: a length is not positive, or there are fewer than two classes.
+            VideoError: the video cannot be read.
         """
         self._check_fitted()
-        half = seconds / 2 if stride is None else stride
-        for start, end, clip in windows(video, self.preprocessing, seconds=seconds, stride=half, fps=fps):
+        step = seconds / 2 if stride is None else stride
+        for start, end, clip in windows(video, self.preprocessing, seconds=seconds, stride=step, fps=fps):
             encoded = encode([(video_name(video), clip)], self.model)
             yield WindowPrediction(start, end, self._predict_clip(encoded[0]))
 
     def explain(self, video: Video) -> Explanation:
-        """Why a video is given its label: its matches with the examples, and where the model looked.
+        """Explain the prediction of a video by its matches with the examples and the weights of its patches.
 
         Raises:
             VideoError: the video cannot be read.
@@ -276,7 +283,7 @@ class FewShotClassifier(ScikitLearnHabits):
         return self.explain_encoded(*self.encode_one(video))
 
     def encode_one(self, video: Video) -> tuple[EncodedClip, UInt8[Tensor, "L 3 S S"]]:
-        """Encode one video; return it with the pixels of its clip, as `explain_encoded` takes them.
+        """Encode one video; return the encoded clip and its pixels, the arguments of `explain_encoded`.
 
         Raises:
             VideoError: the video cannot be read.
@@ -285,25 +292,25 @@ class FewShotClassifier(ScikitLearnHabits):
         return encode([(video_name(video), pixels)], self.model)[0], pixels
 
     def explain_encoded(self, clip: EncodedClip, pixels: UInt8[Tensor, "L 3 S S"]) -> Explanation:
-        """`explain` for a clip that is already encoded."""
+        """`explain` for an encoded clip."""
         return explain(self.support, clip, pixels, self._predict_clip(clip))
 
     @property
     def calibration_(self) -> Calibration:
-        """Temperature and threshold in use, as given or fitted."""
-        asked = (self.temperature, self.threshold)
-        if self._calibration is None or self._calibration[0] != asked:
-            self._calibration = asked, calibrate(self.support, *asked)
+        """Temperature and threshold in use, fixed or fitted."""
+        options = (self.temperature, self.threshold)
+        if self._calibration is None or self._calibration[0] != options:
+            self._calibration = options, calibrate(self.support, *options)
         return self._calibration[1]
 
     def _predict_clip(self, clip: EncodedClip) -> Prediction:
         query = {name: tensor[None] for name, tensor in clip.features.items()}
         logits = self.support.match(query).combined(self.qc_weight)[0].double()
-        use = self.calibration_
-        shares = torch.softmax(logits / use.temperature, 0).tolist()
-        ranked = sorted(zip(self.support.labels, shares, strict=True), key=lambda pair: -pair[1])
+        calibration = self.calibration_
+        probabilities = torch.softmax(logits / calibration.temperature, 0).tolist()
+        ranked = sorted(zip(self.support.labels, probabilities, strict=True), key=lambda pair: -pair[1])
         label, best = ranked[0]
-        known = best >= use.min_probability and float(logits.max()) >= use.min_logit
+        known = best >= calibration.min_probability and float(logits.max()) >= calibration.min_logit
         return Prediction(label if known else UNKNOWN, best, dict(ranked), clip.name, rejected=not known)
 
     def _encoded(self, videos: Iterable[Video]) -> Iterator[EncodedClip | VideoError]:
@@ -316,42 +323,47 @@ class FewShotClassifier(ScikitLearnHabits):
     # Storage --------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path, *, thumbnails: bool = True) -> None:
-        """Write the encoded examples to one .safetensors file, for `load`.
+        """Save the encoded examples to a .safetensors file.
 
         Args:
-            path: the file.
-            thumbnails: keep small pictures of the clips, which `explain` draws; without, no pixel is in the file.
+            path: path of the file.
+            thumbnails: save small frames of the clips, which the picture of `explain` shows; otherwise the file
+                contains no pixels.
+
+        Raises:
+            WriteError: the file cannot be written.
         """
         calibration = {"temperature": self.temperature, "threshold": self.threshold}
         storage.save(Path(path), self.support, self.preprocessing, self.source, calibration, thumbnails=thumbnails)
 
     @storage.on_class_or_instance
     def load(self, path: str | Path, **options: Any) -> "FewShotClassifier":
-        """Read the examples of a file that `save` wrote; their videos are not needed.
+        """Load examples that `save` wrote; their videos are not needed.
 
-        Called on a classifier, it replaces the examples. Called on the class, as ``FewShotClassifier.load(path)``, it
-        first opens the checkpoint or backbone that the file names.
+        On an instance, the examples are replaced. On the class, as ``FewShotClassifier.load(path)``, the checkpoint or
+        backbone named in the file is loaded first.
 
         Args:
-            path: the file.
-            **options: of the classifier, such as ``threshold``; called on the class, also ``device``. They take
-                precedence over what the file says, which takes precedence over what the classifier had.
+            path: path of the file.
+            **options: arguments of the constructor, such as ``threshold``, and on the class also ``device``. They
+                override the values in the file, which override those of the instance.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is damaged, was made with other weights or another preprocessing, or is something else.
+            MissingFileError: the file does not exist.
+            InputError: the file is damaged, is not an examples file, or was made with other weights or another
+                preprocessing.
         """
         stored = storage.load(Path(path))
-        made = self._from_source(stored, options) if isinstance(self, type) else self
-        support = stored.support_for(made.model, made.qc_weight, made.preprocessing)
-        own = {name: value for name, value in options.items() if name != "device" or not isinstance(self, type)}
-        made.set_params(**{**stored.calibration, **own})
-        made.support, made._calibration = support, None
-        return made
+        classifier = self._from_source(stored, options) if isinstance(self, type) else self
+        support = stored.support_for(classifier.model, classifier.qc_weight, classifier.preprocessing)
+        params = {name: value for name, value in options.items() if name != "device" or not isinstance(self, type)}
+        classifier.set_params(**{**stored.calibration, **params})
+        classifier.support, classifier._calibration = support, None
+        return classifier
 
     @classmethod
     def _from_source(cls, stored: storage.Stored, options: dict[str, Any]) -> "FewShotClassifier":
         source = stored.about["source"]
         if source is None:
-            raise InputError(f"{stored.path}: names no checkpoint; make a classifier and call its load")
+            raise InputError(f"{stored.path}: names no checkpoint; build a classifier and call its load")
         return (cls.from_checkpoint if "path" in source else cls.from_backbone)(**source, **options)

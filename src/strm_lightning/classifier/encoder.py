@@ -1,4 +1,4 @@
-"""Encode videos: threads read ahead, the model encodes in batches."""
+"""Encode videos in batches while threads read the next ones."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,34 +21,34 @@ _NamedClip = tuple[str, UInt8[Tensor, "L 3 S S"]]
 
 
 def encode_each(
-    videos: Iterable[Video], model: STRM, how: Preprocessing, *, batch_size: int = 4, jobs: int = 1
+    videos: Iterable[Video], model: STRM, config: Preprocessing, *, batch_size: int = 4, jobs: int = 1
 ) -> Iterator[EncodedClip | VideoError]:
-    """Encode videos in their order; of one that cannot be read, yield what is wrong with it.
+    """Encode videos in order; yield the `VideoError` of a video that cannot be read.
 
     Args:
-        videos: any number of them; a few are read ahead.
-        model: encodes the clips.
-        how: size and number of frames of a clip.
-        batch_size: clips encoded at once.
-        jobs: videos read at once, each by a thread of its own.
+        videos: iterated lazily; ``batch_size + jobs`` videos are read ahead.
+        model: the model.
+        config: size and number of frames of a clip.
+        batch_size: number of clips in a forward pass.
+        jobs: number of threads that read videos.
     """
 
     def read(video: Video) -> _NamedClip | VideoError:
         try:
-            pixels = read_clip(video, how)
+            pixels = read_clip(video, config)
         except VideoError as error:
             return error
         return video_name(video), pixels
 
     with ThreadPoolExecutor(jobs) as pool:
-        coming, waiting = iter(videos), deque[Future[_NamedClip | VideoError]]()
+        remaining, pending = iter(videos), deque[Future[_NamedClip | VideoError]]()
 
         def fill() -> None:
-            waiting.extend(pool.submit(read, video) for video in islice(coming, batch_size + jobs - len(waiting)))
+            pending.extend(pool.submit(read, video) for video in islice(remaining, batch_size + jobs - len(pending)))
 
         fill()
-        while waiting:
-            batch = [waiting.popleft().result() for _ in range(min(batch_size, len(waiting)))]
+        while pending:
+            batch = [pending.popleft().result() for _ in range(min(batch_size, len(pending)))]
             fill()
             encoded = iter(encode([clip for clip in batch if not isinstance(clip, VideoError)], model))
             for clip in batch:
@@ -57,7 +57,7 @@ def encode_each(
 
 @torch.inference_mode()
 def encode(clips: Sequence[_NamedClip], model: STRM) -> list[EncodedClip]:
-    """Encode clips that have been read, in one batch."""
+    """Encode named clips in one batch."""
     if not clips:
         return []
     device = next(model.parameters()).device

@@ -1,4 +1,4 @@
-"""Videos of each class to a support set, with what is wrong among them told by name."""
+"""Check example videos, encode them and add them to a support set."""
 
 import sys
 import warnings
@@ -21,11 +21,15 @@ Encode = Callable[[Iterable[Video]], Iterator[EncodedClip | VideoError]]
 def by_class(
     videos: Mapping[str, Videos] | Videos, labels: Sequence[str] | np.ndarray | None
 ) -> dict[str, list[Video]]:
-    """Videos by class, from such a mapping or from videos and labels in two rows.
+    """Group videos by class.
+
+    Args:
+        videos: videos of each class, or a sequence of videos.
+        labels: class of each video, if ``videos`` is a sequence.
 
     Raises:
-        TypeError: a class is given one video instead of a list.
-        ValueError: not as many labels as videos.
+        InputTypeError: the value of a class is one video instead of a list.
+        InputError: the numbers of labels and videos differ.
     """
     if isinstance(videos, Mapping):
         for label, members in videos.items():
@@ -41,15 +45,15 @@ def by_class(
 
 
 def bar_options() -> dict[str, Any]:
-    """Options of a progress bar on stderr: smooth on a terminal; in a log, a line every ten seconds of a long task."""
+    """Options of a progress bar on stderr; in a log file it prints a line every ten seconds instead of redrawing."""
     return {} if sys.stderr.isatty() else {"delay": 5.0, "mininterval": 10.0, "maxinterval": 10.0}
 
 
 def check_labels(labels: Iterable[str]) -> None:
-    """Refuse the label of rejected videos as the name of a class.
+    """Check that no class has the label of rejected videos.
 
     Raises:
-        ValueError: a class is named ``unknown``.
+        InputError: a class is named ``unknown``.
     """
     if UNKNOWN in labels:
         raise InputError(f"class {UNKNOWN!r}: this is the label of rejected videos; rename the class, such as 'other'")
@@ -58,33 +62,39 @@ def check_labels(labels: Iterable[str]) -> None:
 def add_examples(
     support: SupportSet, videos: Mapping[str, Sequence[Video]], encode: Encode, *, progress: bool = False
 ) -> None:
-    """Encode videos and add them to a support set, or leave it as it is where one class would have none.
+    """Encode videos and add them to a support set.
 
-    Warns of videos that cannot be read, which are left out, and of clips that show the same.
+    Videos that cannot be read are left out with a `DataWarning`; clips with identical pixels are added with one.
+
+    Args:
+        support: the support set; not changed if an error is raised.
+        videos: videos of each class.
+        encode: encodes videos in order.
+        progress: show a progress bar.
 
     Raises:
-        ValueError: a class without any readable clip.
+        InputError: a class has no readable clip.
     """
     labels = [label for label, members in videos.items() for _ in members]
     clips = encode(video for members in videos.values() for video in members)
     bar = tqdm(clips, "Encoding examples", len(labels), unit="clip", disable=not progress, **bar_options())
     seen = {clip.digest: (label, clip.name) for label, group in support.clips.items() for clip in group}
-    good: dict[str, list[EncodedClip]] = {label: [] for label in videos}
-    bad: dict[str, list[VideoError]] = {label: [] for label in videos}
+    encoded: dict[str, list[EncodedClip]] = {label: [] for label in videos}
+    failed: dict[str, list[VideoError]] = {label: [] for label in videos}
     for label, clip in zip(labels, bar, strict=True):
         if isinstance(clip, VideoError):
-            bad[label].append(clip)
+            failed[label].append(clip)
             continue
         other, name = seen.setdefault(clip.digest, (label, clip.name))
-        if (other, name) != (label, clip.name) or clip.digest in {c.digest for c in good[label]}:
+        if (other, name) != (label, clip.name) or clip.digest in {c.digest for c in encoded[label]}:
             _warn(f"{clip.name} (class {label!r}) shows the same as {name} (class {other!r})")
-        good[label].append(clip)
-    for label, errors in bad.items():
-        if not good[label] and label not in support.clips:
-            raise InputError(f"class {label!r} has no readable clip: {errors[0] if errors else 'it has none at all'}")
+        encoded[label].append(clip)
+    for label, errors in failed.items():
+        if not encoded[label] and label not in support.clips:
+            raise InputError(f"class {label!r} has no readable clip: {errors[0] if errors else 'its list is empty'}")
         for error in errors:
             _warn(f"left out of class {label!r}: {error}")
-    for label, members in good.items():
+    for label, members in encoded.items():
         support.add(label, members)
 
 

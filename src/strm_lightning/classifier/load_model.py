@@ -1,4 +1,4 @@
-"""Models of the classifier: from a checkpoint of `STRMModule`, or a pretrained backbone with a matching method."""
+"""Load the model of a classifier from a checkpoint of `STRMModule`, or build it on a pretrained backbone."""
 
 import inspect
 from pathlib import Path
@@ -19,19 +19,23 @@ _PREFIX = "model."
 
 
 def read_checkpoint(path: str | Path) -> tuple[STRM, float, dict[str, Any]]:
-    """The model of a Lightning checkpoint, its weight of QC, and the preprocessing that it was trained with.
+    """Load a Lightning checkpoint of `STRMModule`.
+
+    Returns:
+        The model in evaluation mode, the weight of QC, and the preprocessing of its training.
 
     Raises:
-        MissingFileError: there is no such file.
-        InputError: it cannot be read safely, is no checkpoint of `STRMModule`, or needs a class of the user's own.
+        MissingFileError: the file does not exist.
+        InputError: the file cannot be read with ``weights_only=True``, is not a checkpoint of `STRMModule`, or needs a
+            user-defined class.
     """
     checkpoint = load_tensors(path, "checkpoint")
     try:
         options, state = dict(checkpoint["hyper_parameters"]), dict(checkpoint["state_dict"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"checkpoint {path}: not one of STRMModule (no hyper_parameters or state_dict)") from error
-    if own := checkpoint.get("own_classes"):
-        part, kind = next(iter(own.items()))
+    if classes := checkpoint.get("own_classes"):
+        part, kind = next(iter(classes.items()))
         raise InputError(
             f"checkpoint {path}: its {part} is a {kind}, a class of your own, which FewShotClassifier cannot build"
         )
@@ -39,37 +43,39 @@ def read_checkpoint(path: str | Path) -> tuple[STRM, float, dict[str, Any]]:
     model = STRM(**{**{k: v for k, v in options.items() if k in known}, "pretrained": False, "weights": None})
     try:
         weights = {k.removeprefix(_PREFIX): v for k, v in state.items() if k.startswith(_PREFIX)}
-        model.load_state_dict({plain_name(k): v for k, v in weights.items()})  # 0.1 kept torch.compile's prefixes
+        model.load_state_dict(
+            {plain_name(k): v for k, v in weights.items()}
+        )  # version 0.1 saved the prefixes of torch.compile
     except RuntimeError as error:
         raise InputError(f"checkpoint {path}: its weights are not those of the model that it describes") from error
     trained = checkpoint.get("datamodule_hyper_parameters", {})
-    how = {name: trained[name] for name in _PREPROCESSING if trained.get(name) is not None}
-    return model.eval(), options.get("qc_weight", 0.1), {**how, "num_frames": model.head.num_frames}
+    preprocessing = {name: trained[name] for name in _PREPROCESSING if trained.get(name) is not None}
+    return model.eval(), options.get("qc_weight", 0.1), {**preprocessing, "num_frames": model.head.num_frames}
 
 
 def untrained(backbone: str, *, weights: str | None, **head_options: Any) -> STRM:
-    """A pretrained backbone with a matching method that has nothing to train.
+    """Build a model from a pretrained backbone and a matching method without trainable weights.
 
     Raises:
-        InputError: no such backbone, its weights cannot be loaded, or the method has weights to train.
-        MissingFileError: there is no such file of weights.
+        InputError: the backbone does not exist, its weights cannot be loaded, or the method has trainable weights.
+        MissingFileError: the weights file does not exist.
     """
     if weights is None and backbone == DEFAULT_BACKBONE:
-        weights = EFFICIENTNET_LITE0  # the same as timm's, and no hub is asked
+        weights = EFFICIENTNET_LITE0  # the same weights as timm's, without a download
     model = STRM(backbone, weights=weights, **head_options).eval()
     if model.head.learns:
         raise InputError(
-            f"matching {model.head.matching_name!r} has weights that must be trained: train it (strm fit) and give the "
+            f"matching {model.head.matching_name!r} has weights that must be trained: train it (strm fit) and pass the "
             "checkpoint, or choose a matching without weights, such as 'patches'"
         )
     return model
 
 
 def resolve_device(device: str | None) -> torch.device:
-    """The device of a name; for None, the GPU if there is one, else the CPU.
+    """Return the device of a name; for None, the GPU if one is available, else the CPU.
 
     Raises:
-        ValueError: there is no such device here.
+        InputError: the device is not available.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

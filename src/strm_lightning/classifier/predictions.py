@@ -1,4 +1,4 @@
-"""What the classifier says of a video, or of a stretch of it."""
+"""Predictions for a video, or for a window of a long video."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ class Prediction:
 
     Attributes:
         label: the most probable class, or ``unknown`` if the video is rejected.
-        probability: that of the most probable class, also if the video is rejected.
-        probabilities: of every class, the most probable first; they sum to 1.
+        probability: probability of the most probable class, also if the video is rejected.
+        probabilities: probability of each class in descending order; their sum is 1.
         video: path of the video, or the shape of an array.
-        rejected: whether the most probable class is below the threshold. A file of examples from before version 0.2 may
-            have a class named ``unknown``; this attribute distinguishes it from a rejection.
+        rejected: whether the most probable class is below the threshold. An examples file of version 0.1 may contain a
+            class named ``unknown``; this attribute distinguishes it from a rejection.
     """
 
     label: str
@@ -32,12 +32,12 @@ class Prediction:
 
 @dataclass(frozen=True)
 class WindowPrediction:
-    """The label of a stretch of a long video.
+    """The label of a window of a long video.
 
     Attributes:
-        start: where it begins, in seconds.
-        end: where it ends, in seconds.
-        prediction: what is seen in it.
+        start: start time in seconds.
+        end: end time in seconds.
+        prediction: prediction for the window.
     """
 
     start: float
@@ -49,15 +49,15 @@ class WindowPrediction:
 
 
 def merge_windows(windows: Iterable[WindowPrediction]) -> Iterator[WindowPrediction]:
-    """Join neighbours of one label; their probabilities are averaged."""
+    """Merge consecutive windows that have the same label; average their probabilities."""
     for (label, rejected), run in groupby(windows, key=lambda w: (w.prediction.label, w.prediction.rejected)):
-        stretch = list(run)
-        names = stretch[0].prediction.probabilities
-        mean = {n: sum(w.prediction.probabilities[n] for w in stretch) / len(stretch) for n in names}
+        merged = list(run)
+        names = merged[0].prediction.probabilities
+        mean = {n: sum(w.prediction.probabilities[n] for w in merged) / len(merged) for n in names}
         ranked = dict(sorted(mean.items(), key=lambda item: -item[1]))
         top = max(ranked.values()) if rejected else ranked[label]
-        prediction = Prediction(label, top, ranked, stretch[0].prediction.video, rejected)
-        yield WindowPrediction(stretch[0].start, stretch[-1].end, prediction)
+        prediction = Prediction(label, top, ranked, merged[0].prediction.video, rejected)
+        yield WindowPrediction(merged[0].start, merged[-1].end, prediction)
 
 
 def clock(seconds: float) -> str:

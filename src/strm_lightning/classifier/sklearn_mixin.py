@@ -1,29 +1,29 @@
-"""What scikit-learn's tools ask of a classifier, without scikit-learn."""
+"""The estimator interface of scikit-learn, without the dependency."""
 
 import inspect
 from typing import Any, TypeVar
 
 from strm_lightning.errors import InputError
 
-Self = TypeVar("Self", bound="ScikitLearnHabits")
+Self = TypeVar("Self", bound="SklearnMixin")
 
 
-class ScikitLearnHabits:
-    """Parameters by name, and copies without examples: enough for ``clone``, ``cross_val_score`` and grid search."""
+class SklearnMixin:
+    """Parameters by name and cloning, as ``clone``, ``cross_val_score`` and ``GridSearchCV`` need them."""
 
     @classmethod
     def _names(cls) -> list[str]:
         return list(inspect.signature(cls).parameters)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The arguments of the constructor, by name."""
+        """Return the arguments of the constructor by name; ``deep`` has no effect."""
         return {name: getattr(self, name) for name in self._names()}
 
     def set_params(self: Self, **params: Any) -> Self:
         """Set arguments of the constructor.
 
         Raises:
-            ValueError: there is no such argument, or it cannot have that value; nothing is set then.
+            InputError: there is no such argument, or its value is invalid. Then no argument is changed.
         """
         for name in params:
             if name not in self._names():
@@ -38,7 +38,7 @@ class ScikitLearnHabits:
         return self
 
     def _check_params(self) -> None:
-        """Refuse parameters that make no sense."""
+        """Raise an `InputError` if a parameter is invalid."""
 
     def __sklearn_tags__(self) -> Any:
         from sklearn.utils import ClassifierTags, Tags, TargetTags
@@ -46,4 +46,4 @@ class ScikitLearnHabits:
         return Tags("classifier", TargetTags(required=True), classifier_tags=ClassifierTags())
 
     def __sklearn_clone__(self: Self) -> Self:
-        return type(self)(**self.get_params())  # weights are shared, examples are not
+        return type(self)(**self.get_params())  # shares the weights, has no examples

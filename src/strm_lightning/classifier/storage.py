@@ -1,4 +1,4 @@
-"""Encoded examples as one .safetensors file: features, labels, preprocessing and the fingerprint of the weights."""
+"""Save and load the encoded examples of a classifier as a .safetensors file."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from strm_lightning.classifier.calibration import Fitted, check_options
-from strm_lightning.classifier.clips import Preprocessing
+from strm_lightning.classifier.clips import Preprocessing, describe_tensor
 from strm_lightning.classifier.support import EncodedClip, SupportSet
 from strm_lightning.data.sampling import FramePolicy
 from strm_lightning.episode import PooledMaps
@@ -31,25 +31,25 @@ _THUMBNAILS = "thumbnails"
 def save(
     path: Path,
     support: SupportSet,
-    how: Preprocessing,
+    config: Preprocessing,
     source: Mapping[str, Any] | None,
     calibration: Mapping[str, Fitted | None],
     *,
     thumbnails: bool,
 ) -> None:
-    """Write a support set, whole or not at all.
+    """Write a support set atomically.
 
-    Of a clip's path, the file name is kept, with parent folders only where two clips of a class have the same name.
+    Paths of clips are shortened by `short_names`.
 
     Raises:
-        WriteError: the disk is full, or the folder cannot be written to.
+        WriteError: the file cannot be written.
     """
     clips = [(label, clip) for label in support.labels for clip in support.clips[label]]
     names = {label: short_names([clip.name for clip in support.clips[label]]) for label in support.labels}
     about = {
         "format": _FORMAT,
         "fingerprint": fingerprint(support.model),
-        "preprocessing": asdict(how),
+        "preprocessing": asdict(config),
         "clips": [{"label": label, "name": names[label][clip.name], "digest": clip.digest} for label, clip in clips],
         "source": source,
         **calibration,
@@ -64,14 +64,14 @@ def save(
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Map paths to their shortest endings that differ: the file name, or with parent folders where names repeat."""
+    """Map each path to its shortest unique ending: the file name, with parent folders where names repeat."""
     parts = {name: PurePath(name).parts for name in names}
 
     def short(name: str) -> str:
-        own = parts[name]
-        for length in range(1, len(own)):
-            if sum(other[-length:] == own[-length:] for other in parts.values()) == 1:
-                return str(PurePath(*own[-length:]))
+        path = parts[name]
+        for length in range(1, len(path)):
+            if sum(other[-length:] == path[-length:] for other in parts.values()) == 1:
+                return str(PurePath(*path[-length:]))
         return name
 
     return {name: short(name) for name in parts}
@@ -79,7 +79,13 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Stored:
-    """A file of examples that has been read and checked by itself, but not yet against a model."""
+    """Content of an examples file, not yet checked against a model.
+
+    Attributes:
+        path: path of the file.
+        about: metadata of the file.
+        tensors: features and thumbnails of all clips, with the clips as leading axis.
+    """
 
     path: Path
     about: Mapping[str, Any]
@@ -87,14 +93,15 @@ class Stored:
 
     @property
     def calibration(self) -> Mapping[str, Fitted | None]:
-        """Temperature and threshold, as they were asked for."""
+        """The options ``temperature`` and ``threshold`` of the classifier that was saved."""
         return {name: self.about[name] for name in ("temperature", "threshold")}
 
     def support_for(self, model: STRM, qc_weight: float, how: Preprocessing) -> SupportSet:
-        """The examples for this model.
+        """Build the support set for a model.
 
         Raises:
-            ValueError: they were encoded by another model or from other pixels, or are not what this model encodes.
+            InputError: the examples were encoded by another model or with another preprocessing, or their features do
+                not have the names, shapes and types of the model.
         """
         of_0_1 = self.about["format"] == _FORMAT_0_1
         mine = fingerprint_of_0_1(model) if of_0_1 else fingerprint(model)
@@ -123,28 +130,30 @@ class Stored:
         found = {name: tensor for name, tensor in self.tensors.items() if name != _THUMBNAILS}
         if not self.about["clips"]:
             return
-        wanted = _blank(model)
-        if set(found) != set(wanted):
+        expected = _blank(model)
+        if set(found) != set(expected):
             raise InputError(
-                f"examples {self.path}: damaged: features {_listed(found)}; this model has {_listed(wanted)}"
+                f"examples {self.path}: damaged: features {_listed(found)}; this model has {_listed(expected)}"
             )
-        for name, tensor in wanted.items():
+        for name, tensor in expected.items():
             if found[name].shape[1:] != tensor.shape or found[name].dtype != tensor.dtype:
                 raise InputError(
-                    f"examples {self.path}: damaged: {name!r} is {_described(found[name])}, where this model has "
-                    f"{[len(found[name]), *tensor.shape]} of {_plain(tensor.dtype)}"
+                    f"examples {self.path}: damaged: {name!r} is {describe_tensor(found[name])}, this model has "
+                    f"{describe_tensor(tensor.expand(len(found[name]), *tensor.shape))}"
                 )
-        small = self.tensors.get(_THUMBNAILS)
-        if small is not None and small.shape[1] != how.num_frames:
-            raise InputError(f"examples {self.path}: damaged: thumbnails of {small.shape[1]} frames a clip")
+        thumbnails = self.tensors.get(_THUMBNAILS)
+        if thumbnails is not None and thumbnails.shape[1] != how.num_frames:
+            raise InputError(
+                f"examples {self.path}: damaged: {_THUMBNAILS!r} has {thumbnails.shape[1]} frames per clip"
+            )
 
 
 def load(path: Path) -> Stored:
-    """Read a file that `save` wrote.
+    """Read an examples file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or something else.
+        MissingFileError: the file does not exist.
+        InputError: the file is damaged, or is not an examples file.
     """
     if not path.is_file():
         raise MissingFileError(f"examples {path}: {'is a folder' if path.is_dir() else 'no such file'}")
@@ -152,21 +161,21 @@ def load(path: Path) -> Stored:
         with safe_open(path, "pt") as file:
             about = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"examples {path}: cannot be read ({reason})") from error
+    except (OSError, SafetensorError, ValueError, RecursionError) as cause:
+        reason = next(iter(str(cause).splitlines()), type(cause).__name__)
+        raise InputError(f"examples {path}: cannot be read ({reason})") from cause
     if about.get("format") not in (_FORMAT, _FORMAT_0_1):
         raise InputError(f"examples {path}: not a file that FewShotClassifier.save wrote")
     if about["format"] == _FORMAT_0_1 and "relations" in tensors:
         tensors["qc.relations"] = tensors.pop("relations")
-    if wrong := _wrong_about(about) or _wrong_tensors(tensors, len(about["clips"])):
-        raise InputError(f"examples {path}: damaged: {wrong}")
+    if error := _metadata_error(about) or _tensor_error(tensors, len(about["clips"])):
+        raise InputError(f"examples {path}: damaged: {error}")
     return Stored(path, about, tensors)
 
 
 @torch.inference_mode()
 def _blank(model: STRM) -> Encoded:
-    """Encoded tensors of one clip, for their names, shapes and types."""
+    """Encode a clip of zeros, for the names, shapes and types of the tensors."""
     head, weight = model.head, next(model.parameters())
     frames = torch.zeros(head.num_frames, head.in_dim, dtype=weight.dtype, device=weight.device)
     grid = frames.unsqueeze(-2).repeat(1, head.patch_grid**2, 1)
@@ -188,7 +197,7 @@ def fingerprint(model: STRM) -> str:
 
 
 def fingerprint_of_0_1(model: STRM) -> str:
-    """The fingerprint that version 0.1 wrote for a trained STRM, or for a backbone whose patches were compared."""
+    """`fingerprint` of version 0.1, which had trained STRM models and the matching ``patches``."""
     settings, state = _settings(model), model.state_dict()
     if model.head.matching_name == "patches":
         settings = {name: settings[name] for name in ("backbone", "mean", "std", "patch_grid")}
@@ -205,26 +214,26 @@ def _settings(model: STRM) -> dict[str, Any]:
     return {"backbone": backbone.name, **pixels, **{name: getattr(head, name) for name in names}}
 
 
-def _wrong_about(about: Mapping[str, Any]) -> str | None:
-    """What is wrong in the metadata of a file of examples, or None."""
+def _metadata_error(about: Mapping[str, Any]) -> str | None:
+    """Describe the first error in the metadata of an examples file, or return None."""
     missing = [key for key in _KEYS if key not in about]
     if missing:
         return f"no {_listed(missing)} in its header"
     if not (isinstance(about["fingerprint"], str) and about["fingerprint"]):
         return f"fingerprint {_short(about['fingerprint'])}"
-    if wrong := _wrong_clips(about["clips"]):
-        return wrong
-    how, source = about["preprocessing"], about["source"]
-    if not (isinstance(how, dict) and set(how) == set(_HOW) and all(_HOW[key](value) for key, value in how.items())):
-        return f"preprocessing {_short(how)}"
+    if error := _clips_error(about["clips"]):
+        return error
+    config, source = about["preprocessing"], about["source"]
+    if not (isinstance(config, dict) and set(config) == set(_CONFIG) and _are_valid(config, _CONFIG)):
+        return f"preprocessing {_short(config)}"
     if source is not None:
-        known = _CHECKPOINT if isinstance(source, dict) and "path" in source else _BACKBONE
-        if not (isinstance(source, dict) and all(key in known and known[key](value) for key, value in source.items())):
+        checks = _CHECKPOINT if isinstance(source, dict) and "path" in source else _BACKBONE
+        if not (isinstance(source, dict) and _are_valid(source, checks)):
             return f"source {_short(source)}"
-    return _wrong_calibration(about)
+    return _calibration_error(about)
 
 
-def _wrong_clips(clips: Any) -> str | None:
+def _clips_error(clips: Any) -> str | None:
     if not isinstance(clips, list):
         return f"clips {_short(clips)}: a list is expected"
     for number, clip in enumerate(clips):
@@ -233,7 +242,7 @@ def _wrong_clips(clips: Any) -> str | None:
     return None
 
 
-def _wrong_calibration(about: Mapping[str, Any]) -> str | None:
+def _calibration_error(about: Mapping[str, Any]) -> str | None:
     for key in ("temperature", "threshold"):
         value, is_number = about[key], isinstance(about[key], (int, float)) and not isinstance(about[key], bool)
         if not (is_number or value == "fit" or (value is None and key == "threshold")):
@@ -245,13 +254,13 @@ def _wrong_calibration(about: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _wrong_tensors(tensors: Mapping[str, Tensor], count: int) -> str | None:
-    """What is wrong with the tensors of a file of examples that has ``count`` clips, or None."""
+def _tensor_error(tensors: Mapping[str, Tensor], count: int) -> str | None:
+    """Describe the first error in the tensors of an examples file with ``count`` clips, or return None."""
     if count and not set(tensors) - {_THUMBNAILS}:
         return "no features"
     for name, tensor in tensors.items():
         if not tensor.ndim or len(tensor) != count:
-            return f"{name!r} is {_described(tensor)}, where there are {count} clips"
+            return f"{name!r} is {describe_tensor(tensor)}, but the file has {count} clips"
         if name == _THUMBNAILS:
             if (
                 tensor.dtype != torch.uint8
@@ -259,12 +268,16 @@ def _wrong_tensors(tensors: Mapping[str, Tensor], count: int) -> str | None:
                 or tensor.shape[2] != 3
                 or tensor.shape[3] != tensor.shape[4]
             ):
-                return f"{name!r} is {_described(tensor)}, not [clips, frames, 3, side, side] of uint8"
+                return f"{name!r} is {describe_tensor(tensor)}, not [clips, frames, 3, side, side] of uint8"
         elif tensor.dtype not in _FLOATS:
-            return f"{name!r} is of {_plain(tensor.dtype)}, not floating point"
+            return f"{name!r} is {describe_tensor(tensor)}, not floating point"
         elif not tensor.isfinite().all():
-            return f"{name!r} has values that are not finite"
+            return f"{name!r} contains values that are not finite"
     return None
+
+
+def _are_valid(values: Mapping[str, Any], checks: Mapping[str, Callable[[Any], bool]]) -> bool:
+    return all(key in checks and checks[key](value) for key, value in values.items())
 
 
 def _is_count(value: Any) -> bool:
@@ -283,9 +296,9 @@ def _is_policy(value: Any) -> bool:
     return value in get_args(FramePolicy)
 
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of others, isfinite may not be known
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # isfinite may not support other types
 _KEYS = ("fingerprint", "preprocessing", "clips", "source", "temperature", "threshold")
-_HOW: dict[str, Callable[[Any], bool]] = {
+_CONFIG: dict[str, Callable[[Any], bool]] = {
     "num_frames": _is_count,
     "image_size": _is_count,
     "short_side": _is_size,
@@ -303,14 +316,6 @@ _BACKBONE: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def _plain(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _described(tensor: Tensor) -> str:
-    return f"{list(tensor.shape)} of {_plain(tensor.dtype)}"
-
-
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(map(repr, sorted(names))) or "none"
 
@@ -321,7 +326,7 @@ def _short(value: Any) -> str:
 
 
 class on_class_or_instance:  # noqa: N801 - a decorator
-    """A method that may be called on its class too, which is then its first argument."""
+    """Decorator of a method that can also be called on the class, which is then the first argument."""
 
     def __init__(self, method: Callable[..., Any]) -> None:
         self.method, self.__doc__ = method, method.__doc__

@@ -1,4 +1,4 @@
-"""The encoded support clips, and matching queries with them in chunks that fit memory."""
+"""Support set of encoded clips, matched in chunks of bounded memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ from strm_lightning.errors import InputKeyError
 from strm_lightning.models.matching.base import Encoded
 from strm_lightning.models.strm import STRM
 
-_FLOATS_AT_ONCE = 2**24  # 64 MB of float32 in the largest tensor of a match
-_CLIPS_AT_ONCE = 256
+_FLOATS_AT_ONCE = 2**24  # elements of the largest tensor of a match: 64 MB of float32
+_CLIPS_AT_ONCE = 256  # support clips of a chunk
 
 
 @dataclass
 class EncodedClip:
-    """A clip, encoded.
+    """An encoded clip.
 
     Attributes:
-        name: path of its video, or the shape of an array; of a clip from a file of examples, the end of the path.
-        digest: of its pixels.
-        thumbnail: its frames, small, for pictures.
-        features: tensors that matching needs of it.
-        stored: whether it comes from a file of examples, which keeps no whole path.
+        name: path of the video, or the shape of an array; the end of the path if the clip is from an examples file.
+        digest: first 16 hexadecimal digits of the SHA-256 of the pixels.
+        thumbnail: small frames for pictures, ``[L, 3, s, s]``.
+        features: tensors that the matching method reads.
+        stored: whether the clip is from an examples file, which does not contain whole paths.
     """
 
     name: str
@@ -37,14 +37,14 @@ class EncodedClip:
     stored: bool = False
 
     def is_called(self, name: str) -> bool:
-        """Whether this is the clip of that name; of a stored clip, any path that ends in its name."""
+        """Whether ``name`` is the name of the clip, or for a stored clip a path that ends in its name."""
         own = PurePath(self.name).parts
         return name == self.name or (self.stored and PurePath(name).parts[-len(own) :] == own)
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Classes with similar numbers of clips, side by side; absent shots are masked."""
+    """Classes with similar numbers of clips, padded to the same number of shots."""
 
     columns: list[int]
     features: Encoded
@@ -52,9 +52,9 @@ class _Chunk:
 
 
 class SupportSet:
-    """Labelled clips by class, matched class by class.
+    """Encoded clips by class.
 
-    The cost of a match grows linearly with the number of clips, and its memory not at all.
+    The time of a match is linear in the number of clips, its memory is constant.
 
     Args:
         model: the model that encodes and matches clips.
@@ -73,19 +73,19 @@ class SupportSet:
 
     @property
     def labels(self) -> list[str]:
-        """The classes, ascending; the order of the logits' columns."""
+        """The classes in ascending order, which is the order of the columns of logits."""
         return sorted(self.clips)
 
     def add(self, label: str, clips: Sequence[EncodedClip]) -> None:
-        """Add clips to a class, which may be new."""
+        """Add clips to a new or existing class."""
         self.clips.setdefault(label, []).extend(clips)
         self._chunks = None
 
     def remove(self, label: str, name: str | None = None) -> None:
-        """Remove a class, or the clips of that name from it.
+        """Remove a class, or only its clips of the given name.
 
         Raises:
-            KeyError: there is no such class, or no such clip in it.
+            InputKeyError: the class does not exist, or has no such clip.
         """
         if label not in self.clips:
             raise InputKeyError(f"no class {label!r}; there are {', '.join(self.labels) or 'none'}")
@@ -98,11 +98,11 @@ class SupportSet:
         self._chunks = None
 
     def features(self, label: str) -> Encoded:
-        """Features of a class's clips, leading axis ``K``."""
+        """Features of the clips of a class, with leading axis ``K``."""
         return _stack([clip.features for clip in self.clips[label]])
 
     def match(self, query: Encoded) -> MatchLogits:
-        """Logits ``[Q, N]`` of encoded queries for the classes in the order of `labels`."""
+        """Return the logits ``[Q, N]`` of encoded queries; columns are in the order of `labels`."""
         total = len(next(iter(query.values())))
         columns = torch.tensor([column for chunk in self._arranged() for column in chunk.columns])
         rows = []
@@ -117,38 +117,43 @@ class SupportSet:
         return MatchLogits(trm=trm[:, order], qc=None if qc is None else qc[:, order])
 
     def leave_one_out(self, limit: int = 512) -> tuple[Float[Tensor, "n N"], Int[Tensor, " n"]]:
-        """Combined logits of support clips, each against all the others, and their classes.
+        """Match support clips with the support set without them.
 
-        Clips of classes with a single clip are not queries, for without it the class would be none. Beyond ``limit``
-        clips, the first ones of each class are taken.
+        Clips that are the only one of their class are left out.
+
+        Args:
+            limit: largest number of clips; the first ones of each class are used.
+
+        Returns:
+            Combined logits ``[n, N]``, and the class of each clip ``[n]``.
         """
         classes = [
             [(c, k) for k in range(len(self.clips[label]))] if len(self.clips[label]) > 1 else []
             for c, label in enumerate(self.labels)
         ]
-        in_turn = (place for turn in zip_longest(*classes) for place in turn if place is not None)
-        places = list(islice(in_turn, limit))
-        targets = torch.tensor([c for c, _ in places], dtype=torch.long)
-        if not places:
+        in_turn = (clip for turn in zip_longest(*classes) for clip in turn if clip is not None)
+        clips = list(islice(in_turn, limit))
+        targets = torch.tensor([c for c, _ in clips], dtype=torch.long)
+        if not clips:
             return torch.empty(0, len(self.labels)), targets
-        query = _stack([self.clips[self.labels[c]][k].features for c, k in places])
+        query = _stack([self.clips[self.labels[c]][k].features for c, k in clips])
         if not self.model.head.matching.per_class:
-            return self._without_each(places, query), targets
+            return self._without_each(clips, query), targets
         by_class = [self.features(label) for label in self.labels]
         logits = self.match(query).combined(self.qc_weight).float().cpu()
-        for row, (c, k) in enumerate(places):
+        for row, (c, k) in enumerate(clips):
             others = {name: torch.cat([t[:k], t[k + 1 :]])[None] for name, t in by_class[c].items()}
             alone = {name: t[row : row + 1] for name, t in query.items()}
             found = self.model.head.match_encoded(others, alone).combined(self.qc_weight)
             logits[row, c] = found.item()
         return logits, targets
 
-    def _without_each(self, places: Sequence[tuple[int, int]], query: Encoded) -> Float[Tensor, "n N"]:
-        """Logits of clips, each against the support set without it, where a class's logit depends on all classes."""
+    def _without_each(self, clips: Sequence[tuple[int, int]], query: Encoded) -> Float[Tensor, "n N"]:
+        """`leave_one_out` for methods whose logit of a class depends on the other classes."""
         (chunk,) = self._arranged()
         row_of = {column: row for row, column in enumerate(chunk.columns)}
         logits = []
-        for number, (c, k) in enumerate(places):
+        for number, (c, k) in enumerate(clips):
             mask = chunk.mask.clone()
             mask[row_of[c], k] = False
             alone = {name: tensor[number : number + 1] for name, tensor in query.items()}
@@ -178,7 +183,7 @@ class SupportSet:
         mask = torch.tensor([[k < len(clips) for k in range(most)] for clips in members])
         rows = [_stack([clips[min(k, len(clips) - 1)].features for k in range(most)]) for clips in members]
         features = _stack(rows)
-        for row, clips in enumerate(members):  # the clips now look into the chunk: nothing is held twice
+        for row, clips in enumerate(members):  # views of the chunk, so that no tensor is stored twice
             for k, clip in enumerate(clips):
                 clip.features = {name: tensor[row, k] for name, tensor in features.items()}
         return _Chunk(columns, features, mask.to(self.device))

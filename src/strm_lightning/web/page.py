@@ -1,4 +1,4 @@
-"""The web page of ``strm demo``: drop clips of each class, drop a video, see its label and why."""
+"""The web page of ``strm demo``: classify an uploaded video from uploaded clips of each action."""
 
 import os
 import socket
@@ -20,7 +20,7 @@ from strm_lightning.classifier.explain.picture import draw
 from strm_lightning.classifier.support import EncodedClip
 from strm_lightning.data.decode.video import VIDEO_SUFFIXES, VideoError
 from strm_lightning.errors import InputError
-from strm_lightning.web.uploads import Guard, Kept, Uploads
+from strm_lightning.web.uploads import Guard, Upload, Uploads
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 import gradio as gr
@@ -28,15 +28,17 @@ from starlette.middleware import Middleware
 
 MAX_CLASSES = 8
 _SHOWN = 3
-_LOOK_AND_KEEP = (60, 600)  # seconds: look for uploads that no page lists that often, and keep none longer
-_PATHS: dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]] = {  # t in -1 .. 1 to right, down
+_DELETE_CACHE = (60, 600)  # seconds: gradio checks the uploaded files every minute and deletes those older than ten
+_PATHS: dict[
+    str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+] = {  # t in -1 .. 1 -> offsets to the right and down
     "slide left": lambda t: (-t, 0 * t),
     "slide right": lambda t: (t, 0 * t),
     "circle": lambda t: (np.sin(np.pi * t), -np.cos(np.pi * t)),
 }
 _INTRODUCTION = """# Which action is it?
-Give a few short clips of each action, two actions or more, and a video to recognise.
-Nothing is trained and no file leaves this computer; uploads are deleted as soon as they are encoded."""
+Upload a few short clips of at least two actions, and a video to recognise.
+No training takes place and no file leaves this computer; uploaded files are deleted after encoding."""
 _CSS = """
 .gradio-container {max-width: 1180px !important; margin: auto}
 footer {display: none !important}
@@ -45,12 +47,12 @@ footer {display: none !important}
 
 
 def build(make: Callable[[], FewShotClassifier], examples: Path, uploads: Uploads) -> gr.Blocks:
-    """The page.
+    """Build the page.
 
     Args:
-        make: gives a classifier without examples.
-        examples: folder for the built-in examples, which are drawn when first asked for.
-        uploads: keeps the encoded clips.
+        make: returns a new classifier without examples.
+        examples: folder for the built-in examples, which are drawn at the first request.
+        uploads: stores the encoded clips.
     """
     encode = make().encode_one
 
@@ -66,17 +68,17 @@ def build(make: Callable[[], FewShotClassifier], examples: Path, uploads: Upload
         try:
             classes = _classes(slots[:MAX_CLASSES], slots[MAX_CLASSES:])
             if query is None:
-                raise InputError("There is no video to recognise yet: drop one into the last field.")
+                raise InputError("There is no video to recognise yet: upload one in the last field.")
             with warnings.catch_warnings(record=True) as found:
                 warnings.simplefilter("always")
                 explanation = _explain(make(), dict(classes), query, lambda path: uploads.get(session, path, encode))
         except InputError as error:
-            return gr.update(value=None, visible=False), gr.update(value=None, visible=False), _words(str(error))
+            return gr.update(value=None, visible=False), gr.update(value=None, visible=False), _markdown(str(error))
         figure = draw(explanation)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         picture = np.asarray(canvas.buffer_rgba())[..., :3]
-        notes = _words("  \n".join(str(warning.message) for warning in found))
+        notes = _markdown("  \n".join(str(warning.message) for warning in found))
         ranking = dict(explanation.prediction.probabilities)
         return gr.update(value=ranking, visible=True), gr.update(value=picture, visible=True), notes
 
@@ -86,7 +88,7 @@ def build(make: Callable[[], FewShotClassifier], examples: Path, uploads: Upload
         blank = [None] * (MAX_CLASSES - len(names))
         return [str(files[names[-1]][-1]), *names, *blank, *([str(f) for f in files[n][:-1]] for n in names), *blank]
 
-    with gr.Blocks(title="strm demo", analytics_enabled=False, delete_cache=_LOOK_AND_KEEP) as page:
+    with gr.Blocks(title="strm demo", analytics_enabled=False, delete_cache=_DELETE_CACHE) as page:
         gr.Markdown(_INTRODUCTION)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
@@ -115,10 +117,10 @@ def build(make: Callable[[], FewShotClassifier], examples: Path, uploads: Upload
 
 
 def check_address(host: str, port: int | None) -> None:
-    """Refuse an address that cannot be listened on, before a model is loaded for it.
+    """Check that the server can listen on an address, before a model is loaded.
 
     Raises:
-        ValueError: the port is taken, or the address is not this computer's.
+        InputError: the port is in use, or the address does not belong to this computer.
     """
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -129,8 +131,8 @@ def check_address(host: str, port: int | None) -> None:
 
 
 def serve(page: gr.Blocks, uploads: Uploads, *, host: str, port: int | None, max_mb: int, block: bool = True) -> str:
-    """Start the server; returns its address where it is not to ``block``."""
-    fonts = ["system-ui", "sans-serif"]  # gradio's own themes fetch fonts from the net
+    """Start the server and return its address; with ``block``, return when the server stops."""
+    fonts = ["system-ui", "sans-serif"]  # the default fonts of gradio's themes are downloaded
     theme = gr.themes.Default(font=fonts, font_mono=["monospace"], primary_hue="blue")
     _, address, _ = page.launch(
         server_name=host,
@@ -146,14 +148,14 @@ def serve(page: gr.Blocks, uploads: Uploads, *, host: str, port: int | None, max
         quiet=True,
     )
     if block:
-        sys.stdout.write(f"The page is at {address} (Ctrl-C ends it).\n")
+        sys.stdout.write(f"The page is at {address} (Ctrl-C stops it).\n")
         sys.stdout.flush()
         page.block_thread()
     return str(address)
 
 
 def draw_examples(folder: Path, clips: int = 4) -> dict[str, list[Path]]:
-    """Clips of a ball on three paths, drawn into a folder unless they are there."""
+    """Return clips of a moving ball for three classes; draw those that do not exist in the folder."""
     found: dict[str, list[Path]] = {}
     for number, label in enumerate(_PATHS):
         found[label] = [folder / f"{label.replace(' ', '_')}_{i + 1}.mp4" for i in range(clips)]
@@ -168,25 +170,25 @@ def _session(request: gr.Request) -> str:
 
 
 def _explain(
-    classifier: FewShotClassifier, classes: dict[str, tuple[str, ...]], query: str, get: Callable[[str], Kept]
+    classifier: FewShotClassifier, classes: dict[str, tuple[str, ...]], query: str, get: Callable[[str], Upload]
 ) -> Explanation:
-    """Explain a query among clips that are encoded already.
+    """Explain the prediction of an encoded query from encoded clips.
 
     Raises:
         InputError: a class has no readable clip, or the query cannot be read.
     """
 
     def clips(videos: Iterable[Any]) -> Iterator[EncodedClip | VideoError]:
-        for kept in map(get, videos):
-            # a copy, since a support set makes the features of its clips views of its own tensors
-            yield replace(kept.clip) if kept.clip is not None else cast("VideoError", kept.error)
+        for upload in map(get, videos):
+            # a copy, since a support set replaces the features of its clips by views of its own tensors
+            yield replace(upload.clip) if upload.clip is not None else cast("VideoError", upload.error)
 
     check_labels(classes)
     add_examples(classifier.support, classes, clips)
-    kept = get(query)
-    if kept.clip is None or kept.pixels is None:
-        raise cast("VideoError", kept.error)
-    return classifier.explain_encoded(replace(kept.clip), kept.pixels)
+    upload = get(query)
+    if upload.clip is None or upload.pixels is None:
+        raise cast("VideoError", upload.error)
+    return classifier.explain_encoded(replace(upload.clip), upload.pixels)
 
 
 def _slot(number: int) -> tuple[gr.Column, gr.Textbox, gr.File]:
@@ -205,42 +207,46 @@ def _one_more(count: int) -> list[Any]:
 
 
 def _classes(names: Any, clips: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Names and files of the slots in use, refused in words where something is missing."""
+    """Return the names and files of the slots in use.
+
+    Raises:
+        InputError: a name or a file is missing, two names are equal, or there are fewer than two classes.
+    """
     found: dict[str, tuple[str, ...]] = {}
     for i, (name, files) in enumerate(zip(names, clips, strict=True), start=1):
         label = (name or "").strip()
         if files and not label:
-            raise InputError(f"Action {i} has clips but no name: type what it is called.")
+            raise InputError(f"Action {i} has clips but no name: enter a name.")
         if label and not files:
-            raise InputError(f"Action {label!r} has no clips yet: drop one or more into its field.")
+            raise InputError(f"Action {label!r} has no clips yet: upload at least one.")
         if label in found:
-            raise InputError(f"Two actions are called {label!r}: put their clips together, or rename one.")
+            raise InputError(f"Two actions are named {label!r}: merge their clips or rename one.")
         if label:
             found[label] = tuple(files)
     if len(found) < 2:
-        raise InputError("Give at least two actions, each with a name and one clip or more.")
+        raise InputError("Give at least two actions, each with a name and at least one clip.")
     return tuple(found.items())
 
 
-def _words(text: str) -> str:
-    """Text for people: files by their names, without the folders that they were uploaded to."""
-    words = (
-        Path(word.rstrip(":")).name + ":" * word.endswith(":") if "/" in word else word for word in text.split(" ")
+def _markdown(text: str) -> str:
+    """Format a message in bold; paths of uploads are reduced to file names."""
+    parts = (
+        Path(part.rstrip(":")).name + ":" * part.endswith(":") if "/" in part else part for part in text.split(" ")
     )
-    return f"**{' '.join(words)}**" if text else ""
+    return f"**{' '.join(parts)}**" if text else ""
 
 
 def _draw_ball(path: Path, label: str, rng: np.random.Generator, frames: int = 30) -> None:
-    """A ball of some colour and size over a still backdrop; where its path lies varies from clip to clip."""
+    """Draw a moving ball over a static background; colour, size and position are random."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    backdrop = rng.integers(40, 130, (12, 16, 3), dtype=np.uint8).repeat(15, 0).repeat(15, 1)
+    background = rng.integers(40, 130, (12, 16, 3), dtype=np.uint8).repeat(15, 0).repeat(15, 1)
     rows, columns = np.mgrid[:180, :240]
     colour, radius, (down, right) = rng.integers(150, 255, 3), rng.uniform(14, 22), rng.uniform(-12, 12, 2)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=15)
         stream.width, stream.height, stream.pix_fmt = 240, 180, "yuv420p"
         for x, y in np.stack(_PATHS[label](np.linspace(-1, 1, frames)), 1):
-            image = backdrop.copy()
+            image = background.copy()
             image[(rows - 90 - down - 45 * y) ** 2 + (columns - 120 - right - 65 * x) ** 2 < radius**2] = colour
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))

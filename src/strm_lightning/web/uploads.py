@@ -1,4 +1,4 @@
-"""Uploads of the web page: where they are stored, what is kept of them, and which requests are refused."""
+"""Uploads of the web page: temporary folder, encoded clips of each session, limits and host check."""
 
 import os
 import shutil
@@ -22,22 +22,22 @@ from strm_lightning.data.decode.video import VideoError
 
 try:
     import fcntl
-except ImportError:  # Windows: folders of killed servers stay
+except ImportError:  # Windows: folders of killed servers are not deleted
     fcntl = None  # type: ignore[assignment]
 
 _PREFIX = "strm-demo-"
 _LOCK = ".lock"
-_OTHER_BODIES = 2**20  # bytes of a request that is no upload
-_IDLE_S = 3600.0
+_OTHER_BODIES = 2**20  # largest request that is not an upload, in bytes
+_IDLE_S = 3600.0  # idle sessions are dropped after this time
 
 Encode = Callable[[str], tuple[EncodedClip, UInt8[Tensor, "L 3 S S"]]]
 
 
 @contextmanager
 def upload_folder() -> Iterator[Path]:
-    """Yield a new temporary folder, deleted at the end; first delete the folders of servers that were killed.
+    """Yield a temporary folder that is deleted at the end; also delete the folders of killed servers.
 
-    A server holds a lock on a file in its folder, which ends with its process however that ends.
+    A server locks a file in its folder. The operating system releases the lock when the process ends.
     """
     _sweep(Path(tempfile.gettempdir()))
     with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder, (Path(folder) / _LOCK).open("w") as lock:
@@ -50,22 +50,22 @@ def _sweep(parent: Path) -> None:
     if fcntl is None:
         return
     for folder in parent.glob(f"{_PREFIX}*"):
-        with suppress(OSError):  # deleted by another process, or not ours
-            about = folder.lstat()
-            if about.st_uid != os.getuid() or folder.is_symlink():
+        with suppress(OSError):  # deleted by another process, or of another user
+            stat = folder.lstat()
+            if stat.st_uid != os.getuid() or folder.is_symlink():
                 continue
-            if not (folder / _LOCK).exists():  # being made, or left by a version that had no lock
-                if time.time() - about.st_mtime > 86400:
+            if not (folder / _LOCK).exists():  # just created, or of a version without locks
+                if time.time() - stat.st_mtime > 86400:
                     shutil.rmtree(folder)
                 continue
             with (folder / _LOCK).open() as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its server lives
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while the server runs
                 shutil.rmtree(folder)
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
-    """What is kept of an upload: the encoded clip and its pixels, or what is wrong with the file."""
+class Upload:
+    """An uploaded file: the encoded clip and its pixels, or the error."""
 
     clip: EncodedClip | None = None
     pixels: UInt8[Tensor, "L 3 S S"] | None = None
@@ -73,7 +73,7 @@ class Kept:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the tensors."""
+        """Memory of the tensors in bytes."""
         if self.clip is None or self.pixels is None:
             return 0
         return sum(
@@ -84,86 +84,95 @@ class Kept:
 @dataclass
 class _Session:
     used: float
-    kept: dict[str, Kept] = field(default_factory=dict)
+    uploads: dict[str, Upload] = field(default_factory=dict)
 
 
 class Uploads:
-    """Encoded uploads of each browser session, by path; a file is encoded once and then deleted.
+    """Encoded uploads of each browser session, by path. A file is encoded once and then deleted.
 
     Args:
-        max_bytes: limit on files, requests under way and encoded clips together, over all sessions.
+        max_bytes: limit of the total size of files, running requests and encoded clips of all sessions.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self.under_way = 0
+        self.running_bytes = 0
         self._sessions: dict[str, _Session] = {}
-        self._all: WeakValueDictionary[str, Kept] = WeakValueDictionary()  # two sessions may upload the same file
+        self._all: WeakValueDictionary[str, Upload] = WeakValueDictionary()  # two sessions may upload the same file
 
     def keep(self, session: str, paths: Collection[str], encode: Encode, *, delete: Callable[[str], bool]) -> None:
-        """Encode the files that a page lists, forget those that it no longer lists, and delete the files."""
-        kept = self._of(session)
-        for path in [path for path in kept if path not in paths]:
-            del kept[path]
+        """Encode the files that a page lists, then delete them; drop the clips that it no longer lists.
+
+        Args:
+            session: name of the session.
+            paths: files that the page lists.
+            encode: encodes a file.
+            delete: whether a file is deleted.
+        """
+        uploads = self._of(session)
+        for path in [path for path in uploads if path not in paths]:
+            del uploads[path]
         for path in paths:
             self.get(session, path, encode)
             if delete(path):
                 with suppress(FileNotFoundError):
                     Path(path).unlink()
 
-    def get(self, session: str, path: str, encode: Encode) -> Kept:
-        """What is kept of a file, which is encoded if it is not yet."""
-        kept = self._of(session)
-        if path not in kept:
+    def get(self, session: str, path: str, encode: Encode) -> Upload:
+        """Return an encoded file; encode it at the first call."""
+        uploads = self._of(session)
+        if path not in uploads:
             found = self._all.get(path)
             if found is None and not Path(path).is_file():
-                return Kept(error=VideoError(f"{path}: is no longer kept; remove it from the page and drop it again"))
+                return Upload(
+                    error=VideoError(f"{path}: is no longer kept; remove it from the page and upload it again")
+                )
             if found is None:
                 try:
-                    found = Kept(*encode(path))
+                    found = Upload(*encode(path))
                 except VideoError as error:
-                    found = Kept(error=error)
-            kept[path] = self._all[path] = found
-        return kept[path]
+                    found = Upload(error=error)
+            uploads[path] = self._all[path] = found
+        return uploads[path]
 
     def drop(self, session: str) -> None:
-        """Forget a session, such as when its page is closed."""
+        """Drop a session, for example when its page is closed."""
         self._sessions.pop(session, None)
 
     def room(self) -> int:
-        """Bytes that may still be uploaded."""
+        """Number of bytes that can still be uploaded."""
         now = time.monotonic()
         for name, session in list(self._sessions.items()):  # a copy, since other threads add to it
             if now - session.used > _IDLE_S:
                 self.drop(name)
-        kept = sum(one.nbytes for one in list(self._all.values()))
+        encoded = sum(upload.nbytes for upload in list(self._all.values()))
         folder = os.environ.get("GRADIO_TEMP_DIR")
-        return self.max_bytes - self.under_way - kept - (_size(Path(folder)) if folder else 0)
+        return self.max_bytes - self.running_bytes - encoded - (_size(Path(folder)) if folder else 0)
 
-    def _of(self, session: str) -> dict[str, Kept]:
+    def _of(self, session: str) -> dict[str, Upload]:
         found = self._sessions.setdefault(session, _Session(0.0))
         found.used = time.monotonic()
-        return found.kept
+        return found.uploads
 
 
 def _size(folder: Path) -> int:
     total = 0
     for file in folder.rglob("*"):
-        with suppress(OSError):  # deleted meanwhile
+        with suppress(OSError):  # deleted in the meantime
             total += file.lstat().st_size
     return total
 
 
 class Guard:
-    """ASGI middleware that refuses requests for other hosts, and uploads for which there is no room.
+    """ASGI middleware that refuses requests for other hosts, and uploads above the limit.
 
-    A page of another site can reach a server on this computer by DNS rebinding: its own name then resolves to
-    127.0.0.1. The browser still sends that name as ``Host``, so only addresses and names of this server are answered.
+    DNS rebinding lets a page of another site reach a local server: the name of the site then resolves to 127.0.0.1.
+    The browser still sends that name as ``Host``, so only addresses and names of this server are accepted.
 
     Args:
         app: the application.
         host: address or name that the server listens on.
-        uploads: counts what is kept.
+        uploads: the uploads, which count the used bytes.
     """
 
     def __init__(self, app: Any, *, host: str, uploads: Uploads) -> None:
@@ -174,34 +183,34 @@ class Guard:
             self.names |= {own, f"{own.partition('.')[0]}.local"}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer with 400, 411 or 413, or let the application answer."""
+        """Respond with status 400, 411 or 413, or call the application."""
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
         headers = [(name.lower(), value.decode("latin-1")) for name, value in scope["headers"]]
         if not self.is_trusted([value for name, value in headers if name == b"host"]):
-            await _answer(400, "This server does not answer for that host.", scope, receive, send)
+            await _answer(400, "This server does not accept that host.", scope, receive, send)
             return
         length = 0
         if scope["type"] == "http":
             sizes = [value for name, value in headers if name == b"content-length"]
             if any(name == b"transfer-encoding" for name, _ in headers):
-                await _answer(411, "Send the length of the request.", scope, receive, send)
+                await _answer(411, "The request has no Content-Length.", scope, receive, send)
                 return
             length = int(sizes[0]) if sizes and sizes[0].isdigit() else 0
             upload = scope["path"].rstrip("/").endswith("/upload")
             if length > (self.uploads.room() if upload else _OTHER_BODIES):
-                text = "There is no room for more uploads: remove clips from the page." if upload else "Too large."
+                text = "The uploads exceed the limit: remove clips from the page." if upload else "Request too large."
                 await _answer(413, text, scope, receive, send)
                 return
-        self.uploads.under_way += length
+        self.uploads.running_bytes += length
         try:
             await self.app(scope, receive, send)
         finally:
-            self.uploads.under_way -= length
+            self.uploads.running_bytes -= length
 
     def is_trusted(self, hosts: Collection[str]) -> bool:
-        """Whether the values of the ``Host`` header are one address, or one name of this server."""
+        """Whether the ``Host`` header has exactly one value, an IP address or a name of this server."""
         if len(hosts) != 1:
             return False
         (host,) = hosts

@@ -1,4 +1,4 @@
-"""Explanation of a prediction: the logits of every class and how they are made."""
+"""Explanation of a prediction: logits of each class and the evidence for them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,21 +45,20 @@ class ClassEvidence:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A prediction and how it is made.
+    """A prediction with its logits and the evidence for them.
 
     Attributes:
         prediction: label and probabilities.
-        logits: combined logit of each class, before the temperature.
+        logits: combined logit of each class, not divided by the temperature.
         trm: logit of the matching method for each class.
-        qc: QC's logit of each class, or None.
-        qc_weight: lambda.
+        qc: logit of QC for each class, or None without QC.
+        qc_weight: lambda, the weight of QC in the combined logits.
         evidence: evidence for each class.
-        patch_weights: how much each patch of each frame counts, ``[L, P, P]``; sums to 1 over a frame. With PLE, the
-            attention that a patch gets from the patches of its frame on average; else each patch's share of the change
-            in its frame, or None for a matching method that gives none.
-        frames: the clip's frames, ``[L, 3, S, S]``.
-        thumbnails: small frames of the clips of each class.
-        attends: whether the model has PLE.
+        patch_weights: weight of each patch, ``[L, P, P]``; sums to 1 over a frame. With PLE, the mean attention that
+            the patches of a frame pay to the patch; otherwise the weights of the matching method, or None.
+        frames: frames of the clip, ``[L, 3, S, S]``.
+        thumbnails: small frames of the clips of each class, ``[K, L, 3, s, s]``.
+        attends: whether the model has PLE, so that ``patch_weights`` is attention.
         matching: name of the matching method.
     """
 
@@ -77,7 +76,7 @@ class Explanation:
 
     @property
     def best_class(self) -> str:
-        """The most probable class, also where the label is ``unknown``."""
+        """The most probable class, also if the label is ``unknown``."""
         return next(iter(self.prediction.probabilities))
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""The picture of an explanation: query and example side by side, what matched, where it looked, who said what."""
+"""Figure of an explanation: query and best example, matching frames, patch weights, probabilities and logits."""
 
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,24 @@ _HEAT = LinearSegmentedColormap.from_list(
     "heat", [(0.76, 0.25, 0.05, 0.0), (0.98, 0.45, 0.1, 0.55), (1, 0.85, 0.2, 0.85)]
 )
 _FORMATS = (".png", ".pdf", ".svg")
-_CLASSES = 6  # bars at most
+_CLASSES = 6  # largest number of bars
 _STYLE: dict[str, Any] = {"font.size": 8, "font.family": "DejaVu Sans", "text.color": _INK, "axes.edgecolor": _QUIET}
 
 
 def draw(explanation: Explanation, path: str | Path | None = None) -> Figure:
-    """Draw an explanation, and save it where a path is given (.png, .pdf, .svg).
+    """Draw an explanation.
 
-    From top to bottom: where the model looked in the query, the query, the example that mattered most of the best
-    class. A line between two frames is as strong as the attention between them; the strongest pair of tuples is framed.
-    For a model without attention, lines connect the frames that are compared, and the top row shows what changed.
-    On the right: the probability of each class, and TRM's and QC's share in its distance behind the best.
+    Rows from top to bottom: the query overlaid with its patch weights, the query, and the best example of the best
+    class. The width and opacity of a line grow with the weight of a pair of frames; the strongest match is framed. On
+    the right: the probability of each class, and the differences of the logits of TRM and QC from the best class.
+
+    Args:
+        explanation: the explanation.
+        path: save the figure to this file (.png, .pdf or .svg).
+
+    Raises:
+        InputError: the path has another suffix.
+        WriteError: the file cannot be written.
     """
     path = None if path is None else check_name(path)
     evidence = explanation.evidence[explanation.best_class]
@@ -76,7 +83,7 @@ def draw(explanation: Explanation, path: str | Path | None = None) -> Figure:
             _links(figure, tops, lows, weights)
         framed = _frame_strongest(explanation, clip, tops, lows)
         _bars(figure, explanation, right + 0.85 / (count + 3.4), bottom, top)
-        _words(figure, explanation, left)
+        _title(figure, explanation, left)
         if evidence.main is not None:
             how = f"lines: {evidence.main.kind} of frames" + "; framed: the strongest match" * framed
             figure.text(left, 0.03, how, fontsize=7, color=_QUIET)
@@ -113,7 +120,7 @@ def _side(axes: Axes, text: str) -> None:
 
 
 def _links(figure: Figure, tops: list[Axes], lows: list[Axes], weights: Float[np.ndarray, "L L"]) -> None:
-    """Lines from query frames to example frames; the weakest, that together are a quarter of all, are left out."""
+    """Draw lines between frames, strongest first, until they have three quarters of the total weight."""
     ranked = np.sort(weights.ravel())[::-1]
     enough = int(np.searchsorted(np.cumsum(ranked), 0.75 * ranked.sum()))
     floor = ranked[min(enough, len(ranked) - 1)]
@@ -135,7 +142,7 @@ def _links(figure: Figure, tops: list[Axes], lows: list[Axes], weights: Float[np
 
 
 def _frame_strongest(explanation: Explanation, clip: int, tops: list[Axes], lows: list[Axes]) -> bool:
-    """Frame the strongest pair of tuples, if there is one and it is with this clip."""
+    """Frame the strongest match if it is with this clip; return whether it is."""
     main = explanation.evidence[explanation.best_class].main
     if main is None or main.strongest is None or main.strongest[1] != clip:
         return False
@@ -151,11 +158,11 @@ def _bars(figure: Figure, explanation: Explanation, left: float, bottom: float, 
     labels = list(explanation.prediction.probabilities)[:_CLASSES]
     middle = (bottom + top) / 2 if explanation.qc is not None else bottom
     upper = figure.add_axes((left, middle + 0.06, 0.985 - left, top - middle - 0.06))
-    places = np.arange(len(labels), dtype=float)
+    rows = np.arange(len(labels), dtype=float)
     values = [explanation.prediction.probabilities[label] for label in labels]
-    upper.barh(places, values, color=[_TRM if i == 0 else "#b8c4ce" for i in range(len(labels))], height=0.62)
-    for place, value in zip(places.tolist(), values, strict=True):
-        upper.text(value + 0.02, place, f"{value:.2f}", va="center", fontsize=7)
+    upper.barh(rows, values, color=[_TRM if i == 0 else "#b8c4ce" for i in range(len(labels))], height=0.62)
+    for row, value in zip(rows.tolist(), values, strict=True):
+        upper.text(value + 0.02, row, f"{value:.2f}", va="center", fontsize=7)
     upper.set(xlim=(0, 1.2), xticks=[])
     upper.set_title("probability", fontsize=8, loc="left", pad=3)
     _label_bars(upper, labels)
@@ -165,13 +172,13 @@ def _bars(figure: Figure, explanation: Explanation, left: float, bottom: float, 
     best = labels[0]
     trm = np.array([explanation.trm[best] - explanation.trm[label] for label in labels])
     qc = explanation.qc_weight * np.array([explanation.qc[best] - explanation.qc[label] for label in labels])
-    lower.barh(places - 0.18, trm, color=_TRM, height=0.34, label="TRM")
-    lower.barh(places + 0.18, qc, color=_QC, height=0.34, label=f"QC (x {explanation.qc_weight:g})")
+    lower.barh(rows - 0.18, trm, color=_TRM, height=0.34, label="TRM")
+    lower.barh(rows + 0.18, qc, color=_QC, height=0.34, label=f"QC (x {explanation.qc_weight:g})")
     lower.axvline(0, color=_QUIET, linewidth=0.6)
     lower.tick_params(axis="x", labelsize=6, length=2, color=_QUIET)
     lower.locator_params(axis="x", nbins=4)
     lower.set_title("logit behind the best", fontsize=8, loc="left", pad=3)
-    # In the row of the best class, whose bars have no length.
+    # In the row of the best class, where the bars have length 0.
     lower.legend(fontsize=6, frameon=False, handlelength=1, borderaxespad=0, loc="upper right", ncols=2)
     _label_bars(lower, labels)
 
@@ -185,7 +192,7 @@ def _label_bars(axes: Axes, labels: list[str]) -> None:
     axes.spines[["top", "right", "bottom"]].set_visible(False)
 
 
-def _words(figure: Figure, explanation: Explanation, left: float) -> None:
+def _title(figure: Figure, explanation: Explanation, left: float) -> None:
     prediction = explanation.prediction
     evidence = explanation.evidence[explanation.best_class]
     clip = evidence.best_clip
@@ -197,10 +204,10 @@ def _words(figure: Figure, explanation: Explanation, left: float) -> None:
 
 
 def check_name(path: str | Path) -> Path:
-    """The path of a picture.
+    """Return the path of a picture if its suffix is supported.
 
     Raises:
-        ValueError: its ending is of no format that can be drawn.
+        InputError: the suffix is not .png, .pdf or .svg.
     """
     if Path(path).suffix.lower() not in _FORMATS:
         raise InputError(f"picture {path}: give a name that ends in .png, .pdf or .svg")
