@@ -43,7 +43,7 @@ class FewShotClassifier(SklearnMixin):
 
     Args:
         model: the model that encodes and matches clips, with any matching method.
-        preprocessing: frames and size of a clip.
+        preprocessing: how a video becomes a clip.
         qc_weight: lambda, the weight of QC in the combined logits.
         temperature: divides the logits before the softmax. ``fit`` fits it by leave-one-out over the support clips if
             at least two classes have two clips; otherwise the temperature of the matching method is used.
