@@ -112,7 +112,7 @@ def test_its_size_is_told_before_any_of_it_is_allocated() -> None:
     told = []
     bank: FeatureBank = FeatureBank(ROWS, views=2)
     keys = torch.tensor([[row, view] for row in ROWS for view in range(2)])
-    bank.fill([(keys, keys[:, 0])], tuples, tell=lambda size: told.append((size, bank.group)))
+    bank.fill([(keys, keys[:, 0])], tuples, log=lambda size: told.append((size, bank.group)))
     assert told == [("4 videos, 2 views of each, 0.0 MB in main memory", None)]
     assert bank.describe() == told[0][0]
 
@@ -197,7 +197,7 @@ def test_a_damaged_bank_is_noticed(tmp_path: Path, damage: str) -> None:
     bank, path = full(), tmp_path / "kept.safetensors"
     bank.save(path, "mark")
     DAMAGES[damage](path)
-    with pytest.raises(DamagedBankError, match=r"kept\.safetensors is (damaged|no whole bank)"):
+    with pytest.raises(DamagedBankError, match=r"kept\.safetensors is (damaged|not a complete bank)"):
         FeatureBank.load(path, "mark")
     bank.save(path, "mark")
     assert FeatureBank.load(path, "mark") is not None
@@ -212,7 +212,7 @@ def test_a_damaged_bank_is_made_again_and_old_ones_are_named(
     zero_some_bytes(path)
     (tmp_path / "banks" / "0123").mkdir()
     (tmp_path / "banks" / "0123" / "bank.json").write_text("{}")
-    with pytest.warns(UserWarning, match=r"damaged.*it is made again"), caplog.at_level("INFO"):
+    with pytest.warns(UserWarning, match=r"damaged.*encoded again"), caplog.at_level("INFO"):
         second = run_test(tmp_path / "2", module(**keep), data(actions))
     assert second["per_episode"] == first["per_episode"]
     assert "1 banks of version 0.1" in caplog.text

@@ -133,7 +133,9 @@ def test_pictures_that_cannot_be_written_are_told(tmp_path: Path, capsys: pytest
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit):
         main(["plot", str(tmp_path), "--out", str(tmp_path / "file" / "pictures")])
-    assert capsys.readouterr().err.startswith(f"error: pictures cannot be written to {tmp_path}")
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {tmp_path}")
+    assert "cannot be written" in message
 
 
 def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from sklearn.metrics import confusion_matrix
 
 from strm_lightning.episode import Episode
 from strm_lightning.evaluation.report import load_results, results_of, save_results
-from strm_lightning.evaluation.results import EpisodeRecord, EpisodeResults
+from strm_lightning.evaluation.results import EpisodeAccuracy, EpisodeResults
 from tests.evaluation.documents import CLASSES, document, random_results
 
 
@@ -43,7 +43,7 @@ def test_accuracy_of_a_class_is_over_the_episodes_that_have_it() -> None:
 
 
 def test_a_record_puts_episodes_in_order_and_leaves_out_padding() -> None:
-    record = EpisodeRecord(num_episodes=3)
+    record = EpisodeAccuracy(num_episodes=3)
     for index in ([2, 3], [1, 0]):
         zeros = torch.zeros(2, 2, dtype=torch.long)
         episode = Episode(

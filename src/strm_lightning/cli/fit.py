@@ -291,7 +291,7 @@ def run(arguments: list[str] | None, commands: dict[str, str]) -> STRMCLI:
             seed_everything_default=0,
             trainer_defaults={"logger": _CSV},
             parser_kwargs={"prog": "strm", **parsers},
-            auto_configure_optimizers=False,  # optimizer and schedule are options of the module
+            auto_configure_optimizers=False,  # optimiser and schedule are options of the module
             args=arguments,
         )
     except MisconfigurationException as error:

@@ -1,1 +1,1 @@
-"""Feature banks, results that can be compared, and pictures of them."""
+"""Feature banks, test results, paired comparisons and plots."""

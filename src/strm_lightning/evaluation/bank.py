@@ -1,4 +1,4 @@
-"""A bank of features: every video is encoded once and used in any number of episodes."""
+"""In-memory or memory-mapped store of per-video features, from which any number of episodes are matched."""
 
 import json
 import os
@@ -18,30 +18,30 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from strm_lightning.errors import InputError, WriteError
-from strm_lightning.fileio import atomic_path
+from strm_lightning.fileio import atomic_path, write_errors
 from strm_lightning.messages import format_bytes
 from strm_lightning.models.matching.base import Encoded
 
 _MEMORY = "main memory"
 _FORMAT = 2
-_CHECKED_AT_ONCE = 2**26  # bytes
+_CHECKSUM_CHUNK = 2**26  # bytes
 
 
 class DamagedBankError(InputError):
-    """A file of features cannot be used; it is made again."""
+    """The file of a bank is damaged. The caller encodes the videos again."""
 
 
 class FeatureBank:
-    """Tensors of each video by name, in main memory or, beyond a limit, in a memory-mapped file.
+    """Features of videos: named tensors in main memory or, above a size limit, in memory-mapped temporary files.
 
     Args:
-        rows: rows of the videos that the bank is to hold.
-        views: stored views of each video.
-        limit_gb: gigabytes (10^9 bytes) of main memory it may take; a larger bank is a temporary file, memory-mapped.
+        rows: rows of the videos.
+        views: number of stored views of each video.
+        limit_gb: largest size in main memory in gigabytes (10^9 bytes).
 
     Attributes:
-        tensors: features by name, one leading row for each video and view; None before the first are put.
-        place: description of where they are.
+        tensors: features by name, ``[videos * views, ...]``; None before the first `put`.
+        place: description of the storage, for messages.
     """
 
     def __init__(self, rows: Iterable[int], *, views: int = 1, limit_gb: float = 8.0) -> None:
@@ -58,33 +58,41 @@ class FeatureBank:
         encode: Callable[[Any], Encoded],
         *,
         device: torch.device | str = "cpu",
-        tell: Callable[[str], object] = str,
+        log: Callable[[str], object] = str,
     ) -> None:
-        """Encode batches of ``(row, view) [n, 2]`` and clips ``[n, L, 3, H, W]``, without gradients.
+        """Encode batches of clips without gradients and store their features.
 
         Args:
-            batches: keys, and clips or whatever else is to be encoded.
-            encode: clips to their features.
-            device: where to encode.
-            tell: told how large the bank will be and where, before anything is allocated.
+            batches: pairs of keys (row, view) ``[n, 2]`` and the input of ``encode``, such as clips
+                ``[n, L, 3, H, W]``.
+            encode: computes the features of a batch.
+            device: device of the inputs of ``encode``.
+            log: called with size and storage of the bank before it is allocated.
+
+        Raises:
+            InputError: the bank is too large, see `plan`.
+            WriteError: the memory or disk space cannot be allocated.
         """
         with torch.no_grad():
             for keys, clips in batches:
                 features = encode(clips.to(device, non_blocking=True))
                 if self.tensors is None:
-                    tell(self.plan(features))
+                    log(self.plan(features))
                     self._allocate(features)
                 self.put(keys, features)
 
     def plan(self, example: Encoded) -> str:
-        """Decide how large the bank will be and where, from the features of some clips; return a description.
+        """Compute the size of the bank and choose its storage; return a description of both.
 
-        Nothing is allocated before the first `put`. Every process of a distributed run must call it, since all
-        processes of a machine need room on one disk.
+        Nothing is allocated before the first `put`. All processes of a distributed run must call this method, because
+        the processes of a machine share its disk.
+
+        Args:
+            example: features of some clips.
 
         Raises:
-            InputError: it is larger than the limit, and the free space for temporary files does not hold it once for
-                every process of a machine. All processes raise it.
+            InputError: the bank is larger than the limit, and the free space for temporary files is too small for the
+                banks of all processes of a machine. All processes raise it.
         """
         size = len(self.rows) * self.views * sum(part.nbytes // len(part) for part in example.values())
         folder = tempfile.gettempdir() if size > self.limit_gb * 1e9 else None
@@ -94,27 +102,27 @@ class FeatureBank:
         for found, place, _, available in mapped:
             host, sizes = found[0], [other[2] for other in mapped if other[0] == found]
             if sum(sizes) > available:
-                each = f"each of {len(sizes)} processes on {host} needs" if len(sizes) > 1 else "it takes"
+                each = f"each of {len(sizes)} processes on {host} needs" if len(sizes) > 1 else "it needs"
                 raise InputError(
-                    f"a bank of {len(self.rows)} videos is too large: {each} {size / 1e9:.1f} GB, more than "
-                    f"model.bank_limit_gb {self.limit_gb:g}, and {available / 1e9:.1f} GB are free in {place}; raise "
-                    "the limit, set TMPDIR to a larger disk, or choose data.evaluation: episodes"
+                    f"a bank of {len(self.rows)} videos is too large: {each} {format_bytes(size)}, more than "
+                    f"model.bank_limit_gb {self.limit_gb:g}, and {format_bytes(available)} are free in {place}; raise "
+                    "the limit, set TMPDIR to a folder on a larger disk, or set data.evaluation: episodes"
                 )
         self.place = f"a temporary file in {folder}" if folder else _MEMORY
-        return _words(len(self.rows), self.views, size, self.place)
+        return _description(len(self.rows), self.views, size, self.place)
 
     def _allocate(self, example: Encoded) -> None:
-        """Take the memory or the disk space that `plan` found; all processes fail together."""
+        """Allocate the storage that `plan` chose; if that fails in one process, all processes raise the error."""
         error = None
         try:
             self.tensors = _zeros(example, len(self.rows) * self.views, mapped=self.place != _MEMORY)
-        except OSError as failed:  # filled since it was planned
+        except OSError as failed:  # the disk has become full since `plan`
             error = f"{self.place} for the features of {len(self.rows)} videos: {failed.strerror}"
         if errors := [found for found in _gather(error) if found]:
-            raise WriteError(f"{errors[0]}; set TMPDIR to a larger disk, or raise model.bank_limit_gb")
+            raise WriteError(f"{errors[0]}; set TMPDIR to a folder on a larger disk, or raise model.bank_limit_gb")
 
     def put(self, keys: Int[Tensor, "n 2"], features: Encoded) -> None:
-        """Store the features of ``n`` clips; the first call allocates the bank, see `plan`."""
+        """Store the features of ``n`` clips by (row, view); the first call allocates the bank."""
         features = {name: tensor.cpu() for name, tensor in features.items()}
         if self.tensors is None:
             self.plan(features)
@@ -125,7 +133,14 @@ class FeatureBank:
             self.tensors[name][places] = source
 
     def get(self, rows: Int[Tensor, "*B"], views: Int[Tensor, "*B"] | None = None) -> Encoded:
-        """Features of the videos in ``rows``, whose axes come first.
+        """Return the features of videos.
+
+        Args:
+            rows: rows of the videos, ``[*B]``.
+            views: view of each video, ``[*B]``; None for view 0.
+
+        Returns:
+            Tensors ``[*B, ...]`` by name.
 
         Raises:
             KeyError: a video is not in the bank.
@@ -134,80 +149,73 @@ class FeatureBank:
         if self.tensors is None or (places < 0).any():
             raise KeyError(f"{int((places < 0).sum())} of {rows.numel()} videos are not in the bank")
         places = (places * self.views + (0 if views is None else views)).flatten()
-        # Whole rows are copied, several times faster than by fancy indexing.
+        # index_select copies whole rows, several times faster than advanced indexing.
         return {
             name: tensor.index_select(0, places.to(tensor.device)).unflatten(0, rows.shape)
             for name, tensor in self.tensors.items()
         }
 
     def move(self, device: torch.device) -> None:
-        """Put the bank on a GPU where it takes no more than half of what is free there; else it stays where it is."""
+        """Move the bank to a GPU, unless it is larger than half of the GPU's free memory."""
         if self.tensors is not None and device.type == "cuda" and 2 * self.nbytes < torch.cuda.mem_get_info(device)[0]:
             self.tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
             self.place = f"the memory of {device}"
 
     def share(self, own: Sequence[int], device: torch.device) -> None:
-        """Give every process the features of all; ``own`` are the rows that this one has encoded for the others."""
+        """Exchange features between processes; ``own`` are the rows that this process has encoded."""
         if not dist.is_initialized() or self.tensors is None:
             return
         foreign = torch.ones(len(self.rows), dtype=torch.bool)
         foreign[self._place_of[torch.tensor(own, dtype=torch.long)]] = False
         for tensor in self.tensors.values():
             tensor[foreign.repeat_interleave(self.views)] = 0
-            for chunk in tensor.split(64):  # rows are zero in all processes but one, so adding joins them
+            for chunk in tensor.split(64):  # each row is zero in all processes but one, so the sum is that row
                 part = chunk.to(device)
                 dist.all_reduce(part)
                 chunk.copy_(part)
 
     def save(self, path: Path, fingerprint: str) -> None:
-        """Write the bank to one safetensors file, whole or not at all.
+        """Write the bank atomically to a safetensors file.
 
-        Its header holds the fingerprint, the rows, the views and a CRC-32 of every tensor.
+        The header contains the fingerprint, the rows, the number of views and a CRC-32 of every tensor.
 
         Raises:
             WriteError: the file cannot be written, for example because the disk is full.
         """
         tensors = {name: tensor.cpu() for name, tensor in (self.tensors or {}).items()}
-        about = json.dumps(
-            {
-                "format": _FORMAT,
-                "fingerprint": fingerprint,
-                "rows": self.rows.tolist(),
-                "views": self.views,
-            }
+        header = json.dumps(
+            {"format": _FORMAT, "fingerprint": fingerprint, "rows": self.rows.tolist(), "views": self.views}
         )
-        sums = {name: _checksum(tensor, about) for name, tensor in tensors.items()}
-        try:
-            with atomic_path(path) as part:
-                save_file(tensors, part, {"bank": about, "checksums": json.dumps(sums)})
-        except (OSError, SafetensorError) as error:
-            raise WriteError(f"{path} cannot be written ({error})") from error
+        sums = {name: _checksum(tensor, header) for name, tensor in tensors.items()}
+        with write_errors(path, SafetensorError), atomic_path(path) as part:
+            save_file(tensors, part, {"bank": header, "checksums": json.dumps(sums)})
 
     @classmethod
     def load(cls, path: Path, fingerprint: str, *, check: bool = True) -> "FeatureBank | None":
-        """The bank in a file, memory-mapped; None where there is none or one of another fingerprint.
+        """Load a bank memory-mapped; return None if the file does not exist or has another fingerprint.
 
         Args:
-            path: a file that `save` wrote.
-            fingerprint: what the bank must depend on.
-            check: read the whole file and compare its checksums. One process of a machine is enough.
+            path: file that `save` wrote.
+            fingerprint: expected fingerprint.
+            check: read the whole file and verify its checksums. One process of a machine is enough.
 
         Raises:
-            DamagedBankError: the file is cut off, is no bank, or its contents differ from its checksums.
+            DamagedBankError: the file is truncated, is not a bank, or differs from its checksums.
         """
         if not path.is_file():
             return None
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                about, sums = json.loads(metadata["bank"]), json.loads(metadata["checksums"])
-                if about["format"] != _FORMAT or about["fingerprint"] != fingerprint:
+                header, sums = json.loads(metadata["bank"]), json.loads(metadata["checksums"])
+                if header["format"] != _FORMAT or header["fingerprint"] != fingerprint:
                     return None
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            bank = cls(about["rows"], views=about["views"])
-            bank.tensors = _checked(tensors, len(bank.rows) * bank.views)
+            bank = cls(header["rows"], views=header["views"])
+            _check_shapes(tensors, len(bank.rows) * bank.views)
+            bank.tensors = tensors
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise DamagedBankError(f"{path} is no whole bank of features ({error})") from error
+            raise DamagedBankError(f"{path} is not a complete bank of features ({error})") from error
         for name, tensor in tensors.items():
             if check and sums.get(name) != _checksum(tensor, metadata["bank"]):
                 raise DamagedBankError(f"{path} is damaged: the checksum of {name} differs")
@@ -215,8 +223,8 @@ class FeatureBank:
         return bank
 
     def describe(self) -> str:
-        """Number of videos, size and place, for a message."""
-        return _words(len(self.rows), self.views, self.nbytes, self.place)
+        """Describe number of videos, size and storage, for a message."""
+        return _description(len(self.rows), self.views, self.nbytes, self.place)
 
     @property
     def nbytes(self) -> int:
@@ -224,37 +232,36 @@ class FeatureBank:
         return sum(tensor.nbytes for tensor in (self.tensors or {}).values())
 
 
-def _words(videos: int, views: int, size: int, place: str) -> str:
+def _description(videos: int, views: int, size: int, place: str) -> str:
     each = f", {views} views of each" if views > 1 else ""
     return f"{videos} videos{each}, {format_bytes(size)} in {place}"
 
 
-def _checked(tensors: Encoded, clips: int) -> Encoded:
-    """The tensors of a file, if each has one row for every clip."""
+def _check_shapes(tensors: Encoded, clips: int) -> None:
+    """Raise a ValueError unless each tensor has one row for every clip."""
     if not tensors:
-        raise ValueError("it holds no tensor")
+        raise ValueError("it contains no tensor")
     for name, tensor in tensors.items():
         if tensor.ndim < 2 or len(tensor) != clips:
-            raise ValueError(f"{name} is of shape {list(tensor.shape)}, not of {clips} clips")
-    return tensors
+            raise ValueError(f"{name} has the shape {list(tensor.shape)}, not {clips} rows")
 
 
-def _checksum(tensor: Tensor, about: str) -> int:
-    """CRC-32 of the header and the bytes of a tensor; it differs for other rows, another order or other contents."""
-    checksum = zlib.crc32(f"{about} {tensor.dtype} {list(tensor.shape)}".encode())
-    for part in tensor.contiguous().flatten().view(torch.uint8).split(_CHECKED_AT_ONCE):
+def _checksum(tensor: Tensor, header: str) -> int:
+    """Compute the CRC-32 of the header and of the dtype, shape and bytes of a tensor."""
+    checksum = zlib.crc32(f"{header} {tensor.dtype} {list(tensor.shape)}".encode())
+    for part in tensor.contiguous().flatten().view(torch.uint8).split(_CHECKSUM_CHUNK):
         checksum = zlib.crc32(part.numpy(), checksum)
     return checksum
 
 
 def _zeros(like: Encoded, clips: int, *, mapped: bool) -> Encoded:
-    """Memory for the features of so many clips, each as large as one of these.
+    """Allocate tensors of zeros ``[clips, ...]`` with the dtypes and row shapes of ``like``.
 
     Raises:
-        OSError: a mapped file does not fit on its disk.
+        OSError: the disk is too small for a mapped file.
     """
     made: Encoded = {}
-    # A mapped file lives on without a name: it goes with the last process that maps it, even one that is killed.
+    # The system frees a deleted file when the last process that maps it ends, even by a signal.
     with tempfile.TemporaryDirectory(prefix="strm-bank-", ignore_cleanup_errors=True) as folder:
         for name, tensor in like.items():
             shape = (clips, *tensor.shape[1:])
@@ -265,9 +272,9 @@ def _zeros(like: Encoded, clips: int, *, mapped: bool) -> Encoded:
 
 
 def _mapped(path: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """A tensor of zeros in a new file whose blocks are reserved.
+    """Create a tensor of zeros in a new file, with disk space reserved.
 
-    A write to a mapped file that has no blocks yet kills the process by SIGBUS when the disk is full.
+    Without reserved space, a write to a mapped file kills the process (SIGBUS) when the disk is full.
     """
     size = torch.Size(shape).numel()
     with path.open("wb") as file:
@@ -277,7 +284,7 @@ def _mapped(path: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def _gather(value: Any) -> list[Any]:
-    """The value of every process, in the order of ranks."""
+    """Return the value of every process, ordered by rank."""
     if not dist.is_initialized():
         return [value]
     found: list[Any] = [None] * dist.get_world_size()

@@ -1,4 +1,4 @@
-"""The protocol card: all that must be known of a test for its number to be compared with another."""
+"""The protocol card: test protocol, data, model, checkpoint and versions behind an accuracy."""
 
 import platform
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from torch import nn
 
 from strm_lightning._version import __version__
 from strm_lightning.data.datamodule import EpisodeDataModule
-from strm_lightning.data.splits.split import Stage
+from strm_lightning.data.splits.stages import Stage
 from strm_lightning.data.video_sets import VideoSet
 from strm_lightning.models.head import STRMHead
 from strm_lightning.models.strm import STRM
@@ -30,19 +30,22 @@ def protocol_card(
     episodes: int,
     stage: Stage = "test",
 ) -> dict[str, Any]:
-    """The card as plain values.
+    """Build the protocol card of a test, as plain values.
 
-    ``protocol`` decides which clips are matched with which and how they were cut: two results are on the same episodes
-    where it is the same. ``data``, ``model``, ``checkpoint`` and ``versions`` say on what and what was tested; videos
-    of the split that are not on disk, and of the whole data set that cannot be read, are named.
+    ``protocol`` contains everything that decides the episodes and the preprocessing of their clips: results with equal
+    protocols are of the same episodes. ``data`` also lists the videos of the split that are missing on disk, and the
+    videos of the data set that cannot be read.
 
     Args:
-        data: whose episodes they were.
-        model: an `STRM`, whose pixel normalisation is told.
-        options: those that the model was built with, and what else is to be known of it.
+        data: data module of the episodes.
+        model: the tested `STRM`; the card contains its pixel normalisation.
+        options: options of the model, and other values to record.
         checkpoint: see `describe_checkpoint`.
-        episodes: how many were counted.
-        stage: which classes they are of.
+        episodes: number of tested episodes.
+        stage: the tested stage.
+
+    Returns:
+        ``protocol``, ``data``, ``model``, ``checkpoint`` and ``versions``.
     """
     videos, transform = data.videos[stage], data.transform
     backbone: Any = model.backbone
@@ -85,7 +88,7 @@ def protocol_card(
 
 
 def video_list_hash(videos: VideoSet) -> str:
-    """SHA-256 of the class and name of every video, in the order in which episodes are drawn from them."""
+    """Compute the SHA-256 of class and name of every video, in the order that the draw of episodes uses."""
     lines = (
         f"{name}\t{videos.store.videos[row]}\n"
         for name, rows in zip(videos.class_names, videos.members, strict=True)
@@ -95,16 +98,15 @@ def video_list_hash(videos: VideoSet) -> str:
 
 
 def describe_checkpoint(checkpoint: Mapping[str, Any] | None, path: str | Path | None) -> dict[str, Any]:
-    """Where the tested weights come from, and which split chose them.
+    """Describe the source of the tested weights, and the split that they were selected on.
 
     Args:
-        checkpoint: a Lightning checkpoint, or None where the weights are as the model was built or trained last.
+        checkpoint: a Lightning checkpoint; None if the weights were not loaded from one.
         path: its file, if known.
 
     Returns:
-        ``path``, ``epoch``, ``step``; ``chosen_on``: ``val`` or ``test`` where the best of several checkpoints by that
-        split's accuracy was taken, ``none`` where no choice was made (the last step); ``training``: the episodes'
-        options in training.
+        ``path``, ``epoch``, ``step``; ``chosen_on``: the split, ``val`` or ``test``, whose accuracy selected the
+        checkpoint, ``none`` if nothing was selected; ``training``: options of the data module in training.
     """
     if checkpoint is None:
         return {"path": None, "chosen_on": "none", "training": None}
@@ -119,21 +121,21 @@ def describe_checkpoint(checkpoint: Mapping[str, Any] | None, path: str | Path |
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as JSON has them, without what Lightning adds for itself."""
+    """Convert options to values that JSON can store; drop those that Lightning adds."""
     simple = (str, int, float, bool, type(None), list, tuple, dict)
     own = {name: value for name, value in values.items() if not name.startswith("_")}
     return {name: value if isinstance(value, simple) else str(value) for name, value in own.items()}
 
 
 def model_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `STRM` and `STRMHead` among these options, with their defaults where they are not given."""
+    """Select the options of `STRM` and `STRMHead`; absent ones get their defaults."""
     parameters = [*signature(STRMHead).parameters.values(), *signature(STRM).parameters.values()]
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     return {name: options.get(name, default) for name, default in defaults.items()}
 
 
 def _is_best(checkpoint: Mapping[str, Any], path: str | Path | None) -> bool:
-    """Whether a monitored accuracy chose this checkpoint; one whose file is not known is taken to be the best."""
+    """Return whether a monitored accuracy selected the checkpoint; assume so if its file is unknown."""
     savers = [state for name, state in checkpoint.get("callbacks", {}).items() if name.startswith("ModelCheckpoint")]
     best = [Path(state["best_model_path"]).name for state in savers if state.get("monitor")]
     return bool(best) and (path is None or Path(path).name in best)

@@ -1,4 +1,4 @@
-"""Figures of what a test found and of how training went; matplotlib is imported where one is drawn."""
+"""Matplotlib figures of test results and learning curves. Matplotlib is imported on first use."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,19 +10,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLOURS = ("#2a6f97", "#e07a5f", "#6a994e", "#8d6a9f", "#b08968", "#3d405b")
-_SMALL, _LONG = 9, 16  # size of small print; letters of a long name
+_SMALL, _LONG = 9, 16  # font size of labels; letters of a long class name
 
 
 def confusion_figure(document: Mapping[str, Any]) -> "Figure":
-    """Shares of each class's queries (row) that were taken for each class (column), in percent.
+    """Draw the confusion matrix: percentage of each true class's queries (row) by predicted class (column).
 
-    Columns have numbers where names are long.
+    Long class names are replaced by numbers at the columns.
     """
     names, counts = document["confusion"]["classes"], np.array(document["confusion"]["counts"])
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     long = max(map(len, names)) > _LONG
     cells = max(2.6, 0.3 * len(names))
-    figure, axes = _figure(cells + 1.6 + _room(names), cells + (0.9 if long else 0.7 + 0.7 * _room(names)))
+    figure, axes = _figure(cells + 1.6 + _text_width(names), cells + (0.9 if long else 0.7 + 0.7 * _text_width(names)))
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if long:
         axes.set_xticks(range(len(names)), [str(number) for number in range(1, len(names) + 1)])
@@ -32,26 +32,26 @@ def confusion_figure(document: Mapping[str, Any]) -> "Figure":
         axes.set_yticks(range(len(names)), names)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelsize=_SMALL)
-    axes.set(xlabel="taken for", ylabel="class of the query")
+    axes.set(xlabel="predicted class", ylabel="true class")
     for row, column in np.ndindex(shares.shape):
         if shares[row, column] >= 0.005:
             colour = "white" if shares[row, column] > 0.55 else "black"
             text = f"{100 * shares[row, column]:.0f}"
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=7)
     bar = figure.colorbar(image, fraction=0.046, pad=0.03, format=lambda share, _: f"{100 * share:.0f} %")
-    bar.set_label("share of the class's queries", fontsize=_SMALL)
+    bar.set_label("share of the queries of a class", fontsize=_SMALL)
     bar.ax.tick_params(labelsize=_SMALL)
     figure.suptitle(_title(document), fontsize=10)
     return _enlarge(figure)
 
 
 def class_figure(documents: Mapping[str, Mapping[str, Any]]) -> "Figure":
-    """Accuracy of each class with its 95 % interval, best first."""
+    """Draw the accuracy of each class with its 95 % interval, best first."""
     first = next(iter(documents.values()))
     rest = {name for document in documents.values() for name in document["per_class"]}
     names = sorted(rest, key=lambda name: first["per_class"].get(name, {"accuracy": 0.0})["accuracy"])
-    height = 1.3 + 0.24 * len(names) * max(1.0, 0.6 * len(documents)) + _legend_room(documents)
-    figure, axes = _figure(4.6 + _room(names), height)
+    height = 1.3 + 0.24 * len(names) * max(1.0, 0.6 * len(documents)) + _legend_height(documents)
+    figure, axes = _figure(4.6 + _text_width(names), height)
     height = 0.8 / len(documents)
     for number, (run, document) in enumerate(documents.items()):
         rows = [(place, document["per_class"][n]) for place, n in enumerate(names) if n in document["per_class"]]
@@ -69,11 +69,11 @@ def class_figure(documents: Mapping[str, Mapping[str, Any]]) -> "Figure":
 
 
 def shots_figure(documents: Mapping[str, Mapping[str, Any]]) -> "Figure":
-    """Accuracy over shots, a line for each run and way: colours are runs, dashes ways."""
+    """Draw accuracy over shots: a colour for each run, a line style for each way."""
     ways = sorted({row["way"] for document in documents.values() for row in document["sweep"]})
     lines = [(run, way) for run in documents for way in ways]
     labels = {(run, way): f"{run}, {way}-way" if len(documents) > 1 else f"{way}-way" for run, way in lines}
-    figure, axes = _figure(6.0, 3.8 + _legend_room(lines))
+    figure, axes = _figure(6.0, 3.8 + _legend_height(lines))
     for run, way in lines:
         if rows := [row for row in documents[run]["sweep"] if row["way"] == way]:
             x, y, errors = ([scale * row[key] for row in rows] for key, scale in _SHOT_COLUMNS)
@@ -92,11 +92,11 @@ _DASHES = ("-", "--", ":", "-.")
 
 
 def learning_figure(runs: Mapping[str, Mapping[str, list[tuple[float, float]]]]) -> "Figure":
-    """Loss and accuracy over optimiser steps: training faint and smoothed, validation with its interval."""
+    """Draw loss and accuracy over optimiser steps: training raw and smoothed, validation with its 95 % interval."""
     from matplotlib.figure import Figure
 
     labels = [label for run in runs for label in _curve_labels(run, len(runs) > 1)]
-    figure = Figure(figsize=(9, 3.4 + _legend_room(labels)), layout="constrained")
+    figure = Figure(figsize=(9, 3.4 + _legend_height(labels)), layout="constrained")
     left, right = figure.subplots(1, 2)
     for number, (run, columns) in enumerate(runs.items()):
         labelled = _curve_labels(run, len(runs) > 1)
@@ -145,7 +145,7 @@ def _figure(width: float, height: float) -> "tuple[Figure, Axes]":
 
 
 def _enlarge(figure: "Figure") -> "Figure":
-    """Enlarge a figure until all text is inside the page; the sizes before are estimates from numbers of letters."""
+    """Enlarge a figure until all text is inside the page; the initial size is an estimate."""
     for _ in range(4):  # the layout engine moves the axes after each change of size
         figure.draw_without_rendering()
         drawn, page = figure.get_tightbbox(), figure.bbox_inches
@@ -165,8 +165,8 @@ def _colour(number: int) -> str:
     return _COLOURS[number % len(_COLOURS)]
 
 
-def _room(names: Sequence[str]) -> float:
-    """Inches that the widest of these names takes in small print."""
+def _text_width(names: Sequence[str]) -> float:
+    """Return the width of the longest name in inches."""
     from matplotlib.textpath import TextPath
 
     return max(0.1, *(TextPath((0, 0), name, size=_SMALL).get_extents().width / 72 for name in names))
@@ -176,14 +176,14 @@ def _columns(entries: Collection[str]) -> int:
     return max(1, min(len(entries), 90 // (8 + max(map(len, entries)))))
 
 
-def _legend_room(entries: Collection[Any]) -> float:
-    """Inches of a legend below, one line for every so many entries."""
+def _legend_height(entries: Collection[Any]) -> float:
+    """Return the height of the legend below the axes in inches."""
     texts = [str(entry) for entry in entries]
     return 0.22 * -(-len(texts) // _columns(texts)) if len(texts) > 1 else 0.0
 
 
 def _legend(figure: "Figure", axes: "Axes", entries: Collection[str], *, always: bool = False) -> None:
-    """Below the axes, where it hides nothing."""
+    """Add a legend below the axes."""
     if always or len(entries) > 1:
         handles, labels = axes.get_legend_handles_labels()
         where: dict[str, Any] = {"loc": "outside lower center", "ncols": _columns(entries)}
@@ -196,7 +196,7 @@ def _title(document: Mapping[str, Any]) -> str:
 
 
 def _smooth(values: np.ndarray, share: float = 0.05) -> np.ndarray:
-    """A mean over a window of the last few values, as short as what is there at the start."""
+    """Compute the mean over a window of the last values; the window is shorter at the start."""
     width = max(1, round(share * len(values)))
     sums = np.cumsum(np.concatenate([[0.0], values]))
     ends = np.arange(1, len(values) + 1)

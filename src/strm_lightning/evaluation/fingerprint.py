@@ -1,4 +1,4 @@
-"""Fingerprint of a bank of features: a hash of the weights, videos, frames, options and versions that decide it."""
+"""Fingerprint of a feature bank: a hash of weights, videos, preprocessing, options and package versions."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from torch import nn
 
 from strm_lightning._version import __version__
 from strm_lightning.data.datamodule import EpisodeDataModule
-from strm_lightning.data.splits.split import Stage
+from strm_lightning.data.splits.stages import Stage
 from strm_lightning.models.head import STRMHead
 from strm_lightning.models.matching.base import matching_class, source_hash
 from strm_lightning.models.weights.state import hash_state
@@ -31,16 +31,16 @@ def bank_fingerprint(
     views: int = 0,
     precision: str = "32-true",
 ) -> str:
-    """SHA-256 of everything that decides the features of these videos.
+    """Compute the SHA-256 of everything that decides the features of videos.
 
     Args:
-        data: where the clips come from, and how they are cut.
-        stage: whose videos.
-        rows: which of them.
-        network: what encodes them; every parameter and buffer counts.
-        options: what else decides what the network does.
-        views: random views of each video; 0 for the test choice.
-        precision: of the trainer.
+        data: data module of the videos; its preprocessing is included.
+        stage: stage of the videos.
+        rows: rows of the videos.
+        network: module that encodes them; all parameters and buffers are included.
+        options: options that change the features and are not part of the weights.
+        views: number of random views of each video; 0 for the view of validation and test.
+        precision: precision of the trainer.
     """
     store = data.videos[stage].store
     stamps = [[row, store.videos[row], int(store.frame_counts[row]), store.stamp(row)] for row in rows]
@@ -50,7 +50,7 @@ def bank_fingerprint(
         "options": dict(options),
         "videos": stamps,
         "frames": [data.num_frames, data.frame_policy],
-        # A flip and a seed only count where views are random.
+        # Flip and seed affect random views only.
         "transform": transform if views else {k: v for k, v in transform.items() if k != "flip"},
         "views": [views, data.seed] if views else [],
         "precision": precision,
@@ -60,13 +60,13 @@ def bank_fingerprint(
 
 
 def feature_options(options: Mapping[str, Any], *, pooled: bool) -> dict[str, Any]:
-    """The options of a model that decide its features beside its weights, with what its matching method adds.
+    """Select the model options that change its features, and add version and source hash of the matching method.
 
-    The source of the weights, and options that save memory in training, are not among them.
+    The source of the weights and memory options of training are not included.
 
     Args:
-        options: options that the model was built with.
-        pooled: of its pooled maps, before the head; else of the encoded clips.
+        options: options of the model.
+        pooled: select for the pooled maps before the head, not for the encoded clips.
     """
     head = {name: p.default for name, p in signature(STRMHead).parameters.items() if p.default is not p.empty}
     names = ("patch_grid", "center_clip", "scale_clip") if pooled else tuple(head)
@@ -78,8 +78,8 @@ def feature_options(options: Mapping[str, Any], *, pooled: bool) -> dict[str, An
 
 
 def _hash_of(network: nn.Module) -> str:
-    # Two heads may differ in nothing but their classes.
+    # Two heads may differ in their classes only.
     classes = [f"{name} {type(m).__module__}.{type(m).__qualname__}" for name, m in network.named_modules()]
-    # Buffers that a state dict leaves out decide features too.
+    # Non-persistent buffers change features too.
     tensors = dict(chain(network.named_parameters(), network.named_buffers()))
     return hash_state(tensors, "\n".join(classes))

@@ -1,4 +1,4 @@
-"""Results of a process that Lightning started, brought to the process that started it."""
+"""Transfer of results from a child process of Lightning to its parent."""
 
 import json
 import multiprocessing
@@ -16,10 +16,10 @@ from strm_lightning.fileio import write_atomically
 
 
 class Handover:
-    """A file through which results go from a child process to its parent.
+    """Transfers results from a child process to its parent through a temporary file.
 
-    The strategies ``ddp_notebook``, ``ddp_fork`` and ``ddp_spawn`` run everything in child processes and return metrics
-    and weights, but no attribute of the module. The object is made in the parent and copied into the child.
+    The strategies ``ddp_notebook``, ``ddp_fork`` and ``ddp_spawn`` run in child processes and return metrics and
+    weights, but no attributes of the module. The object is created in the parent and copied into the child.
     """
 
     def __init__(self) -> None:
@@ -31,14 +31,14 @@ class Handover:
         return Handover()
 
     def give(self, results: EpisodeResults, report: dict[str, Any] | None) -> None:
-        """Write results if this is a child of the process that made the object; do nothing in that process."""
+        """Write results for the parent, if this is a child of the process that created the object."""
         parent = multiprocessing.parent_process()
         if parent is not None and parent.pid == self.owner:
             arrays = {name: array.tolist() for name, array in vars(results).items()}
             write_atomically(self.path, json.dumps({"results": arrays, "report": report}))
 
     def take(self) -> tuple[EpisodeResults, dict[str, Any] | None] | None:
-        """Results and report that a child gave since the last call; None without any."""
+        """Return results and report that a child has written since the last call, or None."""
         if os.getpid() != self.owner or not self.path.is_file():
             return None
         found = json.loads(self.path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Match episodes from a bank of features."""
+"""Matching of episodes whose features are in a bank."""
 
 import torch
 
@@ -9,10 +9,16 @@ from strm_lightning.models.matching.base import Encoded
 
 
 def match_from_bank(head: STRMHead, bank: FeatureBank, episode: Episode, device: torch.device) -> MatchLogits:
-    """Logits ``[B, Q, N]`` of a batch of episodes whose videos are in a bank.
+    """Compute the logits ``[B, Q, N]`` of a batch of episodes from a bank.
 
-    On a CPU the episodes are matched one after the other: the features of one episode, 14 MB at the paper's sizes, stay
-    in the caches, those of sixteen do not. The logits of an episode then do not depend on its batch either.
+    On a CPU the episodes are matched one by one: the features of one episode, 14 MB at the paper's sizes, fit in the
+    processor's cache, and the logits do not depend on the batch.
+
+    Args:
+        head: head of the model.
+        bank: features of the videos.
+        episode: a batch of episodes without clips.
+        device: device to match on.
     """
     at_once = 1 if device.type == "cpu" else len(episode.index)
     supports, queries = episode.support_ids.cpu().split(at_once), episode.query_ids.cpu().split(at_once)

@@ -1,4 +1,4 @@
-"""Paired differences of test results on the same episodes, with their intervals."""
+"""Paired differences of test results on the same episodes, with 95 % intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,19 +11,20 @@ from strm_lightning.errors import InputError
 from strm_lightning.evaluation.report import results_of
 from strm_lightning.evaluation.results import half_interval
 from strm_lightning.evaluation.tables import latex_table, markdown_table, plain_table
+from strm_lightning.messages import some_of
 
 _BOOTSTRAPS = 10_000
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of paired differences over episodes, a fraction; positive where the second model is better.
+    """Mean of paired differences over episodes, a fraction; positive if the second model is better.
 
     Attributes:
-        difference: accuracy of the second minus accuracy of the first.
-        ci95: half of its 95 % interval, 1.96 sigma / sqrt(episodes) of the differences.
-        bootstrap: ends of the 95 % interval from resampled episodes.
-        episodes: how many pairs.
+        difference: accuracy of the second model minus accuracy of the first.
+        ci95: half-width of the 95 % interval, 1.96 sigma / sqrt(episodes) of the differences.
+        bootstrap: lower and upper end of the 95 % interval from resampled episodes.
+        episodes: number of episodes.
     """
 
     difference: float
@@ -33,27 +34,31 @@ class Difference:
 
 
 def comparison_text(found: Mapping[str, Any], style: Literal["plain", "markdown", "latex"] = "plain") -> str:
-    """Tables of what `compare_documents` found: overall, other ways and shots, and classes; plain text ends in words.
+    """Format differences as tables: overall, per way and shot, per class. The plain style adds a conclusion.
 
     Args:
-        found: the differences.
-        style: of the tables.
+        found: return value of `compare_documents`.
+        style: format of the tables.
     """
     table = {"plain": plain_table, "markdown": markdown_table, "latex": latex_table}[style]
     parts = [table(*part) for part in (_overall(found), _sweep(found), _per_class(found)) if part[1]]
-    return "\n\n".join(parts if style != "plain" else [*parts, _verdict(found)])
+    return "\n\n".join(parts if style != "plain" else [*parts, _conclusion(found)])
 
 
 def compare_documents(documents: Mapping[str, Mapping[str, Any]], *, allow: Sequence[str] = ()) -> dict[str, Any]:
-    """Differences of every result to the first.
+    """Compute the paired difference of every result to the first one.
+
+    Args:
+        documents: contents of results.json files by name; the first is the baseline.
+        allow: entries of the protocol card that may differ.
 
     Returns:
-        ``baseline``, its name, and ``results``: for each name ``accuracy``, ``ci95`` and (but for the baseline)
-        ``paired``, its `Difference`, and ``per_class``, that of each class; ``sweep`` holds the same for each other way
-        and shot that was tested. As plain values.
+        Plain values: ``baseline``, its name, and ``results``: for each name ``accuracy``, ``ci95`` and ``sweep``, the
+        same for each way and shot; except for the baseline also ``paired``, its `Difference`, and ``per_class``, the
+        `Difference` of each class.
 
     Raises:
-        ValueError: the protocol cards differ, or the episodes do; says in what.
+        InputError: the protocol cards or the episodes differ, or ``allow`` names an entry that no card has.
     """
     baseline, *others = documents
     first = results_of(documents[baseline])
@@ -63,7 +68,7 @@ def compare_documents(documents: Mapping[str, Mapping[str, Any]], *, allow: Sequ
         _check_cards(baseline, documents[baseline], name, documents[name], allow)
         second = results_of(documents[name])
         if not np.array_equal(first.index, second.index) or not np.array_equal(first.actual, second.actual):
-            raise InputError(f"{baseline} and {name} have other episodes, though their cards are alike")
+            raise InputError(f"{baseline} and {name} have different episodes, although their protocol cards are equal")
         found[name] = _own(documents[name]) | {
             "paired": asdict(paired_difference(first.per_episode, second.per_episode)),
             "per_class": {
@@ -79,9 +84,9 @@ def compare_documents(documents: Mapping[str, Mapping[str, Any]], *, allow: Sequ
 
 
 def paired_difference(first: Float[np.ndarray, " E"], second: Float[np.ndarray, " E"]) -> Difference:
-    """The mean of ``second - first`` over episodes, with two 95 % intervals."""
+    """Compute the mean of ``second - first`` over episodes, with two 95 % intervals."""
     differences = second - first
-    # Accuracies of an episode take few values, so resampling episodes is drawing from a multinomial over those.
+    # The accuracy of an episode has few distinct values, so a bootstrap sample is a multinomial draw over them.
     values, counts = np.unique(np.round(differences, 9), return_counts=True)
     draws = np.random.default_rng(0).multinomial(len(differences), counts / len(differences), size=_BOOTSTRAPS)
     low, high = np.quantile(draws @ values / len(differences), (0.025, 0.975))
@@ -96,7 +101,7 @@ def _own(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rates(document: Mapping[str, Any]) -> dict[str, Float[np.ndarray, " E"]]:
-    """Accuracy of each episode of each way and shot of a sweep; the cards say that they are the same episodes."""
+    """Return the accuracy of each episode for each way and shot of a sweep."""
     return {_setting(row): np.array(row["per_episode"]) for row in document["sweep"]}
 
 
@@ -110,7 +115,9 @@ def _check_cards(
     mine, theirs = _comparable(first["card"]), _comparable(second["card"])
     unknown = set(allow) - mine.keys()
     if unknown:
-        raise InputError(f"allow: no entry {', '.join(sorted(unknown))} on the cards; they have {', '.join(mine)}")
+        raise InputError(
+            f"allow: the protocol card has no entry {', '.join(sorted(unknown))}; its entries are {', '.join(mine)}"
+        )
     differing = [key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key) and key not in allow]
     if differing:
         values = [
@@ -120,15 +127,15 @@ def _check_cards(
         listed = "; ".join(
             f"{key} {' and '.join(str(value.get(key)) for value in values)}" for key in sorted(differing)
         )
-        raise InputError(f"{name} and {other} are of different protocols and cannot be compared: {listed}")
+        raise InputError(f"{name} and {other} cannot be compared, their protocols differ: {listed}")
 
 
 def _videos(card: Mapping[str, Any]) -> str:
-    """A list of videos in words, for one in which it differs."""
+    """Describe the list of videos of a card."""
     data, digest = card["data"], card["protocol"]["video_list"][:15]
-    away = [*data["missing"], *data["unreadable"]]
-    without = f" without {', '.join(away[:3])}{f' and {len(away) - 3} more' if len(away) > 3 else ''}" if away else ""
-    return f"{digest} ({data['videos']} videos of {data['classes']} classes{without})"
+    absent = [*data["missing"], *data["unreadable"]]
+    rest = f"; {some_of('missing or unreadable', absent)}" if absent else ""
+    return f"{digest} ({data['videos']} videos of {data['classes']} classes{rest})"
 
 
 def _comparable(card: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,11 +184,11 @@ def _plus_minus(paired: Mapping[str, Any]) -> str:
     return f"{100 * paired['difference']:+.1f} ± {100 * paired['ci95']:.1f}"
 
 
-def _verdict(found: Mapping[str, Any]) -> str:
-    lines = [f"Differences are in percentage points to {found['baseline']}, with 95 % intervals over episodes."]
+def _conclusion(found: Mapping[str, Any]) -> str:
+    lines = [f"Differences to {found['baseline']} in percentage points, with 95 % intervals over episodes."]
     for name, result in found["results"].items():
         if paired := result.get("paired"):
-            sure = abs(paired["difference"]) > paired["ci95"]
+            significant = abs(paired["difference"]) > paired["ci95"]
             word = "better" if paired["difference"] > 0 else "worse"
-            lines.append(f"{name} is {word}." if sure else f"{name}: no difference can be told from chance.")
+            lines.append(f"{name} is {word}." if significant else f"{name}: no significant difference.")
     return "\n".join(lines)

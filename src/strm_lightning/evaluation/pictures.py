@@ -1,4 +1,4 @@
-"""Pictures of runs as PNG files: confusion, accuracy of each class, accuracy over shots, learning curves."""
+"""Plots of runs as PNG files: confusion matrix, accuracy per class, accuracy over shots, learning curves."""
 
 import csv
 import re
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.loggers import WandbLogger
 
-from strm_lightning.errors import InputError, MissingFileError, MissingPackageError, WriteError
+from strm_lightning.errors import InputError, MissingFileError, MissingPackageError
 from strm_lightning.evaluation.figures import class_figure, confusion_figure, learning_figure, shots_figure
 from strm_lightning.evaluation.report import RESULTS, load_results
-from strm_lightning.fileio import atomic_path
+from strm_lightning.fileio import atomic_path, write_errors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,25 +21,25 @@ METRICS = "metrics.csv"
 
 
 def draw(runs: Sequence[str | Path], out: str | Path | None = None) -> list[Path]:
-    """Draw confusion.png, per-class.png, shots.png and learning-curve.png of runs, as far as their files allow.
+    """Draw confusion.png, per-class.png, shots.png and learning-curve.png from the files of runs.
 
-    Several runs share the pictures of classes, shots and learning.
+    Several runs share the plots of classes, shots and learning curves.
 
     Args:
         runs: folders of runs, or results.json and metrics.csv files.
-        out: folder of the pictures; None for that of the first run.
+        out: folder to write to; None for the folder of the first run.
 
     Returns:
-        The files that were written; none where a fit has logged neither loss nor accuracy.
+        The written files; empty if a fit has logged neither loss nor accuracy.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a file is none of ours.
-        OSError: the pictures cannot be written.
-        ImportError: matplotlib is not installed.
+        MissingFileError: a run has neither file.
+        InputError: a file is not a results.json or metrics.csv of this package.
+        WriteError: a plot cannot be written.
+        MissingPackageError: matplotlib is not installed.
     """
     if not find_spec("matplotlib"):
-        raise MissingPackageError('pictures need matplotlib: in a checkout, run pip install ".[plots]"')
+        raise MissingPackageError('plots need matplotlib: in a checkout, run pip install ".[plots]"')
     paths = [path for run in runs for path in _sources(Path(run))]
     results = {_name(p, paths): load_results(p) for p in paths if p.suffix == ".json"}
     metrics = {_name(p, paths): p for p in paths if p.suffix == ".csv"}
@@ -56,7 +56,7 @@ def draw(runs: Sequence[str | Path], out: str | Path | None = None) -> list[Path
 
 
 def log_pictures(loggers: Iterable[Any], folder: Path) -> None:
-    """Hand the pictures of a run to W&B, where that logger is on and matplotlib is installed."""
+    """Log the plots of a run to its W&B loggers, if matplotlib is installed."""
     boards = [logger for logger in loggers if isinstance(logger, WandbLogger)]
     if boards and find_spec("matplotlib"):
         for path in draw([folder]):
@@ -65,7 +65,7 @@ def log_pictures(loggers: Iterable[Any], folder: Path) -> None:
 
 
 def _read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:
-    """(step, value) of each column of a CSVLogger's file that `learning_figure` draws."""
+    """Read (step, value) pairs of the metrics that `learning_figure` draws, by name, from a file of CSVLogger."""
     columns: dict[str, list[tuple[float, float]]] = {}
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -79,25 +79,22 @@ def _read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:
 
 
 def _save(figures: "Mapping[str, Figure]", folder: Path) -> list[Path]:
-    """Write each picture whole or not at all."""
-    try:
-        for name, figure in figures.items():
-            with atomic_path(folder / f"{name}.png") as part:
-                figure.savefig(part, dpi=150, format="png")
-    except OSError as error:
-        raise WriteError(f"pictures cannot be written to {folder}: {error.strerror}") from error
-    return [folder / f"{name}.png" for name in figures]
+    paths = {folder / f"{name}.png": figure for name, figure in figures.items()}
+    for path, figure in paths.items():
+        with write_errors(path), atomic_path(path) as part:
+            figure.savefig(part, dpi=150, format="png")
+    return list(paths)
 
 
 def _sources(run: Path) -> list[Path]:
     found = [run / name for name in (RESULTS, METRICS) if (run / name).is_file()] if run.is_dir() else [run]
     if not found or not found[0].is_file() or found[0].suffix not in (".json", ".csv"):
-        raise MissingFileError(f"nothing to draw at {run}: no {RESULTS} of a test, no {METRICS} of a fit")
+        raise MissingFileError(f"nothing to plot in {run}: neither {RESULTS} of a test nor {METRICS} of a fit")
     return found
 
 
 def _name(path: Path, paths: Sequence[Path]) -> str:
-    """The file's own name where that tells, else its folder's, with as many folders above as tell runs apart."""
+    """Return the name of a file, or of its run folder, with as many parent folders as make it unique."""
     same = [other for other in paths if other.suffix == path.suffix]
     parts = path.with_suffix("").parts if path.name not in (RESULTS, METRICS) else path.parent.resolve().parts
     others = [

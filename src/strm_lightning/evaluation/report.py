@@ -1,4 +1,4 @@
-"""results.json: one file that holds all that a test found, for people, programs, `compare` and `plot`."""
+"""``results.json``: the results of a test, read by `strm compare` and `strm plot`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from strm_lightning.fileio import write_atomically
 RESULTS = "results.json"
 
 
-def test_report(
+def build_report(
     data: EpisodeDataModule,
     model: nn.Module,
     options: Mapping[str, Any],
@@ -27,15 +27,18 @@ def test_report(
     checkpoint: Mapping[str, Any],
     timing: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What `results.json` holds: accuracy, interval, classes, confusion, episodes, timing and the protocol card.
+    """Build the content of ``results.json``.
 
     Args:
-        data: whose test episodes they were.
-        model: the `STRM` that was tested.
-        options: those that it was built with.
-        found: predictions for each (way, shot), the main one first.
-        checkpoint: where the weights come from, see `describe_checkpoint`.
-        timing: seconds of each part, and on what.
+        data: data module of the test episodes.
+        model: the tested `STRM`.
+        options: options of the model.
+        found: predictions for each (way, shot), the main setting first.
+        checkpoint: source of the weights, see `describe_checkpoint`.
+        timing: seconds of each part, and the device.
+
+    Returns:
+        Accuracy and interval, ways and shots, accuracy per class, timing, protocol card, confusion and episodes.
     """
     main, class_names = next(iter(found.values())), data.videos["test"].class_names
     sweep = [
@@ -63,12 +66,12 @@ def test_report(
 def report_of_episodes(
     found: Sequence[tuple[tuple[int, int], EpisodeResults]], checkpoint: Mapping[str, Any], timing: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """`test_report` for episodes of the user's own loaders: without names of classes and without a protocol card.
+    """Build the content of ``results.json`` for other loaders, without class names and protocol card.
 
     Args:
         found: (way, shot) and predictions of each loader, the main one first.
         checkpoint: see `describe_checkpoint`.
-        timing: seconds of each part, and on what.
+        timing: seconds of each part, and the device.
     """
     (way, shot), main = found[0]
     sweep = [{"way": n, "shot": k, **r.summary(), "per_episode": r.per_episode.tolist()} for (n, k), r in found]
@@ -89,25 +92,25 @@ def report_of_episodes(
 
 
 def device_name(device: torch.device) -> str:
-    """What the numbers were made on, in words."""
+    """Return the name of a GPU, or the device type and the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads"
 
 
 def run_folder(trainer: L.Trainer) -> Path:
-    """Where what a run leaves is put: its first logger's folder, that of its checkpoints' folder, or the root."""
+    """Return the output folder of a run: that of its first logger, or ``default_root_dir`` without loggers."""
     if not trainer.loggers:
         return Path(trainer.default_root_dir)
     logger: Any = trainer.loggers[0]
     if isinstance(folder := getattr(logger, "log_dir", None), str):
         return Path(folder)
-    # As `ModelCheckpoint` does for loggers without a folder for each run, such as W&B.
+    # `ModelCheckpoint` uses this folder for loggers without ``log_dir``, such as W&B.
     return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / str(logger.version)
 
 
 def save_results(folder: str | Path, document: Mapping[str, Any]) -> Path:
-    """Write ``results.json`` whole or not at all, a line for each of its parts."""
+    """Write ``results.json`` atomically, one line for each top-level key; return its path."""
     path = Path(folder) / RESULTS
     lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in document.items())
     write_atomically(path, "{\n" + ",\n".join(lines) + "\n}\n")
@@ -118,8 +121,8 @@ def load_results(path: str | Path) -> dict[str, Any]:
     """Read a ``results.json``, or the one in a folder.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is none of ours.
+        MissingFileError: the file does not exist.
+        InputError: the file is not a results.json of this package.
     """
     path = Path(path)
     path = path / RESULTS if path.is_dir() else path
@@ -137,7 +140,7 @@ def load_results(path: str | Path) -> dict[str, Any]:
 
 
 def results_of(document: Mapping[str, Any]) -> EpisodeResults:
-    """The predictions that a document was made of."""
+    """Return the predictions in a document."""
     episodes = document["per_episode"]
     index = [int(seed.rpartition("/")[2]) for seed in episodes["seed"]]
     return EpisodeResults(np.array(index), np.array(episodes["predicted"]), np.array(episodes["actual"]))

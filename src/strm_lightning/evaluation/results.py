@@ -1,4 +1,4 @@
-"""What a test found: predictions of every episode, and all that is derived from them."""
+"""Predictions of test episodes, and accuracies with intervals computed from them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from strm_lightning.episode import Episode
 
 @dataclass(frozen=True)
 class EpisodeResults:
-    """Predictions of the queries of ``E`` episodes, in the order of the episodes' numbers.
+    """Predictions of the queries of ``E`` episodes, sorted by index.
 
     Attributes:
-        index: number of each episode, ``[E]``.
-        predicted: class of the video set that each query was given, ``[E, Q]``.
-        actual: class that it is, ``[E, Q]``.
+        index: index of each episode, ``[E]``.
+        predicted: predicted class of each query, as an index of the video set's classes, ``[E, Q]``.
+        actual: true class of each query, ``[E, Q]``.
     """
 
     index: Int[np.ndarray, " E"]
@@ -39,28 +39,28 @@ class EpisodeResults:
 
     @property
     def ci95(self) -> float:
-        """Half of the 95 % interval of the accuracy."""
+        """Half-width of the 95 % interval of the accuracy."""
         return half_interval(self.per_episode)
 
     def of_class(self, label: int) -> Float[np.ndarray, " e"]:
-        """Accuracy on the queries of one class in each episode that has it."""
+        """Accuracy on the queries of one class in each episode that contains it, ``[e]``."""
         mine = self.actual == label
         queries = mine.sum(1)
         there = queries > 0
         return ((self.predicted == label) & mine).sum(1)[there] / queries[there]
 
     def confusion(self, num_classes: int) -> Int[np.ndarray, "C C"]:
-        """How often each class (row) was taken for each other one (column), counts ``[C, C]``."""
+        """Confusion matrix: counts of each true class (row) and predicted class (column), ``[C, C]``."""
         counts = np.zeros((num_classes, num_classes), dtype=np.int64)
         np.add.at(counts, (self.actual.ravel(), self.predicted.ravel()), 1)
         return counts
 
     def summary(self) -> dict[str, Any]:
-        """Accuracy, its interval, and the number of episodes, as plain values."""
+        """Accuracy, interval and number of episodes, as plain values."""
         return {"accuracy": self.accuracy, "ci95": self.ci95, "episodes": len(self.index)}
 
     def by_class(self, class_names: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Accuracy, its interval over episodes and the number of queries of each class that was tested."""
+        """Accuracy, interval over episodes and number of queries of each tested class."""
         found = {}
         for label, name in enumerate(class_names):
             accuracies = self.of_class(label)
@@ -73,16 +73,16 @@ class EpisodeResults:
 
 
 def half_interval(values: Float[np.ndarray, " E"]) -> float:
-    """Half of the 95 % interval of a mean, as the field writes it: 1.96 sigma / sqrt(E)."""
+    """Half-width of the 95 % interval of a mean, 1.96 sigma / sqrt(E)."""
     return float(1.96 * values.std() / len(values) ** 0.5)
 
 
-class EpisodeRecord(Metric):
-    """Collect the predictions of every episode, over all processes.
+class EpisodeAccuracy(Metric):
+    """Collect the predictions of all episodes over all processes.
 
     Args:
-        num_episodes: episodes to count; the ones beyond, which only even out the ranks' steps, are left out. None
-            counts all.
+        num_episodes: number of episodes to count. Episodes with a higher index, which give all ranks the same number
+            of steps, are left out. None counts all.
     """
 
     full_state_update = False
@@ -97,21 +97,21 @@ class EpisodeRecord(Metric):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, logits: Float[Tensor, "B Q N"], episode: Episode) -> None:
-        """Record a batch of episodes and the combined logits of their queries."""
+        """Add a batch of episodes and the combined logits of their queries."""
         self.index.append(episode.index)
         self.predicted.append(episode.class_ids.gather(1, logits.argmax(-1)))
         self.actual.append(episode.class_ids.gather(1, episode.query_labels))
 
     def compute(self) -> tuple[Int[Tensor, " E"], Int[Tensor, "E Q"], Int[Tensor, "E Q"]]:
-        """Number, predicted and actual classes of all counted episodes, in the order of their numbers."""
-        index, predicted, actual = (_joined(getattr(self, name)) for name in ("index", "predicted", "actual"))
+        """Return index, predicted and true classes of all counted episodes, sorted by index."""
+        index, predicted, actual = (_concatenate(getattr(self, name)) for name in ("index", "predicted", "actual"))
         order = torch.argsort(index, stable=True)
         if self.num_episodes is not None:
             order = order[index[order] < self.num_episodes]
         return index[order], predicted[order], actual[order]
 
     def results(self) -> EpisodeResults:
-        """`compute` as plain arrays, with all that is derived from them."""
+        """Return the result of `compute` as an `EpisodeResults`."""
         index, predicted, actual = self.compute()
         # torchmetrics removes the axes of a tensor with one element.
         episodes, queries = index.numel(), predicted.numel() // max(index.numel(), 1)
@@ -122,5 +122,5 @@ class EpisodeRecord(Metric):
         )
 
 
-def _joined(parts: Tensor | list[Tensor]) -> Int[Tensor, "..."]:
+def _concatenate(parts: Tensor | list[Tensor]) -> Int[Tensor, "..."]:
     return parts if isinstance(parts, Tensor) else torch.cat(parts)

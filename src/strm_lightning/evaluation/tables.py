@@ -1,4 +1,4 @@
-"""Tables of text: for a terminal, for Markdown, for LaTeX."""
+"""Text tables: plain, Markdown and LaTeX."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ _LATEX |= {"±": r"$\pm$", "…": r"\ldots{}", "~": r"\textasciitilde{}", "^": r
 
 
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns of equal width: the first flush left, the others flush right."""
+    """Format an aligned text table; the first column is left-aligned, the others are right-aligned."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [
         "  ".join(
@@ -19,14 +19,14 @@ def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table as GitHub renders it."""
+    """Format a table in GitHub's Markdown."""
     lines = [[cell.replace("|", r"\|") for cell in row] for row in (header, *rows)]
     rule = [":--", *["--:"] * (len(header) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
 
 
 def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    r"""A ``tabular`` in the style of ``booktabs`` (``\usepackage{booktabs}``)."""
+    r"""Format a ``tabular`` with the rules of ``booktabs`` (``\usepackage{booktabs}``)."""
     lines = [" & ".join("".join(_LATEX.get(c, c) for c in cell) for cell in row) + r" \\" for row in (header, *rows)]
     body = [r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
     return "\n".join([rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", *body, r"\end{tabular}"])

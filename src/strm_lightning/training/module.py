@@ -22,7 +22,7 @@ from torchmetrics import MeanMetric
 
 from strm_lightning.data.datamodule import EpisodeDataModule
 from strm_lightning.data.loaders import EpisodeDataset, align_progress
-from strm_lightning.data.splits.split import Stage
+from strm_lightning.data.splits.stages import Stage
 from strm_lightning.episode import Episode, MatchLogits, PooledMaps
 from strm_lightning.errors import InputError
 from strm_lightning.evaluation.bank import FeatureBank
@@ -41,13 +41,13 @@ from strm_lightning.evaluation.handover import Handover
 from strm_lightning.evaluation.matching import match_from_bank
 from strm_lightning.evaluation.pictures import log_pictures
 from strm_lightning.evaluation.report import (
+    build_report,
     device_name,
     report_of_episodes,
     run_folder,
     save_results,
-    test_report,
 )
-from strm_lightning.evaluation.results import EpisodeRecord, EpisodeResults
+from strm_lightning.evaluation.results import EpisodeAccuracy, EpisodeResults
 from strm_lightning.models.strm import STRM, own_classes
 from strm_lightning.models.weights.state import plain_name
 from strm_lightning.training.checkpoints import read_checkpoint, use_whole_files
@@ -122,7 +122,7 @@ class STRMModule(L.LightningModule):
         self._maps: dict[Stage, FeatureBank] = {}
         self._encoded: FeatureBank | None = None
         self._loaders: list[Any] = []  # of the validation or test that is running
-        self._records: list[EpisodeRecord] = []
+        self._records: list[EpisodeAccuracy] = []
         self._shapes: dict[int, tuple[int, int]] = {}  # way and shot of each loader
         self._losses: dict[str, MeanMetric] = {}
         self._source: dict[str, Any] | None = None  # the checkpoint that the weights are of
@@ -270,7 +270,7 @@ class STRMModule(L.LightningModule):
         loaders = [loader for loader in loaders_of(self.trainer, "test") if without_clips(loader)]
         if not loaders:
             return
-        stages = {loader.dataset.sampler.stage for loader in loaders}
+        stages = {loader.dataset.generator.stage for loader in loaders}
         if len(stages) > 1:
             raise InputError(f"predict with the episodes of one stage at a time, not of {' and '.join(sorted(stages))}")
         self._encoded = self._encode_clips(stages.pop())
@@ -317,7 +317,7 @@ class STRMModule(L.LightningModule):
     def _start_evaluation(self, stage: Stage) -> None:
         loaders, start = loaders_of(self.trainer, stage), perf_counter()
         self._loaders, self._shapes, self._losses = loaders, {}, {}
-        self._records = [EpisodeRecord(_num_episodes(loader)).to(self.device) for loader in loaders]
+        self._records = [EpisodeAccuracy(_num_episodes(loader)).to(self.device) for loader in loaders]
         share_buffers(self.model)
         if any(map(without_clips, loaders)):
             self._encoded = self._encode_clips(stage)
@@ -363,7 +363,7 @@ class STRMModule(L.LightningModule):
             source = describe_checkpoint(self._source, self.trainer.ckpt_path)
             options = {**self.hparams, "precision": str(self.trainer.precision)}
             if data:
-                self._report = test_report(data, self.model, options, dict(found), source, timing)
+                self._report = build_report(data, self.model, options, dict(found), source, timing)
             else:
                 self._report = report_of_episodes(found, source, timing)
             if self.trainer.is_global_zero:
