@@ -79,7 +79,7 @@ def test_it_goes_on_and_mixes_nothing(recipe: Path, tmp_path: Path, capsys: pyte
     assert "TRX + FLE" in report
     with pytest.raises(ValueError, match=r"runs of other options \(data.test_episodes\): name another folder"):
         ablate(recipe, out, seeds=1, **options | {"episodes": 7})
-    with pytest.raises(ValueError, match="no variant flee; there are trx, ple"):
+    with pytest.raises(ValueError, match="unknown variants flee; choose from trx, ple"):
         ablate(recipe, out, variants=["flee"])
     root = yaml.safe_load(recipe.read_text())["data"]["root"]
     with pytest.raises(FileNotFoundError, match="no data at"):
@@ -97,7 +97,7 @@ def test_it_goes_on_and_mixes_nothing(recipe: Path, tmp_path: Path, capsys: pyte
         ablate(named, tmp_path / "other", shots=[1])
     bare = tmp_path / "bare.yaml"
     bare.write_text(re.sub("  weights: .+\n", "", recipe.read_text()))
-    with pytest.raises(ValueError, match="without weights is another one in each run"):
+    with pytest.raises(ValueError, match="without weights differs in each run"):
         ablate(bare, tmp_path / "other")
 
 

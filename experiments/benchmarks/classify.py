@@ -1,10 +1,10 @@
-"""Time from a video file to its label, split into decoding, encoding and matching; and how matching grows.
+"""Time from a video file to its label: decoding, encoding and matching for growing numbers of classes.
 
     python experiments/benchmarks/classify.py [--seconds 4] [--rounds 5] [--threads 1] [--bare | --ckpt best.ckpt]
 
-The video is made here (640 x 480, 30 frames a second, H.264); the examples' features are random, since matching takes
-as long whatever they are. ``--bare`` is what ``strm classify`` does without a checkpoint; else, without one, the heads
-have random weights at sizes as in the recipes.
+The script generates the video (640 x 480, 30 frames per second, H.264). The features of the examples are random, as
+the matching time does not depend on them. ``--bare`` measures ``strm classify`` without a checkpoint. Without either
+option the heads have random weights and the sizes of the recipes.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--shots", type=int, default=5)
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--ckpt", help="checkpoint of a trained model")
-    model.add_argument("--bare", action="store_true", help="the bare backbone")
+    model.add_argument("--bare", action="store_true", help="pretrained backbone without trained heads")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     matcher: Matcher

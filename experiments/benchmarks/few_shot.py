@@ -1,12 +1,12 @@
-"""How often the classifier is right on a folder of videos by class, from one example and from five; none is trained on.
+"""1-shot and 5-shot accuracy and calibration of the classifier on a folder of videos by class, without training.
 
     python experiments/benchmarks/few_shot.py egogestar [--ckpt best.ckpt] [--way 5] [--episodes 2000]
-    python experiments/benchmarks/few_shot.py egogestar --unknown FOLDER        # clips that are of none of the classes
+    python experiments/benchmarks/few_shot.py egogestar --unknown FOLDER        # clips of other classes
 
-Every clip is encoded once. An episode draws classes, examples and one query a class, which share no clip; the interval
-is the 95 % one over episodes, as in the papers. Then, over the first 100 episodes, how far the probabilities are to be
-trusted (expected calibration error, 10 bins) with the temperature as it is set and as the examples fit it; and with
-``--unknown`` how many clips a threshold that the examples fit rejects: of the classes, and of others.
+Every clip is encoded once. An episode consists of classes, examples and one query per class, without common clips. The
+interval is the 95 % interval over episodes. On the first 100 episodes the script also computes the expected calibration
+error (10 bins) with the default temperature and with a temperature fitted to the examples, and with ``--unknown`` the
+share of known and unknown clips that a threshold fitted to the examples rejects.
 """
 
 import argparse
@@ -87,10 +87,10 @@ def calibration(
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", help="a folder of clips for each class")
-    parser.add_argument("--ckpt", help="checkpoint of a trained model; without, the bare backbone")
-    parser.add_argument("--image_size", type=int, default=224, help="of the bare backbone")
-    parser.add_argument("--unknown", help="folder of clips that are of none of the classes")
+    parser.add_argument("folder", help="folder with a subfolder of clips for each class")
+    parser.add_argument("--ckpt", help="checkpoint of a trained model; default: the pretrained backbone")
+    parser.add_argument("--image_size", type=int, default=224, help="image size of the pretrained backbone")
+    parser.add_argument("--unknown", help="folder of clips of other classes")
     parser.add_argument("--way", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=2000)
     options = parser.parse_args()

@@ -1,9 +1,9 @@
-"""Heads at ResNet-50 size against the literal way (tuples concatenated, one class after the other), in one run.
+"""Time and memory of the heads at ResNet-50 size, compared with a literal implementation of the equations.
 
     python experiments/benchmarks/heads.py [--rounds 7] [--threads 2]
 
-Both sides are run by turns and the medians compared, since machines are shared; peak memory is that of a fresh process
-for each side.
+The literal implementation concatenates tuples and loops over classes. Both run alternately and their medians are
+compared. Peak memory is measured in a new process for each.
 """
 
 import argparse
@@ -31,7 +31,7 @@ LABELS = torch.arange(WAY).repeat_interleave(SHOT)
 
 
 def sides(part: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor], list[Tensor]]:
-    """(ours, literal, leaves) of a part of the heads on random features of one 5-way 5-shot episode."""
+    """Return (ours, literal, leaves) of a part of the heads on random features of one 5-way 5-shot episode."""
     torch.manual_seed(0)
     head = STRMHead(D, match_dim=d).eval()
     state = dict(head.named_parameters())
@@ -85,7 +85,7 @@ def compare(part: str, rounds: int) -> None:
 
 
 def peak(part: str, side: str) -> float:
-    """Peak memory in MiB that forward and backward add, in a process of their own."""
+    """Measure the peak memory in MiB of forward and backward in a new process."""
     command = [sys.executable, __file__, "--peak", part, side]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -93,14 +93,14 @@ def peak(part: str, side: str) -> float:
 def print_peak(part: str, side: str) -> None:
     ours, literal, _ = sides(part)
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts again from here
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak memory counter
     before = memory("VmRSS")
     forward_backward(ours if side == "ours" else literal)
     print(memory("VmHWM") - before)
 
 
 def memory(field: str) -> float:
-    """A field of /proc/self/status in MiB."""
+    """Read a field of /proc/self/status in MiB."""
     return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) / 1024
 
 

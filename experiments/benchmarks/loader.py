@@ -1,9 +1,9 @@
-"""Episodes a second out of each layout, against the way that released loaders of this field work.
+"""Episodes per second of each data layout, compared with a loader like those of published code.
 
-The baseline holds a zip of JPEG frames in memory, walks over the whole index for every pick, decodes and resizes with
-Pillow, and hands out float32. Same episodes, same frames, same crops; measured in turns, and the ratios are of turns of
-one round, so that they can be believed where times cannot. Also what choosing an episode costs, and how long a data
-module takes to start on an index of 70,000 videos that it has seen before.
+The baseline reads a zip of JPEG frames from memory, scans the whole index for every clip, decodes and resizes with
+Pillow, and returns float32. Episodes, frames and crops are the same. All loaders run alternately, and each ratio is of
+two runs of the same round. The script also measures the time to draw an episode, and the time to start a data module on
+an existing index of 70,000 videos.
 
     python experiments/benchmarks/loader.py [--rounds 5] [--sizes 240x320,256x340] [--workers 0,2]
 """
@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from strm_lightning.data.cache.store import MANIFEST
 from strm_lightning.data.datamodule import EpisodeDataModule
-from strm_lightning.data.episodes import EpisodeSampler
+from strm_lightning.data.episodes import EpisodeGenerator
 from strm_lightning.data.loaders import ClipReader, EpisodeDataset
 from strm_lightning.data.prepare import prepare
 from strm_lightning.data.sampling import select_frames
@@ -40,7 +40,7 @@ CLASSES, CLIPS, FRAMES = 6, 10, 60
 
 
 class Literal(Dataset[tuple[Tensor, ...]]):
-    """The released way: everything from one zip in memory, one list of all videos, Pillow, float32."""
+    """The baseline: one zip in memory, one list of all videos, Pillow, float32."""
 
     def __init__(self, archive: Path, seed: int) -> None:
         self.bytes, self.seed = archive.read_bytes(), seed
@@ -52,7 +52,7 @@ class Literal(Dataset[tuple[Tensor, ...]]):
         self.zip: zipfile.ZipFile | None = None
 
     def pick(self, class_name: str, nth: int) -> list[str]:
-        """One pass over the index for one video."""
+        """Find a video by a scan over the index."""
         return [paths for label, paths in self.videos if label == class_name][nth]
 
     def clip(self, paths: list[str]) -> Tensor:
@@ -87,7 +87,7 @@ class Literal(Dataset[tuple[Tensor, ...]]):
 
 
 def write_videos(root: Path, height: int, width: int) -> None:
-    """Clips of moving gradients and texture, which compress about as well as real ones."""
+    """Write clips of moving gradients and texture, which compress about as well as real videos."""
     rng = np.random.default_rng(0)
     ramp = np.add.outer(np.arange(height), np.arange(width))
     for label in range(CLASSES):
@@ -108,7 +108,7 @@ def write_videos(root: Path, height: int, width: int) -> None:
 
 
 def write_zip(videos: Path, archive: Path) -> None:
-    """The same frames as JPEG in one stored zip."""
+    """Write the same frames as JPEG into an uncompressed zip."""
     with zipfile.ZipFile(archive, "w") as opened:
         for path in sorted(videos.rglob("*.mp4")):
             with av.open(str(path)) as container:
@@ -138,8 +138,8 @@ def layouts(folder: Path, height: int, width: int) -> dict[str, Path]:
 
 def ours(root: Path, seed: int) -> EpisodeDataset:
     videos = load_video_sets(root, {"test": [f"class{i}" for i in range(CLASSES)]}, progress=False)["test"]
-    sampler = EpisodeSampler(videos.members, WAY, SHOT, QUERY, "test", seed)
-    return EpisodeDataset(sampler, ClipReader(videos, L, "release", ClipTransform(SIZE, 256)))
+    generator = EpisodeGenerator(videos.members, WAY, SHOT, QUERY, "test", seed)
+    return EpisodeDataset(generator, ClipReader(videos, L, "release", ClipTransform(SIZE, 256)))
 
 
 def as_is(batch: object) -> object:
@@ -159,7 +159,7 @@ def turns(dataset: Dataset[object], workers: int, episodes: int) -> DataLoader[o
 
 
 def seconds(loader: DataLoader[object]) -> float:
-    """A whole pass, from asking for the first episode to holding the last."""
+    """Measure a pass over all episodes."""
     start = time.perf_counter()
     for _ in loader:
         pass
@@ -167,7 +167,7 @@ def seconds(loader: DataLoader[object]) -> float:
 
 
 def check_same_pixels(sides: dict[str, Dataset[object]]) -> None:
-    """The lossless layouts give what the baseline gives, to the level by which Pillow's resize differs."""
+    """Check that the lossless layouts and the baseline differ by less than two levels, from Pillow's resize."""
     literal = sides["literal"][0, 0]
     for name in ("raw cache", "kept cache", "jpeg zip", "jpeg folders"):
         episode = sides[name][0, 0]
@@ -198,11 +198,11 @@ def compare(height: int, width: int, workers: list[int], rounds: int, episodes: 
 
 
 def sampling(videos: int) -> None:
-    """What it takes to choose an episode's clips, without reading any."""
+    """Measure the time to draw the clips of an episode, without reading them."""
     classes = min(64, videos // 10)
     labels = np.sort(np.arange(videos) % classes)
     members = tuple(np.flatnonzero(labels == c) for c in range(classes))
-    sampler = EpisodeSampler(members, WAY, SHOT, QUERY, "train", 0)
+    generator = EpisodeGenerator(members, WAY, SHOT, QUERY, "train", 0)
     named = [f"class{label}" for label in labels.tolist()]
 
     def literal(index: int) -> None:
@@ -218,12 +218,12 @@ def sampling(videos: int) -> None:
         return (time.perf_counter() - start) / calls
 
     theirs = median(per_call(literal, 1) for _ in range(5))
-    mine = median(per_call(lambda index: sampler.draw(0, index), 50) for _ in range(5))
+    mine = median(per_call(lambda index: generator.draw(0, index), 50) for _ in range(5))
     print(f"sampling among {videos} videos: {mine * 1e3:.2f} ms an episode, literal {theirs * 1e3:.0f} ms", flush=True)
 
 
 def start_up(videos: int, classes: int = 100) -> None:
-    """Seconds until a data module knows all its videos, for an index that was made before."""
+    """Measure the setup of a data module with an existing index."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["STRM_CACHE"] = f"{folder}/index"
         one, names = Path(folder) / "one", [f"class{i % classes}/{i}" for i in range(videos)]
@@ -262,8 +262,10 @@ def start_up(videos: int, classes: int = 100) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--episodes", type=int, default=4, help="episodes of a turn")
-    parser.add_argument("--sizes", default="240x320,256x340", help="of frames; none for sampling and start-up alone")
+    parser.add_argument("--episodes", type=int, default=4, help="episodes per run")
+    parser.add_argument(
+        "--sizes", default="240x320,256x340", help="sizes of frames; empty for drawing and start-up only"
+    )
     parser.add_argument("--workers", default="0,2")
     options = parser.parse_args()
     torch.set_num_threads(1)

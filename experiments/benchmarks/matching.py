@@ -1,13 +1,13 @@
-"""Matching methods on random frame features: OTAM against the published way, and 10,000 episodes of every method.
+"""Time of matching methods on random frame features: OTAM against a double loop, and 10,000 episodes of every method.
 
     python experiments/benchmarks/matching.py [--part otam episodes] [--rounds 5] [--episodes 10000] [--threads 1]
 
-``otam`` compares OTAM of this package with the published way of computing it: for each direction a double loop over
-the cells of the cost matrix, every step on all pairs of one episode. Both run in turns, since machines are shared, and
-must give the same logits; the way cell by cell has logsumexp here, where the published code overflows.
+``otam`` compares OTAM of this package with published code, which loops over the cells of the cost matrix for each
+direction, on all pairs of an episode at once. Both run alternately and must return the same logits. The loop here uses
+logsumexp, because the published code overflows.
 
-``episodes`` matches 5-way 1-shot and 5-shot episodes, one query a class, of 8 frames with 512 channels that are drawn
-from a bank of random features; drawing is not timed. With ``--measured`` below ``--episodes`` the time is multiplied.
+``episodes`` matches 5-way 1-shot and 5-shot episodes with one query per class, 8 frames and 512 channels, from a bank
+of random features. The draw is not timed. With ``--measured`` below ``--episodes`` the time is extrapolated.
 """
 
 import argparse
@@ -31,7 +31,7 @@ Match = Callable[[Tensor, Tensor], Tensor]
 
 
 def cell_by_cell(cost: Tensor, smoothing: float) -> Tensor:
-    """``d(C)`` for all pairs ``[..., Lq, Ls]``: two loops over the cells of the matrix of G."""
+    """Compute ``d(C)`` of all pairs ``[..., Lq, Ls]`` with two loops over the cells of G."""
     rows, length = cost.shape[-2:]
     padded = torch.nn.functional.pad(cost, (1, 1))
     g = torch.zeros_like(padded)
@@ -48,7 +48,7 @@ def cell_by_cell(cost: Tensor, smoothing: float) -> Tensor:
 
 
 def published_otam(support: Tensor, query: Tensor) -> Tensor:
-    """Logits ``[..., Q, N]`` with lambda 0.1, both directions."""
+    """Compute logits ``[..., Q, N]`` with lambda 0.1 in both directions."""
     cost = 1 - frame_cosines(support.flatten(-4, -3), query)
     distance = cell_by_cell(cost, 0.1) + cell_by_cell(cost.mT, 0.1)
     return -distance.unflatten(-1, support.shape[-4:-2]).mean(-1)
@@ -68,7 +68,7 @@ def lag(support: Tensor, query: Tensor) -> Tensor:
 
 
 def methods() -> dict[str, Match]:
-    """Every method by its name."""
+    """Return all methods by name."""
 
     def of(name: str, **options: object) -> Match:
         return lambda support, query: frame_alignment(support, query, name, **options)
@@ -87,7 +87,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def compare_otam(rounds: int, shot: int, queries: int, *, backward: bool) -> float:
-    """How many times faster OTAM is here than cell by cell; prints both medians."""
+    """Print the median times of both implementations of OTAM; return their ratio."""
     torch.manual_seed(0)
     support, query = torch.randn(WAY, shot, L, D, requires_grad=backward), torch.randn(queries, L, D)
     torch.testing.assert_close(otam(support, query), published_otam(support, query), rtol=1e-4, atol=1e-4)
@@ -109,7 +109,7 @@ def compare_otam(rounds: int, shot: int, queries: int, *, backward: bool) -> flo
 
 
 def time_episodes(episodes: int, measured: int, batch: int, shot: int) -> dict[str, float]:
-    """Seconds of ``episodes`` episodes for each method; prints them."""
+    """Print and return the seconds of ``episodes`` episodes for each method."""
     generator = torch.Generator().manual_seed(0)
     bank = torch.randn(BANK, L, D, generator=generator)
     clips = WAY * (shot + 1)
@@ -132,8 +132,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--part", nargs="+", choices=["otam", "episodes"], default=["otam", "episodes"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=10_000)
-    parser.add_argument("--measured", type=int, help="episodes that are run; all by default")
-    parser.add_argument("--batch", type=int, default=50, help="episodes of one call")
+    parser.add_argument("--measured", type=int, help="episodes to run; default: all")
+    parser.add_argument("--batch", type=int, default=50, help="episodes per call")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
