@@ -29,7 +29,7 @@ def test_classes_of_examples_are_those_that_training_sees(kind: str, tmp_path: P
     expected = {name: [str(tmp_path / f"{video}.mp4") for video in videos] for name, videos in classes.items()}
     assert find_examples(str(tmp_path)) == expected
     listing = list_videos(tmp_path)
-    assert {name: [listing.places[video] for video in listing.by_class[name]] for name in listing.by_class} == expected
+    assert {name: [listing.paths[video] for video in listing.by_class[name]] for name in listing.by_class} == expected
 
 
 def test_videos_of_one_class_and_name_in_two_folders_are_told(tmp_path: Path) -> None:
@@ -37,6 +37,6 @@ def test_videos_of_one_class_and_name_in_two_folders_are_told(tmp_path: Path) ->
         (tmp_path / part / "wave").mkdir(parents=True)
         (tmp_path / part / "wave" / "a.mp4").touch()
     with pytest.warns(
-        UserWarning, match=r"1 video under .* left out: another has the same class and name: .*val/wave/a"
+        UserWarning, match=r"1 video under .* skipped, since another has the same class and name: .*val/wave/a"
     ):
         assert find_examples(str(tmp_path)) == {"wave": [str(tmp_path / "train/wave/a.mp4")]}

@@ -55,7 +55,7 @@ def test_raw_caches_equal_their_source_bit_for_bit(source: Path, policy: str, tm
     assert cache.videos == videos.videos
     np.testing.assert_array_equal(cache.frame_counts, videos.frame_counts)
     transform = ClipTransform(40, short_side=48)
-    cache.require(policy, 8, 48)
+    cache.check_supports(policy, 8, 48)
     for row in range(4):
         for seed in (None, *range(10)):
             available = int(videos.frame_counts[row])
@@ -105,13 +105,13 @@ def test_a_cache_serves_a_split_like_its_source(source: Path, tmp_path: Path) ->
 def test_frames_that_were_not_kept_are_refused_early_and_late(source: Path, tmp_path: Path) -> None:
     prepare(str(source), str(tmp_path / "cache"), short_side=48, policies=["release"], num_frames=4)
     store = open_store(tmp_path / "cache")
-    store.require("release", 4, 48)
+    store.check_supports("release", 4, 48)
     for policy, num_frames in (("segments", 4), ("release", 8)):
-        with pytest.raises(ValueError, match=f"keeps the frames of release with 4 frames a clip; {policy}"):
-            store.require(policy, num_frames, 48)
-    with pytest.raises(ValueError, match=r"has frames of short side 48, and 49 is wanted: lower data\.image_size"):
-        store.require("release", 4, 49)
-    with pytest.raises(VideoError, match=r"wide\.clip: frame 8 was not kept"):
+        with pytest.raises(ValueError, match=f"has the frames of release with 4 frames a clip; {policy}"):
+            store.check_supports(policy, num_frames, 48)
+    with pytest.raises(ValueError, match=r"has frames of short side 48; 49 is needed: lower data\.image_size"):
+        store.check_supports("release", 4, 49)
+    with pytest.raises(VideoError, match=r"wide\.clip: does not contain frame 8"):
         store.read(store.videos.index("a/wide"), [0, 8])
 
 
@@ -146,7 +146,7 @@ def test_a_wrong_guess_at_the_length_is_made_good(
 ) -> None:
     prepare(str(source), str(tmp_path / "a"), short_side=48, policies=["release"])
     for wrong in (lambda path: 3, lambda path: 1000):
-        monkeypatch.setattr(convert, "foretell_frames", wrong)
+        monkeypatch.setattr(convert, "estimate_num_frames", wrong)
         out = tmp_path / f"b{wrong(0)}"
         prepare(str(source), str(out), short_side=48, policies=["release"])
         for path in (tmp_path / "a").rglob("*.clip"):
@@ -157,20 +157,20 @@ def test_places_and_options_that_do_not_fit_are_refused(source: Path, frames: Pa
     out = str(tmp_path / "cache")
     prepare(str(source), out, short_side=48)
     refused = [
-        (str(source), out, {"short_side": 32}, "was made with short_side=48, not 32: choose"),
+        (str(source), out, {"short_side": 32}, r"has other options \(short_side=48, not 32\): choose"),
         (str(source), out, {"short_side": 48, "jobs": 0}, "jobs is 0"),
         (str(source), "/proc/none", {}, "/proc/none cannot be written"),
-        (out, str(tmp_path / "b"), {}, "is a frame cache already"),
+        (out, str(tmp_path / "b"), {}, "is already a frame cache"),
         (str(source), str(source / "cache"), {}, "inside its source"),
-        (str(source), str(tmp_path / "b"), {"format": "keep"}, "holds video files"),
-        (str(frames), str(source), {}, "is no frame cache: choose another folder"),
-        (str(frames), str(tmp_path / "b"), {"quality": 0}, "quality is 1 to 100"),
-        (str(frames), str(tmp_path / "b"), {"split": {"train": ["z"]}}, "no videos of 'z'"),
+        (str(source), str(tmp_path / "b"), {"format": "keep"}, "contains video files"),
+        (str(frames), str(source), {}, "exists and is not a frame cache: choose another folder"),
+        (str(frames), str(tmp_path / "b"), {"quality": 0}, "quality is 0: give a number from 1 to 100"),
+        (str(frames), str(tmp_path / "b"), {"split": {"train": ["z"]}}, "unknown classes: 'z'"),
     ]
     for root, target, options, message in refused:
         with pytest.raises(ValueError, match=message):
             prepare(root, target, **options)
-    with FileLock(tmp_path / "cache" / ".lock"), pytest.raises(ValueError, match="another `strm prepare` is at work"):
+    with FileLock(tmp_path / "cache" / ".lock"), pytest.raises(ValueError, match="another `strm prepare` is writing"):
         prepare(str(source), out, short_side=48)
 
 
@@ -182,7 +182,7 @@ def test_a_disk_too_small_is_told_before_the_start(
     size = sum(path.stat().st_size for path in (tmp_path / "a").rglob("*.clip"))
     assert f"4 videos to prepare will take about {size / 1e6:.1f} MB" in foretold
     monkeypatch.setattr("shutil.disk_usage", lambda path: os.statvfs_result((0,) * 10) and _Usage(100, 99, 1))
-    with pytest.raises(ValueError, match="too much"):
+    with pytest.raises(ValueError, match="use format jpeg, policy release or a split"):
         prepare(str(source), str(tmp_path / "b"), short_side=48)
 
 
@@ -215,8 +215,7 @@ def test_what_a_split_lacks_and_where_clips_are_from_is_said(
     shutil.copytree(source, tmp_path / "moved")
     assert prepare(str(tmp_path / "moved"), out, short_side=48).present == 1
     assert (
-        f"holds clips from {source}; those of files with the same name, size and time are kept"
-        in capsys.readouterr().err
+        f"has clips of {source}; clips of files with the same name, size and time are kept" in capsys.readouterr().err
     )
 
 
@@ -240,8 +239,8 @@ def test_wrong_and_cut_caches_are_refused(source: Path, tmp_path: Path) -> None:
             good.replace("a/wide", "../../a/wide"),
             good.replace("a/wide", "/a/wide"),
         ],
-        r"format 99; this program reads format 1": [json.dumps(json.loads(good) | {"version": 99})],
-        "is not finished; the same `strm prepare` again": [json.dumps(json.loads(good) | {"complete": False})],
+        r"format 99; this version reads format 1": [json.dumps(json.loads(good) | {"version": 99})],
+        "is incomplete: run the same `strm prepare` command": [json.dumps(json.loads(good) | {"complete": False})],
     }
     for message, texts in spoilt.items():
         for text in texts:
@@ -253,7 +252,7 @@ def test_wrong_and_cut_caches_are_refused(source: Path, tmp_path: Path) -> None:
     data = clip.read_bytes()
     for damaged in (data[:-1], data[:1000], data[:10], b""):
         clip.write_bytes(damaged)
-        with pytest.warns(DataWarning, match=r"left out 1 video .*a/wide .* bytes, not"):
+        with pytest.warns(DataWarning, match=r"skipped 1 video .*a/wide .* bytes, not"):
             assert "a/wide" not in open_store(root).videos
     clip.unlink()
     with pytest.raises(VideoError, match="a/wide"):
@@ -275,9 +274,9 @@ def test_clip_files_are_checked_when_they_are_read(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     cases = {
         "frame 3 is damaged": (34, data[34] ^ 1),
-        "format 66; this program": (8, 66),
-        "is no clip file": (0, 0),
-        "is cut off or damaged": (len(data) - 3, 9),
+        "format 66; this version": (8, 66),
+        "is not a clip file": (0, 0),
+        "is truncated or damaged": (len(data) - 3, 9),
     }
     for message, (place, value) in cases.items():
         damaged = bytearray(data)
@@ -286,7 +285,7 @@ def test_clip_files_are_checked_when_they_are_read(tmp_path: Path) -> None:
         with pytest.raises(VideoError, match=message), ClipFile(path) as clip:
             clip.read(0)
     path.write_bytes(data[:20])
-    with pytest.raises(VideoError, match="is no clip file"):
+    with pytest.raises(VideoError, match="is not a clip file"):
         ClipFile(path)
     with ClipWriter(tmp_path / "b.clip") as writer:
         writer.add(0, b"never finished")
@@ -322,7 +321,7 @@ def test_a_killed_run_goes_on_where_it_was(source: Path, frames_before: int, tmp
     young = part.with_name(".other.part")  # of a run on another machine, perhaps
     young.touch()
     os.utime(part, (part.stat().st_mtime - 7200,) * 2)
-    with pytest.raises(ValueError, match="is not finished"):
+    with pytest.raises(ValueError, match="is incomplete"):
         open_store(out)
     time.sleep(0.01)
     report = prepare(str(source), str(out), short_side=48)

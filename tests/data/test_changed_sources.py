@@ -44,7 +44,7 @@ def test_replaced_frames_are_noticed(kind: str, tmp_path: Path) -> None:
     untouched = (out / "a" / "w.clip").stat().st_mtime_ns
     report = again(make(tmp_path, kind, {"v": 9}), out)
     assert (report.written, report.refreshed, report.present) == (1, 1, 1)
-    assert "1 clip refreshed: the source has changed" in str(report)
+    assert "1 clip refreshed, since the source has changed" in str(report)
     assert numbers_in(out) == {"a/v": 9, "a/w": 5}
     assert (out / "a" / "w.clip").stat().st_mtime_ns == untouched
     assert again(make(tmp_path, kind, {}), out).written == 0
@@ -104,7 +104,7 @@ def test_a_cache_of_version_0_1_loads_and_notices_changes_from_then_on(
     assert numbers_in(out) == {"a/v": 2, "a/w": 5}
     capsys.readouterr()
     assert again(root, out).present == 2
-    assert "did not record the state of its sources: 2 clips kept" in capsys.readouterr().err
+    assert "did not record its sources: 2 clips kept" in capsys.readouterr().err
     assert again(make(tmp_path, "frames", {"v": 9}), out).refreshed == 1
     assert "did not record" not in capsys.readouterr().err
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from strm_lightning.data.checks.doctor import doctor
 from strm_lightning.data.decode.image import decode_image
-from strm_lightning.data.decode.video import VideoError, count_frames, foretell_frames, iter_frames, read_frames
+from strm_lightning.data.decode.video import VideoError, count_frames, estimate_num_frames, iter_frames, read_frames
 from strm_lightning.data.prepare import prepare
 from strm_lightning.data.splits.lists import read_lists
 from strm_lightning.data.video_sets import open_store
@@ -94,7 +94,12 @@ def test_what_is_no_video_is_refused_by_every_reader(tmp_path: Path) -> None:
     (tmp_path / "noise.mp4").write_bytes(random.Random(0).randbytes(5000))
     (tmp_path / "list.avi").write_text("a/b\n" * 200)
     for path in sorted(tmp_path.iterdir()):
-        for read in (count_frames, foretell_frames, lambda p: read_frames(p, [0, 1]), lambda p: list(iter_frames(p))):
+        for read in (
+            count_frames,
+            estimate_num_frames,
+            lambda p: read_frames(p, [0, 1]),
+            lambda p: list(iter_frames(p)),
+        ):
             with pytest.raises(VideoError, match=path.name):
                 read(path)
 

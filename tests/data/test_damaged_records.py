@@ -125,7 +125,7 @@ def use(cache: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of clips that have another size than the manifest says
         store = open_store(cache)
-    store.require("release", 2, 16)
+    store.check_supports("release", 2, 16)
     store.read(0, [0])
 
 

@@ -97,7 +97,7 @@ def test_a_workers_memory_stays_flat(
     places = {"cache": cache, "zip": tmp_path / "a.zip", "frames": tmp_path / "frames", "videos": root}
     data = EpisodeDataModule(str(places[layout]), SPLIT, frame_policy="release", num_workers=0, **SMALL)
     data.setup("fit")
-    weighed = Weighed(data.sampler("train"), data.reader("train"))
+    weighed = Weighed(data.generator("train"), data.reader("train"))
     keys = [[(0, index)] for index in range(1000)]
     loader = DataLoader(weighed, batch_sampler=keys, num_workers=1, multiprocessing_context=start, collate_fn=as_it_is)
     weights = list(loader)
@@ -110,9 +110,9 @@ def as_it_is(weight: float) -> float:
 
 def test_caches_that_lack_what_is_asked_for_are_refused_before_training(cache: Path) -> None:
     for options, message in (
-        ({"frame_policy": "segments"}, "keeps the frames of release with 4 frames a clip; segments with 4 needs more"),
+        ({"frame_policy": "segments"}, "has the frames of release with 4 frames a clip; segments with 4 needs more"),
         ({"num_frames": 8}, "release with 8 needs more"),
-        ({"image_size": 64}, "has frames of short side 37, and 73 is wanted"),
+        ({"image_size": 64}, "has frames of short side 37; 73 is needed"),
     ):
         data = EpisodeDataModule(str(cache), SPLIT, **{"frame_policy": "release"} | SMALL | options)
         for _ in range(2):

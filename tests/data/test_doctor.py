@@ -46,12 +46,12 @@ def test_every_fault_is_named(root: Path, tmp_path: Path) -> None:
     report = doctor(str(root), SPLIT, **SMALL, short_clips="drop")
     assert report.unreadable == {
         "clap/cl0": "is empty (0 bytes)",
-        "clap/sound": "has no video in it",
+        "clap/sound": "contains no video stream",
         "sit/folder": "is a folder, not a video",
     }
     assert report.short == {"sit/short": 5}
-    assert report.problems == ["train: 'clap' has 2 of the 3 clips that 2-way 1-shot with 2 queries a class needs"]
-    assert report.warnings == ["flip is on, and push_left name directions: set --data.flip=false"]
+    assert report.problems == ["train: 'clap' has 2; 2-way 1-shot with 2 queries a class needs 3 clips a class"]
+    assert report.warnings == ["flip is on, but classes name directions (set --data.flip=false): push_left"]
     assert report.status == 1
     page = str(report)
     for said in (
@@ -88,7 +88,7 @@ def test_lists_are_held_against_the_folder(root: Path, tmp_path: Path) -> None:
     page = str(report)
     assert "              4        3        3  clap\n" in page
     assert "missing: 3 (clap/gone, lost/x" in page
-    assert "found by spelling: 1 (clap/CL2 is clap/cl2)" in page
+    assert "matched by spelling: 1 (clap/CL2 is clap/cl2)" in page
 
 
 def test_too_few_classes_keep_training_from_starting(root: Path) -> None:
@@ -105,7 +105,7 @@ def test_videos_in_two_stages_are_leaks(tmp_path: Path) -> None:
     (tmp_path / "testlist01.txt").write_text("walk/-VtLx-mcPds\nsit/AAAAAAAAAAA\n")
     report = doctor(str(tmp_path / "data"), str(tmp_path), way=1, shot=1, query_per_class=0)
     assert report.leaks == ["-VtLx-mcPds (train and test)"]
-    assert "1 video in two stages: the scores will be too good" in report.warnings
+    assert "1 video in two stages: the accuracy will be too high" in report.warnings
     for name in ("run", "walk"):  # clip1 of every class is not one video
         write_video(tmp_path / "more" / name / "clip1.mp4", 3)
         shutil.copy(tmp_path / "more" / name / "clip1.mp4", tmp_path / "more" / name / "clip2.mp4")
@@ -120,7 +120,7 @@ def test_a_cache_that_training_would_refuse_is_a_problem(root: Path, tmp_path: P
     assert doctor(str(tmp_path / "cache"), SPLIT, **fits).problems == []
     for options, problem in (
         ({"frame_policy": "segments"}, "segments with 4 needs more"),
-        ({"image_size": 224}, "of short side 64, and 256 is wanted"),
+        ({"image_size": 224}, "of short side 64; 256 is needed"),
     ):
         report = doctor(str(tmp_path / "cache"), SPLIT, **fits | options)
         assert report.status == 1
@@ -148,8 +148,8 @@ def test_the_overlap_of_two_splits_is_counted(tmp_path: Path) -> None:
         str(tmp_path / "videos"), "ssv2-small", lists=str(tmp_path / "small"), other_lists=str(tmp_path / "full")
     )
     assert any("568 of the 2,400" in warning for warning in report.warnings)
-    assert any(warning.startswith("2 test videos are trained on in") for warning in report.warnings)
-    assert any(warning.startswith("1 training videos are tested on in") for warning in report.warnings)
+    assert any(warning.startswith("2 test videos are training videos in") for warning in report.warnings)
+    assert any(warning.startswith("1 training videos are test videos in") for warning in report.warnings)
 
 
 @pytest.mark.parametrize("kind", ["frames", "zip", "cache", "raw"])

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from strm_lightning.data.episodes import EpisodeSampler
-from strm_lightning.data.loaders import ClipReader, EpisodeDataset, EpisodeKeys, EpisodeLoader, VideoDataset
+from strm_lightning.data.episodes import EpisodeGenerator
+from strm_lightning.data.loaders import ClipReader, EpisodeDataset, EpisodeLoader, EpisodeSampler, VideoDataset
 from strm_lightning.data.transforms import ClipTransform
 from strm_lightning.data.video_sets import VideoSet, VideoStore
 from strm_lightning.episode import Episode
@@ -35,14 +35,16 @@ class CountingStore(VideoStore):
 MEMBERS = tuple(np.arange(c, 70, 7) for c in range(7))
 
 
-def sampler(stage: str = "train", **options: int) -> EpisodeSampler:
-    return EpisodeSampler(MEMBERS, **{"way": 4, "shot": 2, "query_per_class": 3, "stage": stage, "seed": 0, **options})
+def generator(stage: str = "train", **options: int) -> EpisodeGenerator:
+    return EpisodeGenerator(
+        MEMBERS, **{"way": 4, "shot": 2, "query_per_class": 3, "stage": stage, "seed": 0, **options}
+    )
 
 
 def dataset(stage: str = "train", pixels: bool = True, **options: int) -> EpisodeDataset:
     videos = VideoSet(stage, CountingStore(70), tuple(f"c{c}" for c in range(7)), MEMBERS)
     reader = ClipReader(videos, 4, "segments", ClipTransform(8, flip=True, short_side=10)) if pixels else None
-    return EpisodeDataset(sampler(stage), reader, **options)
+    return EpisodeDataset(generator(stage), reader, **options)
 
 
 def same(a: Episode, b: Episode) -> bool:
@@ -52,7 +54,7 @@ def same(a: Episode, b: Episode) -> bool:
 
 def test_an_episode_has_its_classes_and_disjoint_clips() -> None:
     for index in range(50):
-        episode, _ = sampler().draw(3, index)
+        episode, _ = generator().draw(3, index)
         assert len(set(episode.class_ids.tolist())) == 4
         assert torch.equal(episode.support_ids % 7, episode.class_ids[:, None].expand(-1, 2))
         assert torch.equal(episode.query_ids % 7, episode.class_ids[episode.query_labels])
@@ -63,7 +65,7 @@ def test_an_episode_has_its_classes_and_disjoint_clips() -> None:
 def test_all_classes_and_clips_come_up_alike() -> None:
     counts = np.zeros(70)
     for index in range(2000):
-        episode, _ = sampler().draw(0, index)
+        episode, _ = generator().draw(0, index)
         np.add.at(counts, torch.cat([episode.support_ids.flatten(), episode.query_ids]).numpy(), 1)
     expected = 2000 * 20 / 70
     assert np.abs(counts - expected).max() < 5 * expected**0.5
@@ -71,7 +73,7 @@ def test_all_classes_and_clips_come_up_alike() -> None:
 
 def test_an_episode_is_pinned_for_all_time() -> None:
     """Two papers years apart test on the same episodes: these very numbers, on any machine and Python."""
-    episode, rng = sampler("test", seed=7).draw(0, 123)
+    episode, rng = generator("test", seed=7).draw(0, 123)
     assert episode.class_ids.tolist() == [1, 4, 0, 3]
     assert episode.query_ids.tolist() == [64, 57, 50, 60, 67, 39, 0, 35, 14, 3, 10, 52]
     assert rng.random() == 0.1454085398332169
@@ -80,7 +82,7 @@ def test_an_episode_is_pinned_for_all_time() -> None:
 def test_seed_stage_epoch_and_index_each_matter() -> None:
     keys = [("train", 0, 0, 0), ("train", 1, 0, 0), ("train", 0, 1, 0), ("train", 0, 0, 1), ("val", 0, 0, 0)]
     keys.append(("test", 0, 0, 0))
-    draws = [sampler(stage, seed=seed).draw(e, i)[0].query_ids.tolist() for stage, seed, e, i in keys]
+    draws = [generator(stage, seed=seed).draw(e, i)[0].query_ids.tolist() for stage, seed, e, i in keys]
     assert len({tuple(d) for d in draws}) == len(draws)
 
 
@@ -108,12 +110,12 @@ def test_clips_are_of_the_videos_that_the_episode_names() -> None:
 
 @pytest.mark.parametrize(("world", "batch"), [(1, 1), (2, 1), (3, 2)])
 def test_ranks_share_the_indices(world: int, batch: int) -> None:
-    train = [list(EpisodeKeys(17, batch, training=True, rank=r, world_size=world)) for r in range(world)]
+    train = [list(EpisodeSampler(17, batch, training=True, rank=r, world_size=world)) for r in range(world)]
     indices = [index for keys in train for _, index in keys]
     assert len({len(keys) for keys in train}) == 1
     assert len(indices) == len(set(indices)) == 17 // (world * batch) * world * batch
 
-    test = [list(EpisodeKeys(17, batch, training=False, rank=r, world_size=world)) for r in range(world)]
+    test = [list(EpisodeSampler(17, batch, training=False, rank=r, world_size=world)) for r in range(world)]
     indices = sorted(index for keys in test for _, index in keys)
     assert len({len(keys) for keys in test}) == 1
     assert indices == list(range(len(indices)))
@@ -140,7 +142,7 @@ def test_a_resumed_epoch_goes_on_where_it_was() -> None:
 
 def ranks(world: int, batch: int, **options: int) -> list[EpisodeLoader]:
     """A loader for each process."""
-    keys = [EpisodeKeys(24, batch, training=True, rank=rank, world_size=world) for rank in range(world)]
+    keys = [EpisodeSampler(24, batch, training=True, rank=rank, world_size=world) for rank in range(world)]
     return [EpisodeLoader(dataset(pixels=False, num_episodes=24), batch_size=batch, sampler=k) for k in keys]
 
 

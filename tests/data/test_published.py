@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from strm_lightning.data.splits.split import NAMED, STAGES, published_classes, resolve_split
+from strm_lightning.data.splits.split import NAMED, published_classes, resolve_split
+from strm_lightning.data.splits.stages import STAGES
 
 LISTS = next((p / "shared/splits" for p in Path(__file__).parents if (p / "shared/splits").is_dir()), None)
 CLASSES = {"hmdb51": (31, 10, 10), "ucf101": (70, 10, 21)}
@@ -87,11 +88,11 @@ def test_numbered_classes_get_their_names(tmp_path: Path) -> None:
 
 def test_published_splits_by_video_need_their_lists(tmp_path: Path) -> None:
     for name in ("kinetics100", "ssv2-full", "ssv2-small"):
-        with pytest.raises(ValueError, match="name the folder of its list files as lists"):
+        with pytest.raises(ValueError, match="set lists to the folder of its list files"):
             resolve_split(name, lists=None, class_names=[], seed=0)
-    with pytest.raises(FileNotFoundError, match="no folder of list files"):
+    with pytest.raises(FileNotFoundError, match=r"folder of list files .* does not exist"):
         resolve_split("kinetics100", lists=str(tmp_path / "missing"), class_names=[], seed=0)
-    with pytest.raises(ValueError, match="lists go with a split by name"):
+    with pytest.raises(ValueError, match="lists need a published split"):
         resolve_split("random", lists=str(tmp_path), class_names=[], seed=0)
 
 
@@ -103,8 +104,8 @@ def test_published_splits_by_class_need_none() -> None:
 
 def test_lists_of_another_split_are_refused(tmp_path: Path) -> None:
     lists = write(tmp_path, trainlist01="brush_hair/a\nhug/b\n", testlist01="fencing/c\n")
-    with pytest.raises(ValueError, match=r"are not of split 'kinetics100': they have 'brush_hair', 'hug', 'fencing'"):
+    with pytest.raises(ValueError, match=r"contain classes not in split 'kinetics100': 'brush_hair', 'fencing', 'hug'"):
         resolve_split("kinetics100", lists=lists, class_names=[], seed=0)
     lists = write(tmp_path, trainlist01="brush_hair/a\n", testlist01="cartwheel/c\n")
-    with pytest.raises(ValueError, match="they have 'cartwheel'"):  # a validation class
+    with pytest.raises(ValueError, match="not in split 'hmdb51': 'cartwheel'"):  # a validation class
         resolve_split("hmdb51", lists=lists, class_names=[], seed=0)

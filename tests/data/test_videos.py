@@ -11,7 +11,7 @@ import pytest
 
 from strm_lightning.data.decode import limits
 from strm_lightning.data.decode import video as videos
-from strm_lightning.data.decode.video import VideoError, count_frames, foretell_frames, iter_frames, read_frames
+from strm_lightning.data.decode.video import VideoError, count_frames, estimate_num_frames, iter_frames, read_frames
 from tests.data.clips import number_of, rotate, write_audio, write_video
 
 KINDS = {
@@ -87,7 +87,7 @@ def test_videos_of_too_many_pixels_are_refused_before_decoding(tmp_path: Path, m
     monkeypatch.setattr(videos, "_whole", lambda *_: pytest.fail("decoded"))
     for read in (
         count_frames,
-        foretell_frames,
+        estimate_num_frames,
         lambda path: read_frames(path, [0]),
         lambda path: list(iter_frames(path)),
     ):
@@ -133,7 +133,7 @@ def test_damaged_files_are_named_with_what_is_wrong(tmp_path: Path) -> None:
         "empty.mp4": "is empty",
         "folder.mp4": "is a folder",
         "text.mp4": "cannot be decoded",
-        "audio.mp4": "has no video in it",
+        "audio.mp4": "contains no video stream",
         "half.mp4": "cannot be decoded",
         "missing.mp4": "does not exist",
     }
@@ -156,7 +156,7 @@ def test_damaged_files_are_named_with_what_is_wrong(tmp_path: Path) -> None:
 def test_a_file_cut_off_in_the_middle_is_not_taken_for_a_shorter_one(name: str, options: dict, tmp_path: Path) -> None:
     path = write_video(tmp_path / name, count=60, **options)
     assert count_frames(path) == 60
-    with pytest.raises(VideoError, match=r"cut off, \d+ bytes are missing|cannot be decoded"):
+    with pytest.raises(VideoError, match=r"truncated, \d+ bytes are missing|cannot be decoded"):
         count_frames(cut(path, 0.6))
 
 

@@ -1,1 +1,1 @@
-"""From files on disk to episodes of uint8 clips: splits, readers, stores, transforms, samplers."""
+"""Data: splits, readers of videos and frames, the frame cache, transforms, and episodes of uint8 clips."""

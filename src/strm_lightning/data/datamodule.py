@@ -1,4 +1,4 @@
-"""EpisodeDataModule: a folder of videos in, N-way K-shot episodes out, for a stock Lightning Trainer."""
+"""LightningDataModule of N-way K-shot episodes from a folder of videos."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -10,73 +10,75 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from strm_lightning.data.episodes import EpisodeSampler
+from strm_lightning.data.episodes import EpisodeGenerator
 from strm_lightning.data.loaders import (
     ClipReader,
     EpisodeDataset,
-    EpisodeKeys,
     EpisodeLoader,
+    EpisodeSampler,
     VideoDataset,
     align_progress,
 )
 from strm_lightning.data.sampling import FramePolicy
 from strm_lightning.data.sources.base import LayoutOption
-from strm_lightning.data.splits.split import Stage
+from strm_lightning.data.splits.stages import Stage
 from strm_lightning.data.transforms import ClipTransform
 from strm_lightning.data.video_sets import VideoSet, load_video_sets
 from strm_lightning.errors import InputError
+from strm_lightning.messages import check_not_negative, check_positive
 
 WorkerStart = Literal["fork", "spawn", "forkserver"]
 
 MOVING_SHAPES: dict[str, dict[str, Any]] = {
     "moving-shapes": {"clutter": 0.2, "clips_per_class": 16},
-    "moving-shapes-cluttered": {},  # as hard to see as real clips
+    "moving-shapes-cluttered": {},
 }
 
 
 class EpisodeDataModule(L.LightningDataModule):
-    """Few-shot episodes from videos, cut into train, validation and test by classes.
+    """Few-shot episodes from videos, with disjoint classes in training, validation and test.
 
-    An episode is a pure function of (seed, stage, epoch, index): the same for any number of workers and ranks and after
-    a restart. Clips travel as uint8; normalisation is the model's.
+    An episode is a pure function of (seed, stage, epoch, index): it is the same for any number of workers and ranks and
+    after a restart. Clips are uint8; the model normalises them.
 
     Args:
-        root: folder of videos, ``root/class/video.mp4``; or ``moving-shapes``, the data set that the package draws, or
-            ``moving-shapes-cluttered``, the same actions as hard to see as in real clips.
+        root: folder of videos, ``root/class/video.mp4``, or ``moving-shapes`` or ``moving-shapes-cluttered`` for the
+            data set of the package, with little clutter or with as much as in real clips.
         split: ``random`` (seeded shares by class), shares such as ``{train: 0.6, val: 0.2, test: 0.2}``, class names of
             each stage, the name of a published split, or a folder of list files.
         lists: folder of list files, for published splits that are by video.
-        layout: how videos lie under ``root``; ``auto`` looks.
+        layout: layout of the videos under ``root``; ``auto`` detects it.
         way: classes of an episode, N.
-        train_way: the same in training; None for as many. More than in use teaches finer distinctions.
+        train_way: classes of a training episode; None for ``way``. A larger number makes training harder.
         shot: support clips of a class, K.
         query_per_class: query clips of a class in training.
-        eval_query_per_class: the same in validation and test; None for as many as in training.
+        eval_query_per_class: query clips of a class in validation and test; None for ``query_per_class``.
         num_frames: frames of a clip, L.
         image_size: height and width of a clip in pixels, after the crop.
-        short_side: length of a frame's short side before the crop, in pixels; None for ``image_size`` x 256 / 224.
-        frame_policy: which frames; ``segments`` takes one of each of L equal parts, ``release`` is the released code's.
-        flip: mirror training clips at random; wrong where classes name directions (Something-Something).
-        short_clips: videos with fewer frames than L: ``repeat`` frames, or ``drop`` the video.
-        unreadable: videos that cannot be read: ``skip`` them with a warning, or ``refuse`` to start.
+        short_side: short side of the frames before the crop, in pixels; None for ``image_size`` x 256 / 224.
+        frame_policy: how the frames of a clip are chosen; ``segments`` uses one frame of each of L equal segments,
+            ``release`` the frames of the official code.
+        flip: mirror training clips at random; wrong if classes name directions (Something-Something).
+        short_clips: for videos with fewer than L frames, ``repeat`` frames or ``drop`` the video.
+        unreadable: ``skip`` unreadable videos with a warning, or ``refuse`` them with an error.
         train_episodes: training episodes of an epoch, over all ranks.
-        val_episodes: validation episodes, always the same.
-        test_episodes: test episodes, always the same.
+        val_episodes: validation episodes, the same in each epoch.
+        test_episodes: test episodes.
         batch_size: episodes of a training step on one device.
-        eval_batch_size: episodes of a step in validation and test, which a GPU matches at once and a CPU one by one.
-        num_workers: processes that read clips.
-        worker_start: how they start, ``fork``, ``spawn`` or ``forkserver``; None for the platform's own way.
-        seed: chooses the episodes.
-        split_seed: chooses the classes of a random split, apart from ``seed`` so that seeds share their test classes.
-        select_on: classes of validation, by which the checkpoint is chosen: ``val``, or ``test`` as in the released
-            code, which flatters the test and is written on its protocol card.
-        test_shots: test also with these numbers of support clips, in one call over one bank.
-        test_ways: test also with these numbers of classes.
-        evaluation: ``bank`` encodes each video once and matches episodes from that; ``episodes`` encodes every episode
-            anew, which gives the same numbers and takes as much longer as videos recur.
+        eval_batch_size: episodes of a step in validation and test.
+        num_workers: number of processes that read clips.
+        worker_start: start method of these processes, ``fork``, ``spawn`` or ``forkserver``; None for the default.
+        seed: seed of the episodes.
+        split_seed: seed of a random split, separate from ``seed`` so that runs with other seeds have the same classes.
+        select_on: classes of validation, by which the checkpoint is chosen: ``val``, or ``test`` as in the official
+            code, which biases the test accuracy and is written on the protocol card.
+        test_shots: numbers of support clips of additional tests, all from one bank.
+        test_ways: numbers of classes of additional tests.
+        evaluation: ``bank`` encodes each video once and matches all episodes from these features; ``episodes`` encodes
+            the clips of each episode, with the same results in more time.
 
     Raises:
-        ValueError: in `setup`, where the videos cannot give such episodes.
+        InputError: an option is out of range, or (in `setup`) the videos are too few for the episodes.
     """
 
     def __init__(
@@ -130,23 +132,22 @@ class EpisodeDataModule(L.LightningDataModule):
         others = [(n, k) for n in test_ways or (way,) for k in test_shots or (shot,)]
         self.test_settings = list(dict.fromkeys([(way, shot), *others]))  # (way, shot), the main one first
         self.videos: dict[Stage, VideoSet] = {}
-        self._checked = False  # whether the videos are the same in all processes and have the frames that clips need
+        self._checked = False  # whether the videos are the same in all processes and support the frame policy
         self._train_loader: EpisodeLoader | None = None
         self._resume: dict[str, int] = {}
-        _require(
-            1,
+        check_positive(
             way=way, train_way=train_way, shot=shot, query_per_class=query_per_class, num_frames=num_frames,
             eval_query_per_class=eval_query_per_class, image_size=image_size, short_side=short_side,
             train_episodes=train_episodes, val_episodes=val_episodes, test_episodes=test_episodes,
             batch_size=batch_size, eval_batch_size=eval_batch_size,
             test_shots=min(test_shots, default=1), test_ways=min(test_ways, default=1),
         )  # fmt: skip
-        _require(0, num_workers=num_workers)
+        check_not_negative(num_workers=num_workers)
 
     def prepare_data(self) -> None:
-        """Draw the moving shapes on first use, and list and count the videos, in one process for all.
+        """Draw the moving shapes on first use, and list and count the videos, in one process.
 
-        The other processes wait here however long that takes; `setup` then gives them what was found.
+        The other processes wait without a time limit; `setup` sends the result to them.
         """
         if self.root in MOVING_SHAPES:
             from strm_lightning.moving_shapes import moving_shapes
@@ -156,7 +157,11 @@ class EpisodeDataModule(L.LightningDataModule):
             self.videos = self._load()
 
     def setup(self, stage: str | None = None) -> None:
-        """Find the videos and check that there are enough for way, shot, queries and the frames of a clip."""
+        """Load the videos, and check that they are enough for way, shot, queries and the frames of a clip.
+
+        Raises:
+            InputError: they are not, or root and split do not match.
+        """
         if not self._checked:
             trainer, videos = self.trainer, self.videos
             if trainer is None or trainer.world_size == 1:
@@ -164,7 +169,7 @@ class EpisodeDataModule(L.LightningDataModule):
             else:
                 videos = trainer.strategy.broadcast(videos)
             store = next(iter(videos.values())).store  # the same for all stages
-            store.require(self.frame_policy, self.num_frames, self.transform.short_side)
+            store.check_supports(self.frame_policy, self.num_frames, self.transform.short_side)
             self.videos = videos
             if self.select_on == "test" and "test" in self.videos:
                 self.videos["val"] = replace(self.videos["test"], stage="val")
@@ -215,29 +220,29 @@ class EpisodeDataModule(L.LightningDataModule):
             raise InputError(f"{named}{more}; {shape} needs {need} ({stage} split)")
 
     def settings(self, stage: Stage) -> list[tuple[int, int]]:
-        """(way, shot) of a stage, the main one first; a test may have several."""
+        """Return the (way, shot) of a stage; test may have several, the main one first."""
         if stage == "test":
             return self.test_settings
         return [(self.train_way if stage == "train" else self.way, self.shot)]
 
-    def sampler(self, stage: Stage, setting: int = 0) -> EpisodeSampler:
-        """The episodes of a stage, by (epoch, index), in one of its settings."""
+    def generator(self, stage: Stage, setting: int = 0) -> EpisodeGenerator:
+        """Return the episode generator of a stage, for one of its `settings`."""
         if not self.videos:
-            raise InputError("call data.prepare_data() and data.setup() before asking for episodes")
+            raise InputError("call data.prepare_data() and data.setup() first")
         if stage not in self.videos:
             self._check(stage)
         way, shot = self.settings(stage)[setting]
-        return EpisodeSampler(self.videos[stage].members, way, shot, self.queries[stage], stage, self.seed)
+        return EpisodeGenerator(self.videos[stage].members, way, shot, self.queries[stage], stage, self.seed)
 
     def reader(self, stage: Stage) -> ClipReader:
-        """Reads the clips of a stage."""
+        """Return the clip reader of a stage."""
         return ClipReader(self.videos[stage], self.num_frames, self.frame_policy, self.transform)
 
     def train_dataloader(self) -> EpisodeLoader:
-        """Training episodes, other ones in each epoch; an interrupted run continues where it was.
+        """Return the loader of training episodes, which differ in each epoch; a resumed run continues its epoch.
 
-        Episodes have no clips where the module that is being trained has an attribute ``train_views`` above 0: it then
-        has features of so many views of each training video, and the episodes say which view to take.
+        If the trained module has an attribute ``train_views`` above 0, it has features of this number of views of each
+        training video: episodes then have no clips, but the views to use.
         """
         trainer = self.trainer if self._running else None
         views = getattr(trainer.lightning_module, "train_views", 0) if trainer else 0
@@ -250,32 +255,37 @@ class EpisodeDataModule(L.LightningDataModule):
         return self._train_loader
 
     def state_dict(self) -> dict[str, int]:
-        """How far training has come, for a checkpoint.
+        """Return the state of the training loader, for a checkpoint.
 
-        Lightning would ask the loader itself, but hands the state back too late where a schedule has already counted
-        its steps.
+        Lightning can save the state of the loader itself, but restores it after a schedule has counted the steps.
         """
         return self._train_loader.state_dict() if self._train_loader else {}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Let training go on from a `state_dict`."""
+        """Continue training from a `state_dict`."""
         self._resume = state_dict
 
     def val_dataloader(self) -> EpisodeLoader | list[EpisodeLoader]:
-        """Validation episodes, always the same; none where the split has no validation classes."""
+        """Return the loader of validation episodes; an empty list if the split has no validation classes."""
         return self._evaluation_loader("val") if "val" in self.videos else []
 
     def test_dataloader(self) -> EpisodeLoader | list[EpisodeLoader]:
-        """Test episodes, always the same; a loader for each setting where there are several."""
+        """Return the loader of test episodes, or a list of one for each of several settings."""
         loaders = [self._evaluation_loader("test", setting) for setting in range(len(self.test_settings))]
         return loaders[0] if len(loaders) == 1 else loaders
 
     def predict_dataloader(self) -> EpisodeLoader | list[EpisodeLoader]:
-        """The episodes of the test."""
+        """Return the loaders of `test_dataloader`."""
         return self.test_dataloader()
 
     def video_loader(self, stage: Stage, rows: Iterable[int], *, views: int = 0) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Clips for a feature bank, ``((row, view), clip)``: the test choice of frames and crop, or random views."""
+        """Return a loader of clips for a feature bank, ``((row, view), clip)``.
+
+        Args:
+            stage: stage of the videos.
+            rows: rows of the videos in the store.
+            views: number of random views of each video; 0 for one view with the frames and crop of test.
+        """
         items = [(row, view) for row in rows for view in range(max(views, 1))]
         dataset = VideoDataset(self.reader(stage), items, seed=self.seed if views else None)
         return DataLoader(dataset, batch_size=max(1, 64 // self.num_frames), **self._workers(self.num_workers))
@@ -289,15 +299,15 @@ class EpisodeDataModule(L.LightningDataModule):
         self, stage: Stage, reader: ClipReader | None, batch_size: int, *, setting: int = 0, views: int = 1
     ) -> EpisodeLoader:
         trainer, number = self.trainer if self._running else None, self.episodes[stage]
-        keys = EpisodeKeys(
+        keys = EpisodeSampler(
             number,
             batch_size,
             training=stage == "train",
             rank=trainer.global_rank if trainer else None,
             world_size=trainer.world_size if trainer else None,
         )
-        dataset = EpisodeDataset(self.sampler(stage, setting), reader, views=views, num_episodes=number)
-        workers = self.num_workers if reader else 0  # rows alone take microseconds
+        dataset = EpisodeDataset(self.generator(stage, setting), reader, views=views, num_episodes=number)
+        workers = self.num_workers if reader else 0  # drawing episodes without clips takes microseconds
         return EpisodeLoader(
             dataset,
             batch_size=batch_size,
@@ -309,17 +319,10 @@ class EpisodeDataModule(L.LightningDataModule):
 
     @property
     def _running(self) -> bool:
-        """Whether a trainer is running; it stays attached afterwards."""
+        """Whether the trainer is running; it remains attached afterwards."""
         return self.trainer is not None and self.trainer.state.status == TrainerStatus.RUNNING
 
     def _workers(self, number: int) -> dict[str, Any]:
         start = self.worker_start if number else None
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return {"num_workers": number, "multiprocessing_context": start, "pin_memory": pin}
-
-
-def _require(least: int, **options: int | None) -> None:
-    for name, value in options.items():
-        if value is not None and value < least:
-            wanted = "a positive number" if least else "0 or more"
-            raise InputError(f"data.{name} is {value}: give {wanted}")

@@ -1,4 +1,4 @@
-"""How videos lie on disk: named by the user, or found by looking."""
+"""Detect the layout of a root and list its videos."""
 
 from pathlib import Path
 
@@ -9,37 +9,42 @@ from strm_lightning.data.sources.frame_folders import FrameFolderListing, is_ima
 from strm_lightning.data.sources.video_files import FileListing, FlatListing, entries, is_folder, list_files, list_flat
 from strm_lightning.data.sources.zip import list_zip
 from strm_lightning.errors import InputError, MissingFileError
+from strm_lightning.messages import some_of
 
 EXPECTED = {
     "videos": "<class>/<video>.mp4 (or avi, webm, mkv, mov)",
     "frames": "<class>/<video>/00000001.jpg",
     "zip": "one zip of <class>/<video>/00000001.jpg",
-    "cache": "a frame cache that `strm prepare` made",
-    "flat": "<video>.webm, with list files that name the classes",
+    "cache": "a frame cache written by `strm prepare`",
+    "flat": "<video>.webm, with list files of the classes",
 }
 
 
 def list_videos(root: str | Path, layout: LayoutOption = "auto") -> Listing:
-    """List the videos under a root by name, opening none.
+    """List the videos under a root without opening them.
+
+    Args:
+        root: folder or zip.
+        layout: layout of the videos; ``auto`` detects it.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it is empty, damaged or laid out otherwise.
+        MissingFileError: the root does not exist.
+        InputError: the root is empty, damaged or of another layout.
     """
     root = Path(root).expanduser()
     if not root.exists():
-        raise MissingFileError(f"no data at {root}: there is no such folder")
-    found = _look(root) if layout == "auto" else layout
+        raise MissingFileError(f"no data at {root}: no such folder")
+    found = _detect(root) if layout == "auto" else layout
     if found is None:
-        raise InputError(f"no videos under {root} ({_seen(root)}); expected {' or '.join(EXPECTED.values())}")
+        raise InputError(f"no videos under {root} ({_contents(root)}); expected {' or '.join(EXPECTED.values())}")
     if root.is_dir() and found == "zip":
         root = _only_zip(root) or root
     if root.is_dir() == (found == "zip"):
         kind = "folder" if root.is_dir() else "file"
         raise InputError(f"{root} is a {kind}; layout {found!r} is {EXPECTED[found]}")
     listing = _list(root, found)
-    if not listing.places:
-        raise InputError(f"no videos under {root} ({_seen(root)}); layout {found!r} is {EXPECTED[found]}")
+    if not listing.paths:
+        raise InputError(f"no videos under {root} ({_contents(root)}); layout {found!r} is {EXPECTED[found]}")
     return listing
 
 
@@ -55,8 +60,8 @@ def _list(root: Path, layout: Layout) -> Listing:
     return FileListing(root, list_files(root))
 
 
-def _look(root: Path) -> Layout | None:
-    """Detect the layout from the first entry that has one."""
+def _detect(root: Path) -> Layout | None:
+    """Detect the layout from the first matching entry."""
     if root.is_file():
         return "zip" if root.suffix.lower() == ".zip" else None
     if is_cache(root):
@@ -79,11 +84,10 @@ def _only_zip(root: Path) -> Path | None:
     return zips[0] if len(zips) == 1 else None
 
 
-def _seen(root: Path) -> str:
+def _contents(root: Path) -> str:
     if root.is_file():
         return "a file"
     inside = entries(root)
     if not inside:
         return "it is empty"
-    some = ", ".join(entry.name + ("/" if is_folder(entry) else "") for entry in inside[:3])
-    return f"it holds {some}{' …' if len(inside) > 3 else ''}"
+    return some_of("it contains", (entry.name + ("/" if is_folder(entry) else "") for entry in inside))

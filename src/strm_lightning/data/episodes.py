@@ -1,6 +1,6 @@
-"""Episodes as a pure function of (seed, stage, epoch, index), and the data sets that hand them out.
+"""Episodes as a pure function of (seed, stage, epoch, index).
 
-Workers, ranks, restarts and machines give the same episodes because nothing but those four numbers is asked.
+All workers, ranks, restarts and machines get the same episodes, since nothing else decides them.
 """
 
 from collections.abc import Sequence
@@ -10,25 +10,25 @@ from random import Random
 import numpy as np
 import torch
 
-from strm_lightning.data.splits.split import Stage
+from strm_lightning.data.splits.stages import Stage
 from strm_lightning.episode import Episode
 
 EpisodeKey = tuple[int, int]  # epoch, index
 
 
 @dataclass(frozen=True)
-class EpisodeSampler:
-    """Draw classes, then clips: ``way`` classes, and ``shot`` + ``query_per_class`` different clips of each.
+class EpisodeGenerator:
+    """Draw ``way`` classes, and ``shot`` + ``query_per_class`` different clips of each.
 
-    Nothing is scanned: a draw costs the same for 60 videos and for 200,000.
+    The cost of a draw does not depend on the number of videos.
 
     Args:
-        members: rows of each class's videos, one array a class.
+        members: rows of the videos of each class.
         way: classes of an episode, N.
         shot: support clips of a class, K.
-        query_per_class: query clips of a class; Q is ``way`` times as many.
-        stage: ``train`` draws new episodes in each epoch; ``val`` and ``test`` always the same ones.
-        seed: another seed gives other episodes.
+        query_per_class: query clips of a class; Q is ``way`` times this number.
+        stage: ``train`` draws new episodes in each epoch, ``val`` and ``test`` the same ones.
+        seed: seed of the episodes.
     """
 
     members: Sequence[np.ndarray]
@@ -39,7 +39,7 @@ class EpisodeSampler:
     seed: int = 0
 
     def draw(self, epoch: int, index: int) -> tuple[Episode, Random]:
-        """The episode, as rows of videos without clips, and the generator for whatever else is random in it."""
+        """Return an episode without clips, and the random generator for its frames, crops, flips and views."""
         rng = Random(f"{self.seed}/{self.stage}/{epoch if self.stage == 'train' else 0}/{index}")
         classes = rng.sample(range(len(self.members)), self.way)
         clips = self.shot + self.query_per_class

@@ -13,7 +13,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
-from strm_lightning.data.episodes import EpisodeKey, EpisodeSampler
+from strm_lightning.data.episodes import EpisodeGenerator, EpisodeKey
 from strm_lightning.data.sampling import FramePolicy, select_frames
 from strm_lightning.data.transforms import ClipTransform
 from strm_lightning.data.video_sets import VideoSet
@@ -22,13 +22,13 @@ from strm_lightning.episode import Episode
 
 @dataclass(frozen=True)
 class ClipReader:
-    """Read clips of a video set: choose the frames, decode them, cut them out.
+    """Read clips of a video set: choose frames, decode and transform them.
 
     Args:
-        videos: where clips come from.
+        videos: the video set.
         num_frames: frames of a clip, L.
-        policy: which frames; see `select_frames`.
-        transform: how they are resized, cropped and flipped.
+        policy: policy that chooses the frames; see `select_frames`.
+        transform: resize, crop and flip.
     """
 
     videos: VideoSet
@@ -42,28 +42,37 @@ class ClipReader:
         return (self.num_frames, 3, self.transform.image_size, self.transform.image_size)
 
     def read(self, row: int, rng: Random | None, out: UInt8[Tensor, "L 3 H W"]) -> None:
-        """Write the clip of a row into ``out``; with a generator the training choice, without one the test choice."""
+        """Write the clip of a row into ``out``.
+
+        Args:
+            row: row of the video in the store.
+            rng: generator for the frames, crop and flip of training; None for the deterministic ones of test.
+            out: tensor to write to.
+
+        Raises:
+            VideoError: the video cannot be read.
+        """
         available = int(self.videos.store.frame_counts[row])
         frames = select_frames(self.policy, available, self.num_frames, rng)
         self.transform(self.videos.store.read(row, frames), rng, out)
 
 
 class EpisodeDataset(Dataset[Episode]):
-    """Episodes by their keys (epoch, index), several at once with a leading axis ``B``.
+    """Episodes by key (epoch, index); a list of keys gives a batch with a leading axis ``B``.
 
-    A key may also be an index alone, of epoch 0: other samplers than `EpisodeKeys` give the same episodes each epoch.
+    An index alone means epoch 0, so samplers other than `EpisodeSampler` give the same episodes in each epoch.
 
     Args:
-        sampler: draws the episodes.
-        reader: reads their clips, or None where features come from a bank and no pixels are wanted.
-        views: stored views of each training video that a bank holds.
+        generator: draws the episodes.
+        reader: reads the clips; None for episodes without clips, whose features come from a bank.
+        views: number of views of each training video in the bank.
         num_episodes: episodes of an epoch.
     """
 
     def __init__(
-        self, sampler: EpisodeSampler, reader: ClipReader | None, *, views: int = 1, num_episodes: int = 1000
+        self, generator: EpisodeGenerator, reader: ClipReader | None, *, views: int = 1, num_episodes: int = 1000
     ) -> None:
-        self.sampler, self.reader, self.views, self.num_episodes = sampler, reader, views, num_episodes
+        self.generator, self.reader, self.views, self.num_episodes = generator, reader, views, num_episodes
 
     def __len__(self) -> int:
         return self.num_episodes
@@ -72,9 +81,9 @@ class EpisodeDataset(Dataset[Episode]):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[EpisodeKey | int]) -> Episode:
-        drawn = [self.sampler.draw(*(key if isinstance(key, tuple) else (0, key))) for key in keys]
+        drawn = [self.generator.draw(*(key if isinstance(key, tuple) else (0, key))) for key in keys]
         episodes = Episode.stack([episode for episode, _ in drawn])
-        rngs = [rng if self.sampler.stage == "train" else None for _, rng in drawn]
+        rngs = [rng if self.generator.stage == "train" else None for _, rng in drawn]
         if self.reader is None:
             return self._choose_views(episodes, rngs) if self.views > 1 else episodes
         clips = {name: self._read(self.reader, getattr(episodes, f"{name}_ids"), rngs) for name in ("support", "query")}
@@ -97,12 +106,12 @@ class EpisodeDataset(Dataset[Episode]):
 
 
 class VideoDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Single clips by (row, view), for a feature bank: the row, and the clip ``[L, 3, H, W]``.
+    """Single clips for a feature bank, as ``(row, view)`` and ``[L, 3, H, W]``.
 
     Args:
         reader: reads the clips.
         items: (row, view) of each clip.
-        seed: chooses the random view of a training video; None for the test choice of frames and crop.
+        seed: seed of the random views of training videos; None for the frames and crop of test.
     """
 
     def __init__(self, reader: ClipReader, items: Sequence[tuple[int, int]], *, seed: int | None = None) -> None:
@@ -118,27 +127,27 @@ class VideoDataset(Dataset[tuple[Tensor, Tensor]]):
         return torch.tensor((row, view)), clip
 
 
-class EpisodeKeys(DistributedSampler[EpisodeKey]):
-    """This rank's keys of an epoch.
+class EpisodeSampler(DistributedSampler[EpisodeKey]):
+    """Sampler of the keys (epoch, index) of an epoch for one rank.
 
-    Rank r of R takes the indices r, r + R, ...; none is taken twice. Training leaves out a remainder; validation and
-    test add episodes beyond ``num_episodes``, which the metrics do not count, so that all ranks do the same steps.
+    Rank r of R gets the indices r, r + R, ... without repeats. All ranks have the same number of steps: training drops
+    the remainder; validation and test add episodes beyond ``num_episodes``, which the metrics ignore.
 
     Each iteration is a new epoch: the first one is epoch 0, or the epoch of the last `set_epoch`, which Lightning calls
     before each epoch.
 
-    It is a `DistributedSampler` so that Lightning does not put its own around it.
+    It is a `DistributedSampler`, so that Lightning does not replace it.
 
     Args:
         num_episodes: episodes of an epoch, over all ranks.
         batch_size: episodes of a step on one rank.
-        training: leave out a remainder instead of adding to it.
-        rank: this process; None to ask `torch.distributed` when the keys are needed.
-        world_size: number of processes; None to ask `torch.distributed`.
+        training: drop the remainder instead of adding episodes.
+        rank: rank of this process; None to read it from `torch.distributed` on first use.
+        world_size: number of processes; None to read it from `torch.distributed`.
 
     Attributes:
         begun: whether the current epoch has been iterated over.
-        resume: (epoch, episodes over all ranks) that an interrupted run has done; that epoch continues after them.
+        resume: epoch of an interrupted run, and its completed episodes over all ranks; that epoch continues after them.
     """
 
     def __init__(
@@ -156,8 +165,8 @@ class EpisodeKeys(DistributedSampler[EpisodeKey]):
         self.resume = (0, 0)
 
     @property
-    def rank(self) -> int:  # type: ignore[override]  # known only once the processes are connected
-        """This process."""
+    def rank(self) -> int:  # type: ignore[override]  # unknown before the processes are connected
+        """Rank of this process."""
         if self._rank is None:
             return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
         return self._rank
@@ -175,18 +184,18 @@ class EpisodeKeys(DistributedSampler[EpisodeKey]):
         return self.batch_size * self.num_replicas
 
     def steps(self, done: int = 0) -> int:
-        """Steps of an epoch after its first ``done`` episodes."""
+        """Return the number of steps of an epoch after its first ``done`` episodes."""
         left = max(self.num_episodes - done, 0)
         return left // self.step_episodes if self.training else -(-left // self.step_episodes)
 
     @property
     def start(self) -> int:
-        """Episodes of the current epoch that an interrupted run has done."""
+        """Episodes of the current epoch that an interrupted run completed."""
         epoch, episodes = self.resume
         return episodes if epoch == self.epoch else 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next iteration this epoch."""
+        """Set the epoch of the next iteration."""
         self.epoch, self.begun = epoch, False
 
     def __len__(self) -> int:
@@ -202,22 +211,21 @@ class EpisodeKeys(DistributedSampler[EpisodeKey]):
 
 
 class EpisodeLoader(DataLoader[Episode]):
-    """Batches of episodes; each iteration is a new epoch, and training continues from a `state_dict`.
+    """Batches of episodes; each iteration is a new epoch, and training can continue from a `state_dict`.
 
-    Lightning keeps ``state_dict`` in its checkpoints. It also builds loaders anew from the arguments of their
-    constructor (``overfit_batches``, ``trainer.predict``), so this one takes all arguments of
-    `torch.utils.data.DataLoader`.
+    Lightning creates loaders again from the arguments of their constructor (``overfit_batches``, ``trainer.predict``),
+    so this one accepts all arguments of `torch.utils.data.DataLoader`.
 
     Args:
-        dataset: makes whole batches.
+        dataset: dataset that returns whole batches.
         batch_size: episodes of a batch.
-        sampler: which episodes; None for all of ``dataset`` in order, shared among the processes (`EpisodeKeys`).
-        source: the data module that made the loader, which encodes the videos of episodes without clips.
-        **options: of `torch.utils.data.DataLoader`.
+        sampler: sampler of the keys; None for an `EpisodeSampler` of all episodes of ``dataset``.
+        source: the data module of the loader, whose videos are encoded for episodes without clips.
+        **options: options of `torch.utils.data.DataLoader`.
 
     Attributes:
-        keys: the `EpisodeKeys` that it draws from; None where Lightning has put another sampler in their place.
-        resized: whether it continues a run whose steps had another number of episodes.
+        keys: the `EpisodeSampler`; None if Lightning has replaced it.
+        resized: whether it continues a run with another number of episodes in a step.
     """
 
     def __init__(
@@ -232,32 +240,32 @@ class EpisodeLoader(DataLoader[Episode]):
         **options: Any,
     ) -> None:
         if sampler is None and batch_sampler is None:
-            training = dataset.sampler.stage == "train"
-            sampler = EpisodeKeys(len(dataset), batch_size or 1, training=training)
+            training = dataset.generator.stage == "train"
+            sampler = EpisodeSampler(len(dataset), batch_size or 1, training=training)
         super().__init__(
             dataset,
             batch_size,
             sampler=sampler,
             batch_sampler=batch_sampler,
-            collate_fn=collate_fn or _as_is,
+            collate_fn=collate_fn or _identity,
             **options,
         )
         drawn = sampler if batch_sampler is None else getattr(batch_sampler, "sampler", None)
-        self.keys = drawn if isinstance(drawn, EpisodeKeys) else None
+        self.keys = drawn if isinstance(drawn, EpisodeSampler) else None
         self.source, self.resized = source, False
         self._done = 0
 
     def __iter__(self) -> Any:
-        # Lazy: Lightning sets the epoch after it has made the iterator.
+        # A generator function, since Lightning sets the epoch after it has created the iterator.
         for number, batch in enumerate(super().__iter__()):
             if self.keys is not None:
                 self._done = (self._done if number else self.keys.start) + self.keys.step_episodes
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, how many episodes of it all ranks have had, and how many they have in a step.
+        """Return the epoch, its completed episodes over all ranks, and the episodes of a step.
 
-        An epoch counts as complete where too few episodes for another step are left.
+        An epoch is complete if the remaining episodes are too few for a step.
         """
         if self.keys is None:
             return {}
@@ -266,9 +274,9 @@ class EpisodeLoader(DataLoader[Episode]):
         return {"epoch": self.keys.epoch, "episodes": done, "step_episodes": self.keys.step_episodes}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue after the episodes of a `state_dict`, also with another batch size or number of processes.
+        """Continue after the completed episodes of a `state_dict`; batch size and number of processes may differ.
 
-        A state of version 0.1 counts steps, which are taken to be of this loader's batch size and processes.
+        A state of version 0.1 counts steps, which are assumed to have the batch size and processes of this loader.
         """
         if self.keys is None or "epoch" not in state:
             return
@@ -280,10 +288,14 @@ class EpisodeLoader(DataLoader[Episode]):
 
 
 def align_progress(trainer: L.Trainer, loader: object) -> None:
-    """Count the batches of an interrupted epoch in steps of the size that they have now.
+    """Convert the batch progress of an interrupted epoch to the current number of episodes in a step.
 
-    Lightning keeps the number of batches, and ends an epoch by it. Without this, a run that continues with another
-    batch size or number of processes would end its epoch too early, or without validation.
+    Lightning restores the number of batches, and ends an epoch by it. Without this, a run that continues with another
+    batch size or number of processes ends its epoch too early, or without validation.
+
+    Args:
+        trainer: the trainer, whose progress is changed in place.
+        loader: the training loader, after `EpisodeLoader.load_state_dict`.
     """
     if not (isinstance(loader, EpisodeLoader) and loader.keys is not None and loader.resized):
         return
@@ -295,15 +307,14 @@ def align_progress(trainer: L.Trainer, loader: object) -> None:
         setattr(progress.current, name, getattr(progress.current, name) + shift)
 
 
-def _as_is(episodes: Any) -> Any:
-    """`EpisodeDataset` makes whole batches."""
-    return episodes
+def _identity(episodes: Any) -> Any:
+    return episodes  # `EpisodeDataset` returns whole batches
 
 
 def shared_empty(shape: tuple[int, ...]) -> UInt8[Tensor, "..."]:
-    """An empty uint8 tensor, in shared memory inside a worker, so that it reaches the main process without a copy."""
+    """Return an empty uint8 tensor; in a worker it is in shared memory, to reach the main process without a copy."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
-    # As torch's own collate does it; `share_memory_` would copy what is not there yet, at twice the cost of an episode.
+    # As in torch's `default_collate`. `share_memory_` copies the empty tensor, which doubles the time of an episode.
     storage = torch.UntypedStorage._new_shared(math.prod(shape))
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)

@@ -1,4 +1,4 @@
-"""Names of classes and videos as lists write them against names as folders have them."""
+"""Match names of classes and videos in list files with names on disk."""
 
 import re
 import unicodedata
@@ -8,50 +8,50 @@ from typing import Literal, NamedTuple
 
 from strm_lightning.data.decode.video import VIDEO_SUFFIXES
 
-How = Literal["exact", "spelling", "youtube id", "other folder"]
+MatchKind = Literal["exact", "spelling", "youtube id", "other folder"]
 _ALIKE = str.maketrans({" ": "_", "[": None, "]": None})
 _YOUTUBE = re.compile(r"([\w-]{11})(_\d{6}_\d{6})?", re.ASCII)
 
 
 class Match(NamedTuple):
-    """A video on disk that a list's entry means, and by what it was recognised."""
+    """The name on disk of an entry of a list, and how it was matched."""
 
     name: str
-    how: How
+    how: MatchKind
 
 
 def spelling_key(name: str) -> str:
-    """What is left of a name when case, blanks, underscores, brackets and the coding of accents do not count."""
+    """Return a name without differences in case, blanks, underscores, brackets and Unicode normal form."""
     return unicodedata.normalize("NFC", name).casefold().translate(_ALIKE)
 
 
 def youtube_id(name: str) -> str | None:
-    """The 11-character id of ``id`` or ``id_start_end``, the two ways to name a Kinetics video; None of others."""
+    """Return the 11-character id of ``id`` or ``id_start_end``, the two names of a Kinetics video, else None."""
     found = _YOUTUBE.fullmatch(name)
     return found[1] if found else None
 
 
 def without_suffix(name: str) -> str:
-    """A file name without its ending, if that is one of a video (dots occur in names, too)."""
+    """Return a file name without its suffix, if that is the suffix of a video (names may contain dots)."""
     stem, dot, suffix = name.rpartition(".")
     return stem if stem and dot + suffix.lower() in VIDEO_SUFFIXES else name
 
 
 def is_video(name: str) -> bool:
-    """Whether a file of this name is a video."""
+    """Whether a file name has the suffix of a video."""
     return without_suffix(name) != name
 
 
 class VideoFinder:
-    """Finds what a list calls ``class/video`` among the videos on disk.
+    """Find the entries ``class/video`` of lists among the videos on disk.
 
-    Looked for, first to last: the same name; another spelling (case, blanks for underscores); the same YouTube id in
-    the class; and, where no folder has the class's name (flat folders, folders called ``test18``), the video's name
-    or id in folders that no class of the lists claims, if only one video has it.
+    The first match counts: the same name; another spelling (case, blanks for underscores); the same YouTube id in the
+    class. If no folder has the name of the class (flat folders, folders called ``test18``), the name or id of the video
+    is searched in all folders that are no class of the lists.
 
     Args:
-        names: videos on disk, ``class/video`` or (flat) ``video``.
-        list_classes: every class that the lists name.
+        names: videos on disk, ``class/video``, or ``video`` in a flat folder.
+        list_classes: all classes in the lists.
     """
 
     def __init__(self, names: Iterable[str], list_classes: Iterable[str]) -> None:
@@ -69,17 +69,17 @@ class VideoFinder:
                     self._by_key[place, f"youtube {youtube}"].append(name)
 
     def find(self, class_name: str, video: str) -> Match | None:
-        """The one video on disk that this entry means, or None where there is none or more than one."""
+        """Return the video on disk that matches an entry, or None if there is none or more than one."""
         name = f"{class_name}/{video}"
         if name in self._names:
             return Match(name, "exact")
         folder = spelling_key(class_name)
         own = folder in self._folders
-        ways: list[tuple[str, How]] = [
+        keys: list[tuple[str, MatchKind]] = [
             (spelling_key(video), "spelling"),
             (f"youtube {youtube_id(video)}", "youtube id"),
         ]
-        for key, how in ways:
+        for key, how in keys:
             found = self._by_key.get((folder if own else "*", key), ())
             if len(found) == 1:
                 if own:

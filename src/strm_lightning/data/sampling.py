@@ -1,4 +1,4 @@
-"""Which frames of a video make its clip of L frames: named policies, as functions of counts alone."""
+"""Policies that choose the L frames of a clip from the frames of a video."""
 
 import random
 from collections.abc import Sequence
@@ -13,21 +13,21 @@ FramePolicy = Literal["release", "segments"]
 
 
 def select_frames(policy: FramePolicy, available: int, num_frames: int, rng: random.Random | None) -> list[int]:
-    """Choose ``num_frames`` frame numbers, ascending, of a video that has ``available`` frames.
+    """Choose the frame numbers of a clip, ascending, from a video of ``available`` frames.
 
-    ``release``: evenly spaced (truncated) between two ends; in training each end lies at random within
-    ``min(5, excess / 2)`` frames of the video's, in test they are the second frame and the last but one.
-    ``segments``: one frame in each of L equal segments, anywhere in training, at the centre in test.
-    A video shorter than the clip repeats frames, in order.
+    ``release``: evenly spaced (truncated) between two ends; in training each end is at random within
+    ``min(5, excess / 2)`` frames of the video's ends, in test they are the second and the second to last frame.
+    ``segments``: one frame of each of L equal segments, at random in training, at the centre in test.
+    Frames of a video shorter than the clip are repeated, in order.
 
     Args:
         policy: name of the policy.
-        available: frames that the video has.
+        available: number of frames of the video.
         num_frames: frames of a clip, L.
-        rng: source of the training choice; None for the test choice, which is always the same.
+        rng: generator for the training choice; None for the deterministic test choice.
 
     Raises:
-        ValueError: unknown policy, or a count below 1.
+        InputError: the policy is unknown, or a count is below 1.
     """
     if available < 1 or num_frames < 1:
         raise InputError(f"cannot choose {num_frames} of {available} frames")
@@ -37,13 +37,13 @@ def select_frames(policy: FramePolicy, available: int, num_frames: int, rng: ran
         if rng is None:
             return [(2 * i + 1) * available // (2 * num_frames) for i in range(num_frames)]
         return [min(int((i + rng.random()) * available / num_frames), available - 1) for i in range(num_frames)]
-    raise InputError(f"unknown frame policy {policy!r}; there are {', '.join(get_args(FramePolicy))}")
+    raise InputError(f"unknown frame policy {policy!r}: choose {' or '.join(get_args(FramePolicy))}")
 
 
 def reachable_frames(policies: FramePolicy | Sequence[FramePolicy], available: int, num_frames: int) -> list[int]:
-    """Every frame number that these policies can choose, in training or in test, ascending.
+    """Return all frame numbers that the policies can choose, in training or in test, ascending.
 
-    With 8 frames the release reaches at most 48 however long the video is; equal segments reach all.
+    With 8 frames a clip, ``release`` can choose at most 48 frames of a video of any length, ``segments`` all.
     """
     policies = [policies] if isinstance(policies, str) else policies
     frames = [select_frames(policy, available, num_frames, None) for policy in policies]

@@ -1,4 +1,4 @@
-"""Frames of any size to a clip of one size: resize, then one crop and one flip for all frames."""
+"""Resize, crop and flip the frames of a clip, with the same crop and flip for all frames."""
 
 import random
 from dataclasses import dataclass
@@ -15,14 +15,17 @@ from strm_lightning.errors import InputError
 
 @dataclass(frozen=True)
 class ClipTransform:
-    """Short side to ``short_side``, a square crop of ``image_size``, and (in training) a flip, all on uint8.
+    """Resize the short side to ``short_side``, crop a square of ``image_size`` and (in training) flip, all on uint8.
 
-    The crop is random in training and central in test, where its corner is ``int(round((size - image_size) / 2))``.
+    The crop is random in training and central in test, with its corner at ``int(round((size - image_size) / 2))``.
 
     Attributes:
         image_size: side of the crop in pixels, S.
         short_side: short side of the frames before the crop; by default ``image_size * 256 / 224``, rounded.
-        flip: mirror half of the training clips; wrong where classes name directions (Something-Something).
+        flip: mirror half of the training clips; wrong if classes name directions (Something-Something).
+
+    Raises:
+        InputError: ``image_size`` is below 1 or above ``short_side``.
     """
 
     image_size: int
@@ -31,7 +34,7 @@ class ClipTransform:
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
-            raise InputError(f"image_size is {self.image_size}; it must be at least 1")
+            raise InputError(f"image_size is {self.image_size}: give a positive number")
         if not self.short_side:
             object.__setattr__(self, "short_side", round(self.image_size * 256 / 224))
         if self.short_side < self.image_size:
@@ -43,12 +46,12 @@ class ClipTransform:
         rng: random.Random | None,
         out: UInt8[Tensor, "L 3 S S"] | None = None,
     ) -> UInt8[Tensor, "L 3 S S"]:
-        """Transform one clip; with an ``rng`` as in training, with None as in test, which is always the same.
+        """Transform one clip.
 
         Args:
-            frames: pixel levels of the clip's frames, channels last.
-            rng: source of the crop and the flip, in this order: rows, columns, mirror.
-            out: where to write the clip (shared memory, say); made where None.
+            frames: RGB frames of the clip, channels last.
+            rng: generator for the crop and the flip of training, in the order rows, columns, flip; None for test.
+            out: tensor to write the clip to (for example in shared memory); allocated if None.
         """
         frames = resize_short_side(frames, self.short_side)
         size, (height, width) = self.image_size, frames.shape[1:3]
@@ -61,9 +64,9 @@ class ClipTransform:
 
 
 def resize_short_side(frames: UInt8[Tensor, "L H W 3"], short_side: int) -> UInt8[Tensor, "L h w 3"]:
-    """Bring the shorter side to ``short_side`` pixels (bilinear, antialiased), the longer one in proportion.
+    """Resize the shorter side to ``short_side`` pixels (bilinear, antialiased) and keep the aspect ratio.
 
-    Frames of that size come back as they are; the others are one level from Pillow's ``resize`` at most.
+    Frames of that size are returned unchanged. Pixels differ from Pillow's ``resize`` by at most one level.
     """
     if min(frames.shape[1:3]) == short_side:
         return frames

@@ -1,4 +1,4 @@
-"""From a root and a split to the videos of each stage and class."""
+"""Load the videos of each stage and class from a root and a split."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,12 @@ from jaxtyping import Int
 
 from strm_lightning.data.decode.video import VideoError
 from strm_lightning.data.detect import list_videos
-from strm_lightning.data.sources.base import LayoutOption, Listing, VideoStore, count_of, some_of
+from strm_lightning.data.sources.base import LayoutOption, Listing, VideoStore
 from strm_lightning.data.splits.match import match_split
-from strm_lightning.data.splits.split import SplitOption, Stage, resolve_split
+from strm_lightning.data.splits.split import SplitOption, resolve_split
+from strm_lightning.data.splits.stages import Stage
 from strm_lightning.errors import InputError
+from strm_lightning.messages import count_of, some_of
 
 __all__ = ["DataWarning", "VideoSet", "VideoStore", "load_video_sets", "open_store"]
 
@@ -24,7 +26,7 @@ ShortClips = Literal["repeat", "drop"]
 
 
 class DataWarning(UserWarning):
-    """Something about the data that training survives and a user should know: how many, and which."""
+    """The data has a problem that does not prevent training, such as missing or unreadable videos."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,9 @@ class VideoSet:
 
     Attributes:
         stage: train, val or test.
-        store: where all stages' videos are read.
+        store: store of the videos of all stages.
         class_names: classes that have videos, ascending.
-        members: rows of the store, ascending, for each class.
+        members: rows of each class in the store, ascending.
         missing: entries of the split that are not on disk.
     """
 
@@ -47,14 +49,14 @@ class VideoSet:
 
     @cached_property
     def labels(self) -> Int[np.ndarray, " V"]:
-        """Class of every row of the store; -1 for videos of other stages."""
+        """Class index of each row of the store; -1 for videos of other stages."""
         labels = np.full(len(self.store.videos), -1)
         for label, rows in enumerate(self.members):
             labels[rows] = label
         return labels
 
     def class_of(self, row: SupportsIndex) -> int:
-        """The class of a row of the store, as an index into ``class_names``."""
+        """Return the class of a row of the store, as an index into ``class_names``."""
         return int(self.labels[row])
 
 
@@ -65,21 +67,22 @@ def open_store(
     unreadable: Unreadable = "skip",
     progress: bool = True,
 ) -> VideoStore:
-    """Open every video under a folder.
+    """Open all videos under a root.
 
     Args:
-        root: the folder (or zip).
-        layout: ``videos`` in class folders, folders of ``frames``, one ``zip`` of such, a frame ``cache``, or ``flat``
-            videos whose classes only list files tell; ``auto`` looks.
-        unreadable: leave damaged files out with a warning, or refuse to go on.
-        progress: draw a bar on stderr where opening takes long.
+        root: folder or zip.
+        layout: ``videos`` in class folders, folders of ``frames``, one ``zip`` of such folders, a frame ``cache``, or
+            ``flat`` videos in one folder; ``auto`` detects it.
+        unreadable: ``skip`` unreadable videos with a warning, or ``refuse`` them with an error.
+        progress: show progress bars on stderr.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it is empty or laid out otherwise, or (``refuse``) holds files that cannot be read.
+        MissingFileError: the root does not exist.
+        InputError: the root is empty or of another layout.
+        VideoError: no video can be read, or (``refuse``) some cannot.
     """
     listing = list_videos(root, layout)
-    return _open(listing, list(listing.places), unreadable, progress)
+    return _open(listing, list(listing.paths), unreadable, progress)
 
 
 def load_video_sets(
@@ -94,37 +97,37 @@ def load_video_sets(
     seed: int = 0,
     progress: bool = True,
 ) -> dict[Stage, VideoSet]:
-    """Open the videos under a folder that a split names, and sort them into stages and classes.
+    """Open the videos of a split, and group them by stage and class.
 
-    Entries of a split that are not on disk are left out with a warning: data sets that live on the web lose videos.
-    A stage for which the split names no classes has no video set.
+    Entries of the split that are not on disk are skipped with a warning, since videos of data sets on the web get lost.
+    A stage without classes in the split has no video set.
 
     Args:
-        root: the folder.
+        root: folder or zip.
         split: see `resolve_split`.
-        lists: folder of the split's list files.
-        layout: how videos lie under the root; ``auto`` looks.
-        num_frames: frames of a clip, which decide what is short.
-        short_clips: keep videos of fewer frames, which then repeat some, or drop them with a warning.
-        unreadable: leave damaged files out with a warning, or refuse to go on.
-        seed: of the shuffle of classes for shares.
-        progress: draw a bar on stderr where opening takes long.
+        lists: folder of the list files of the split.
+        layout: layout of the videos under the root; ``auto`` detects it.
+        num_frames: frames of a clip, L.
+        short_clips: for videos of fewer than L frames, ``repeat`` frames, or ``drop`` the video with a warning.
+        unreadable: ``skip`` unreadable videos with a warning, or ``refuse`` them with an error.
+        seed: seed of the shuffle of classes for shares.
+        progress: show progress bars on stderr.
 
     Raises:
-        FileNotFoundError: no such root or lists.
-        ValueError: as `open_store` and `resolve_split`, or none of the split's videos is there.
+        MissingFileError: the root or the lists do not exist.
+        InputError: as `open_store` and `resolve_split`, or no video of the split is on disk.
     """
     listing = list_videos(root, layout)
     resolved = resolve_split(split, lists=lists, class_names=listing.class_names, seed=seed)
     match = match_split(listing, resolved)
     if not match.names:
-        raise InputError(f"none of the videos of split {resolved.name!r} is under {root}; there are {listing.summary}")
+        raise InputError(f"no video of split {resolved.name!r} is under {root}, which has {listing.summary}")
     if match.missing:
         _warn(match.lacking(resolved, root))
     store = _open(listing, match.names, unreadable, progress)
     short = {name for name, n in zip(store.videos, store.frame_counts.tolist(), strict=True) if n < num_frames}
     if short and short_clips == "drop":
-        _warn(some_of(f"dropped {count_of(short, 'video')} of fewer than {num_frames} frames", short))
+        _warn(some_of(f"dropped {count_of(short, 'video')} with fewer than {num_frames} frames", short))
     dropped = short if short_clips == "drop" else set()
     row_of = {name: row for row, name in enumerate(store.videos) if name not in dropped}
     return {
@@ -143,7 +146,7 @@ def _open(listing: Listing, names: Sequence[str], unreadable: Unreadable, progre
     if not good:
         raise VideoError(some_of(f"{listing.root}: none of {count_of(bad, 'video')} can be read", reasons))
     if bad:
-        _warn(some_of(f"left out {count_of(bad, 'video')} under {listing.root} that cannot be read", reasons))
+        _warn(some_of(f"skipped {count_of(bad, 'video')} under {listing.root} that cannot be read", reasons))
     return listing.open(good, bad)
 
 

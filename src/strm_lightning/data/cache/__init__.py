@@ -1,1 +1,1 @@
-"""The frame cache: one clip file for each video."""
+"""Frame cache: one clip file for each video."""

@@ -1,4 +1,4 @@
-"""The clip file of a frame cache: a header, the frames (raw pixels, or images), and at its end their table."""
+"""The clip file of a frame cache: a header, the frames (raw pixels or encoded images), and a table of the frames."""
 
 import os
 import struct
@@ -23,10 +23,17 @@ _ENTRY = np.dtype([("number", "<i4"), ("checksum", "<u4"), ("end", "<i8")])
 
 
 class ClipFile:
-    """One clip file, open for reading.
+    """A clip file, opened for reading.
+
+    Attributes:
+        source_frames: number of frames of the source video.
+        kept: number of frames in the file.
+        height: of a frame in pixels; 0 for encoded images.
+        width: of a frame in pixels; 0 for encoded images.
+        size: of the file in bytes.
 
     Raises:
-        VideoError: no clip file, of another version, cut off, or damaged.
+        VideoError: the file is missing, no clip file, of another version, truncated or damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -44,19 +51,19 @@ class ClipFile:
     def _read_head(self) -> None:
         head = os.pread(self._file, _HEADER.size, 0)
         if len(head) < _HEADER.size or not head.startswith(_MAGIC):
-            raise VideoError(f"{self.path}: is no clip file of a frame cache")
+            raise VideoError(f"{self.path}: is not a clip file of a frame cache")
         _, version, channels, self.source_frames, self.kept, self.height, self.width = _HEADER.unpack(head)
         if version != _VERSION:
-            raise VideoError(f"{self.path}: is of cache format {version}; this program reads format {_VERSION}")
+            raise VideoError(f"{self.path}: has cache format {version}; this version reads format {_VERSION}")
         self.size = os.fstat(self._file).st_size
         end = self.size - self.kept * _ENTRY.itemsize
         table = os.pread(self._file, self.size - end, end) if end >= _HEADER.size else b""
         self.table = np.frombuffer(table, _ENTRY)
         if not len(table) or int(self.table["end"][-1]) != end or not self._fits(channels):
-            raise VideoError(f"{self.path}: is cut off or damaged ({self.size} bytes)")
+            raise VideoError(f"{self.path}: is truncated or damaged ({self.size} bytes)")
 
     def _fits(self, channels: int) -> bool:
-        """Whether header and table agree, so that no size in them leads out of the file or to a large allocation."""
+        """Whether header and table are consistent, so that reads stay inside the file and allocations small."""
         numbers, spans = self.table["number"], np.diff(self.table["end"], prepend=_HEADER.size)
         frame = self.height * self.width * 3
         if channels not in (0, 3) or (channels and refuse_size(self.height, self.width)):
@@ -72,7 +79,11 @@ class ClipFile:
         os.close(self._file)
 
     def find(self, frames: Sequence[int]) -> list[int]:
-        """Entries of these frame numbers."""
+        """Return the table entries of frame numbers.
+
+        Raises:
+            VideoError: a frame is not in the file.
+        """
         numbers = self.table["number"]
         entries = np.searchsorted(numbers, frames)
         absent = [
@@ -80,12 +91,12 @@ class ClipFile:
         ]
         if absent:
             raise VideoError(
-                f"{self.path}: frame {absent[0]} was not kept; other frames were chosen when it was prepared"
+                f"{self.path}: does not contain frame {absent[0]}; it was prepared for other frame policies"
             )
         return [int(entry) for entry in entries]
 
     def read(self, entry: int) -> bytes:
-        """The bytes of a frame, after a check of their checksum."""
+        """Read the bytes of a frame and verify their checksum."""
         start, end = self._span(entry)
         data = os.pread(self._file, end - start, start)
         if zlib.crc32(data) != self.table["checksum"][entry]:
@@ -93,9 +104,10 @@ class ClipFile:
         return data
 
     def read_into(self, entry: int, image: UInt8[np.ndarray, "3 H W"]) -> None:
-        """Copy a frame's raw pixels, stored plane by plane, which are then cropped into a clip ten times faster.
+        """Read the raw pixels of a frame into an array.
 
-        Checksums are left to `strm doctor`; they cost more than the copy.
+        They are stored as planes, which are cropped into a clip ten times faster. Checksums are verified by
+        `strm doctor` only, since that takes longer than the read.
         """
         start, end = self._span(entry)
         if end - start != image.nbytes or os.preadv(self._file, [image.data], start) != image.nbytes:
@@ -109,10 +121,10 @@ class ClipFile:
 class ClipWriter:
     """Context manager that writes a clip file frame by frame.
 
-    The file appears when the block ends after `finish`; without `finish`, or after an error, nothing is written.
+    The file is created when the block ends after `finish`; without `finish`, or after an error, no file is written.
 
     Args:
-        path: the file.
+        path: path of the clip file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -133,15 +145,15 @@ class ClipWriter:
         self._stack.__exit__(*error)
 
     def add(self, number: int, frame: UInt8[np.ndarray, "H W 3"] | bytes) -> None:
-        """Append a frame, raw pixels or an image; numbers ascend.
+        """Append a frame, as raw pixels or an encoded image, in ascending order of numbers.
 
         Raises:
-            VideoError: the frame differs in size from the first.
+            VideoError: the size of the frame differs from the first one.
         """
         shape = frame.shape if isinstance(frame, np.ndarray) else (0, 0, 0)
         if self._entries and shape != self._shape:
             raise VideoError(f"frame {number} differs in size from the video's other frames")
-        data = frame if isinstance(frame, bytes) else frame.transpose(2, 0, 1).tobytes()  # planes: see `read_into`
+        data = frame if isinstance(frame, bytes) else frame.transpose(2, 0, 1).tobytes()  # as planes, see `read_into`
         self._shape = shape
         self._file.write(data)
         self._entries.append((number, zlib.crc32(data), self._file.tell()))

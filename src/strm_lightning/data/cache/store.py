@@ -1,6 +1,6 @@
-"""The frame cache: one file a video with the frames that training and test can ever want, made by `strm prepare`.
+"""The frame cache of `strm prepare`: for each video, all frames that training and test can choose.
 
-A folder of ``<class>/<video>.clip`` files and ``strm-cache.json``, which says what made it and lists its videos.
+It is a folder of ``<class>/<video>.clip`` files and a manifest ``strm-cache.json`` of its options and videos.
 """
 
 import json
@@ -31,13 +31,13 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """What decides the contents of a cache.
+    """Options of a frame cache.
 
     Attributes:
-        format: raw pixels, JPEG, or the source's own image files.
-        short_side: short side of the frames in pixels; of no meaning for ``keep``.
-        quality: of JPEG, 1 to 100; of no meaning for the others.
-        policies: frame policies whose frames are kept.
+        format: ``raw`` pixels, ``jpeg``, or ``keep`` for the image files of the source.
+        short_side: short side of the frames in pixels; ignored for ``keep``.
+        quality: JPEG quality, 1 to 100; ignored for the other formats.
+        policies: frame policies that the cache supports.
         num_frames: frames of a clip, L.
     """
 
@@ -50,60 +50,60 @@ class CacheOptions:
 
 @dataclass(frozen=True)
 class CacheListing(Listing):
-    """A frame cache."""
+    """Listing of a frame cache."""
 
     manifest: Any = None
 
     @property
     def layout(self) -> Layout:
-        """A frame cache."""
+        """Name of the layout."""
         return "cache"
 
     def count(self, names: Sequence[str], *, progress: bool) -> dict[str, int | str]:
-        """Frames that the source of each video has, or what is wrong with its file."""
+        """Return the number of frames of the source of each video, or the error of its clip file."""
         return {name: self._count(name) for name in names}
 
     def _count(self, name: str) -> int | str:
-        place, (frames, size) = self.places[name], self.manifest["videos"][name]
+        path, (frames, size) = self.paths[name], self.manifest["videos"][name]
         try:
-            found = os.stat(place).st_size  # noqa: PTH116 (of 200,000 places: a Path of each would take longer)
+            found = os.stat(path).st_size  # noqa: PTH116 (called for 200,000 paths; creating a Path takes longer)
         except OSError as error:
-            return f"{place} cannot be read ({error.strerror})"
-        return int(frames) if found == size else f"{place} has {found} bytes, not {size}"
+            return f"{path} cannot be read ({error.strerror})"
+        return int(frames) if found == size else f"{path} has {found} bytes, not {size}"
 
     def open(self, frame_counts: Mapping[str, int], unreadable: Mapping[str, str]) -> VideoStore:
-        """Read from the cache."""
+        """Open a store that reads the cache."""
         kind = RawCacheStore if self.manifest["options"]["format"] == "raw" else ImageCacheStore
         return kind(self, frame_counts, unreadable)
 
 
 class _CacheStore(PathStore):
     def __init__(self, listing: CacheListing, frame_counts: Mapping[str, int], unreadable: Mapping[str, str]) -> None:
-        super().__init__(listing.places, frame_counts, unreadable)
+        super().__init__(listing.paths, frame_counts, unreadable)
         self.options, self._root = options_of(listing.manifest), listing.root
 
-    def require(self, policy: FramePolicy, num_frames: int, short_side: int) -> None:
-        """Raise a ValueError if the policy could choose a frame that was not kept, or frames would be blown up."""
+    def check_supports(self, policy: FramePolicy, num_frames: int, short_side: int) -> None:
+        """Raise an `InputError` if the cache lacks frames of the policy, or its frames are too small."""
         made = self.options
         if made.format != "keep" and made.short_side < short_side:
             raise InputError(
-                f"the cache {self._root} has frames of short side {made.short_side}, and {short_side} is wanted: "
-                "lower data.image_size and data.short_side, or prepare it anew with a larger --short-side"
+                f"the cache {self._root} has frames of short side {made.short_side}; {short_side} is needed: lower "
+                "data.image_size and data.short_side, or prepare a new cache with a larger --short-side"
             )
         for frames in set(self.frame_counts.tolist()):
             kept = reachable_frames(made.policies, frames, made.num_frames)
             if not set(reachable_frames(policy, frames, num_frames)) <= set(kept):
                 raise InputError(
-                    f"the cache {self._root} keeps the frames of {' and '.join(made.policies)} with {made.num_frames} "
-                    f"frames a clip; {policy} with {num_frames} needs more: prepare it anew with these"
+                    f"the cache {self._root} has the frames of {' and '.join(made.policies)} with {made.num_frames} "
+                    f"frames a clip; {policy} with {num_frames} needs more: prepare a new cache with these options"
                 )
 
 
 class RawCacheStore(_CacheStore):
-    """Raw pixels, read by offset."""
+    """Store of a cache of raw pixels, read by offset."""
 
     def read(self, row: SupportsIndex, frames: Sequence[int]) -> UInt8[Tensor, "n H W 3"]:
-        """Copy these frames out of the file."""
+        """Read frames from the clip file."""
         clip = ClipFile(self._paths[row])
         with clip:
             entries = clip.find(frames)
@@ -114,25 +114,25 @@ class RawCacheStore(_CacheStore):
 
 
 class ImageCacheStore(_CacheStore, EncodedStore):
-    """Images, decoded at every read."""
+    """Store of a cache of encoded images, decoded at every read."""
 
     def encoded(self, row: SupportsIndex, frames: Sequence[int]) -> Iterable[tuple[str, bytes]]:
-        """The images as they are in the file, after a check of their checksums."""
+        """Yield a description and the encoded bytes of each frame, after verifying the checksum."""
         with ClipFile(self._paths[row]) as clip:
             for number, entry in zip(frames, clip.find(frames), strict=True):
                 yield f"{clip.path}: frame {number}", clip.read(entry)
 
 
 def is_cache(root: Path) -> bool:
-    """Whether a folder has the manifest of a frame cache."""
+    """Whether a folder contains the manifest of a frame cache."""
     return (root / MANIFEST).is_file()
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
-    """Read and check the manifest of a cache; ``stamps`` is empty in manifests of version 0.1, which have none.
+    """Read and check the manifest of a cache; ``stamps`` is empty for manifests of version 0.1, which lack it.
 
     Raises:
-        ValueError: not a manifest, or of another format version.
+        InputError: the manifest is damaged, or of another format version.
     """
     try:
         manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
@@ -141,9 +141,9 @@ def read_manifest(root: Path) -> dict[str, Any]:
             manifest = {"stamps": {}} | manifest
             _check(manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{root / MANIFEST} is damaged ({error}); delete it and prepare the cache again") from error
+        raise InputError(f"{root / MANIFEST} is damaged ({error}): delete it and run `strm prepare` again") from error
     if version != _VERSION:
-        raise InputError(f"{root} is a frame cache of format {version}; this program reads format {_VERSION}")
+        raise InputError(f"{root} is a frame cache of format {version}; this version reads format {_VERSION}")
     return dict(manifest)
 
 
@@ -159,12 +159,12 @@ def write_manifest(
     """Write the manifest of a cache.
 
     Args:
-        root: the cache.
-        options: what decides its contents.
-        source: where its videos come from.
-        videos: frames of the source and bytes of the clip file, by name.
+        root: folder of the cache.
+        options: options of the cache.
+        source: root of the source videos.
+        videos: number of frames of the source and bytes of the clip file, by name.
         stamps: `Listing.stamp` of the source of each clip, by name; also of clips that are not written yet.
-        complete: whether every clip is written.
+        complete: whether all clips are written.
     """
     manifest = {
         "version": _VERSION,
@@ -179,7 +179,7 @@ def write_manifest(
 
 
 def options_of(manifest: Mapping[str, Any]) -> CacheOptions:
-    """The options that made a cache."""
+    """Return the options of a cache from its manifest."""
     return CacheOptions(**manifest["options"] | {"policies": tuple(manifest["options"]["policies"])})
 
 
@@ -187,32 +187,34 @@ def list_cache(root: Path) -> CacheListing:
     """List the videos in a cache.
 
     Raises:
-        ValueError: no cache, of another format version, damaged, or not finished.
+        InputError: the folder is not a cache, or the cache is damaged, incomplete or of another format version.
     """
     if not is_cache(root):
-        raise InputError(f"{root} is no frame cache: it has no {MANIFEST}")
+        raise InputError(f"{root} is not a frame cache: it contains no {MANIFEST}")
     manifest = read_manifest(root)
     if not manifest["complete"]:
-        raise InputError(f"the frame cache {root} is not finished; the same `strm prepare` again will finish it")
-    places = {name: f"{root}/{name}{SUFFIX}" for name in sorted(manifest["videos"])}
-    return CacheListing(root, places, manifest=manifest)
+        raise InputError(
+            f"the frame cache {root} is incomplete: run the same `strm prepare` command again to complete it"
+        )
+    paths = {name: f"{root}/{name}{SUFFIX}" for name in sorted(manifest["videos"])}
+    return CacheListing(root, paths, manifest=manifest)
 
 
 def _check(manifest: Mapping[str, Any]) -> None:
-    """Raise an InputError where a manifest cannot be what `write_manifest` wrote."""
+    """Raise an error if a manifest has values that `write_manifest` cannot have written."""
     options = manifest["options"]
     for key in ("short_side", "quality", "num_frames"):
         if type(options[key]) is not int or not 0 < options[key] < MAX_FRAMES:
             raise InputError(f"{key} is {options[key]!r}")
     policies = options["policies"]
     if options["format"] not in get_args(CacheFormat) or not policies or not {*policies} <= {*get_args(FramePolicy)}:
-        raise InputError(f"format {options['format']!r} or policies {policies!r} are not known")
-    options_of(manifest)  # a TypeError where a name is unknown
+        raise InputError(f"format {options['format']!r} or policies {policies!r} are unknown")
+    options_of(manifest)  # raises a TypeError for unknown options
     if type(manifest["complete"]) is not bool or not isinstance(manifest["source"], str):
         raise InputError("complete or source is of the wrong type")
     for name, (frames, size) in manifest["videos"].items():
         if name.startswith("/") or "\\" in name or {"", ".", ".."} & set(name.split("/")):
-            raise InputError(f"{name!r} leads out of its folder")
+            raise InputError(f"{name!r} is a path outside the cache")
         if type(frames) is not int or type(size) is not int or not 0 < frames <= MAX_FRAMES or size < 0:
             raise InputError(f"{name!r} has {frames!r} frames and {size!r} bytes")
     if not all(isinstance(stamp, str) for stamp in manifest["stamps"].values()):

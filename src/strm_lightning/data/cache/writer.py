@@ -1,4 +1,4 @@
-"""One video to one clip file of the frame cache."""
+"""Convert a video to a clip file of the frame cache."""
 
 import errno
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from strm_lightning.data.cache.clipfile import SUFFIX, ClipWriter
 from strm_lightning.data.cache.store import CacheOptions
 from strm_lightning.data.decode.image import decode_image, encode_jpeg
-from strm_lightning.data.decode.video import VideoError, foretell_frames, read_frames, visit_frames
+from strm_lightning.data.decode.video import VideoError, estimate_num_frames, read_frames, visit_frames
 from strm_lightning.data.sampling import reachable_frames
 from strm_lightning.data.sources.base import Listing
 from strm_lightning.data.sources.frame_folders import EncodedStore
@@ -20,12 +20,12 @@ from strm_lightning.data.transforms import resize_short_side
 
 
 class Converter:
-    """Makes clip files of a frame cache; safe to call from several threads.
+    """Write the clip files of a frame cache; can be called from several threads.
 
     Args:
-        listing: where the videos are.
+        listing: listing of the source videos.
         names: videos to convert.
-        options: what to keep of them, and how.
+        options: options of the cache.
         target: folder of the cache.
     """
 
@@ -42,7 +42,11 @@ class Converter:
             self._row_of = {name: row for row, name in enumerate(store.videos)}
 
     def __call__(self, name: str) -> tuple[int, int]:
-        """Write the clip file of a video; frames of the source, bytes of the file."""
+        """Write the clip file of a video; return the number of frames of the source and the bytes of the file.
+
+        Raises:
+            VideoError: the video cannot be read, or its name is too long.
+        """
         if name in self.damaged:
             raise VideoError(self.damaged[name])
         try:
@@ -50,10 +54,10 @@ class Converter:
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise
-            raise VideoError(f"{name}: its name is too long for a file {name.rpartition('/')[2]}{SUFFIX}") from error
+            raise VideoError(f"{name}: the file name {name.rpartition('/')[2]}{SUFFIX} is too long") from error
 
-    def room(self, name: str) -> int:
-        """About how many bytes the clip of a video will take.
+    def estimated_bytes(self, name: str) -> int:
+        """Estimate the bytes of the clip file of a video.
 
         Raises:
             VideoError: the video cannot be read.
@@ -61,8 +65,8 @@ class Converter:
         if name in self.damaged:
             raise VideoError(self.damaged[name])
         if self._store is None:
-            path = self.listing.places[name]
-            available = foretell_frames(path)
+            path = self.listing.paths[name]
+            available = estimate_num_frames(path)
             data = self._encode(read_frames(path, [0])[0].numpy())
         else:
             row = self._row_of[name]
@@ -72,7 +76,7 @@ class Converter:
         return len(bytes(data)) * len(self._chosen(available))
 
     def _from_file(self, name: str) -> tuple[int, int]:
-        path, expected = self.listing.places[name], foretell_frames(self.listing.places[name])
+        path, expected = self.listing.paths[name], estimate_num_frames(self.listing.paths[name])
         while True:
             with ClipWriter(self.target / f"{name}{SUFFIX}") as writer:
                 chosen = self._chosen(expected)
@@ -88,7 +92,7 @@ class Converter:
         with ClipWriter(self.target / f"{name}{SUFFIX}") as writer:
             shape = None
             for number, (place, data) in zip(chosen, store.encoded(row, chosen), strict=True):
-                image = decode_image(data, place)  # finds damage now, even where bytes are kept as they are
+                image = decode_image(data, place)  # finds damage even if the bytes are kept unchanged
                 shape = shape or image.shape
                 if image.shape != shape:
                     raise VideoError(f"{place}: differs in size from the video's other frames")

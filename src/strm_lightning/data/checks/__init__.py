@@ -1,1 +1,1 @@
-"""Checks of data before training."""
+"""Checks of the data before training."""

@@ -1,4 +1,4 @@
-"""`strm doctor`: holds a data folder against a split, and says whether training can start."""
+"""`strm doctor`: compare a data folder with a split, and report whether training can start."""
 
 import json
 import re
@@ -13,31 +13,33 @@ from strm_lightning.data.checks.verify import verify
 from strm_lightning.data.detect import list_videos
 from strm_lightning.data.names import youtube_id
 from strm_lightning.data.sampling import FramePolicy
-from strm_lightning.data.sources.base import Layout, LayoutOption, count_of
+from strm_lightning.data.sources.base import Layout, LayoutOption
 from strm_lightning.data.splits.lists import read_lists
 from strm_lightning.data.splits.match import SplitMatch, match_split
-from strm_lightning.data.splits.split import STAGES, Split, SplitOption, Stage, resolve_split
+from strm_lightning.data.splits.split import Split, SplitOption, resolve_split
+from strm_lightning.data.splits.stages import STAGES, Stage
 from strm_lightning.data.transforms import ClipTransform
 from strm_lightning.errors import InputError
 from strm_lightning.fileio import write_atomically
+from strm_lightning.messages import check_not_negative, check_positive, count_of, some_of
 
 _DIRECTIONS = re.compile(r"\b(left|right|clockwise|counter-?clockwise|leftwards?|rightwards?|cw|ccw)\b", re.IGNORECASE)
 _SSV2_NOTE = (
-    "568 of the 2,400 ssv2-small test videos are in ssv2-full train: never score a model on one of these splits that "
-    "was trained on the other"
+    "568 of the 2,400 ssv2-small test videos are in ssv2-full train: do not test a model on one of these splits after "
+    "training on the other"
 )
 
 
 @dataclass(frozen=True)
 class ClassReport:
-    """What is there of one class.
+    """Number of videos of one class.
 
     Attributes:
-        name: the class.
+        name: class name.
         stage: train, val or test.
-        listed: videos that the split names, or None where it is by class.
+        listed: videos in the split, or None for a split by class.
         found: videos on disk.
-        usable: videos that can be read and are not dropped for being short.
+        usable: videos that can be read and are not dropped as too short.
     """
 
     name: str
@@ -49,22 +51,22 @@ class ClassReport:
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """A data folder held against a split.
+    """Result of comparing a data folder with a split.
 
     Attributes:
         root: the folder.
-        layout: how videos lie in it.
+        layout: its layout.
         split: name of the split.
-        classes: what is there of each class.
+        classes: number of videos of each class.
         missing: classes or ``class/video`` entries of each stage that are not on disk.
-        renamed: entries that are on disk under another name, and by what they were recognised.
-        unreadable: what is wrong with each video that cannot be read.
-        short: frames of each video that has fewer than a clip.
-        frames: least, median, greatest and total number of frames of the readable videos.
+        renamed: name on disk, and kind of match, of each entry that has another name on disk.
+        unreadable: error of each video that cannot be read.
+        short: number of frames of each video with fewer frames than a clip.
+        frames: minimum, median, maximum and total number of frames of the readable videos.
         leaks: videos that are in two stages.
-        unused: videos on disk that the split does not name.
-        problems: what keeps training from starting.
-        warnings: what to know before it does.
+        unused: number of videos on disk that are not in the split.
+        problems: errors that prevent training.
+        warnings: problems that do not prevent training.
     """
 
     root: str
@@ -83,15 +85,15 @@ class DoctorReport:
 
     @property
     def status(self) -> int:
-        """Exit status: 0 where training can start, else 1."""
+        """Exit status: 0 if training can start, else 1."""
         return 1 if self.problems else 0
 
     def as_json(self) -> str:
-        """Everything, for programs."""
+        """Return the complete report as JSON."""
         return json.dumps(asdict(self) | {"status": self.status}, indent=2, ensure_ascii=False)
 
     def __str__(self) -> str:
-        lines = [f"{self.root} (layout {self.layout}) against split {self.split}", ""]
+        lines = [f"{self.root} (layout {self.layout}), split {self.split}", ""]
         lines += [f"{'':8}{'classes':>9}{'listed':>9}{'found':>9}{'usable':>9}"]
         for stage in STAGES:
             classes = [c for c in self.classes if c.stage == stage]
@@ -101,13 +103,13 @@ class DoctorReport:
                 lines.append(f"{stage:8}{len(classes):9}{listed:>9}{found:9}{usable:9}{_share(classes)}")
         lines += _losses(self.classes)
         least, middle, most, total = self.frames
-        lines += ["", f"frames: {least} to {most} a video, half have {middle} or more, {total} in all"]
+        lines += ["", f"frames: {least} to {most} a video, median {middle}, {total} in total"]
         lines += _few("missing", [name for stage in STAGES for name in self.missing.get(stage, [])])
         lines += _few("unreadable", [f"{name} ({reason})" for name, reason in self.unreadable.items()])
         lines += _few("shorter than a clip", [f"{name} ({frames} frames)" for name, frames in self.short.items()])
         for how, number in sorted(Counter(how for _, how in self.renamed.values()).items()):
             some = [f"{listed} is {name}" for listed, (name, by) in self.renamed.items() if by == how]
-            lines += _few(f"found by {how}", some, number, most=1)
+            lines += _few(f"matched by {how}", some, number, most=1)
         lines += _few("in two stages", self.leaks)
         lines += [f"not in the split: {count_of(range(self.unused), 'video')}"] if self.unused else []
         lines += ["", *(f"warning: {text}" for text in self.warnings), *(f"PROBLEM: {text}" for text in self.problems)]
@@ -134,33 +136,33 @@ def doctor(
     deep: bool = False,
     json_file: str | None = None,
 ) -> DoctorReport:
-    """Hold a data folder against a split: what is missing, unreadable, too short, misnamed, too few or leaking.
+    """Compare a data folder with a split: find missing, unreadable, short, renamed, too few or leaked videos.
 
     Args:
         root: folder (or zip) of videos or frames, or a frame cache.
         split: as for training: ``random``, shares, class names, a published split, or a folder of list files.
-        lists: folder of the split's list files.
-        other_lists: folder of another split's list files, to count test videos of one that the other trains on.
-        layout: how videos lie under ``root``; ``auto`` looks.
+        lists: folder of the list files of the split.
+        other_lists: folder of the list files of another split, to count test videos of one in training of the other.
+        layout: layout of the videos under ``root``; ``auto`` detects it.
         way: classes of an episode, N.
         shot: support clips of a class, K.
         query_per_class: query clips of a class.
         num_frames: frames of a clip, L.
-        image_size: height and width of a clip in pixels; a cache of smaller frames is refused.
-        short_side: length of a frame's short side before the crop, in pixels; None for ``image_size`` x 256 / 224.
-        frame_policy: which frames; a cache that left some of them out is refused.
-        short_clips: whether videos of fewer frames ``repeat`` some or are to ``drop``.
-        flip: whether training clips are mirrored.
-        seed: of a random split.
-        deep: also decode every image of frame folders and zips, and check every checksum of a cache; takes long.
-        json_file: where to write everything as JSON, too.
+        image_size: height and width of a clip in pixels; a cache of smaller frames is a problem.
+        short_side: short side of the frames before the crop, in pixels; None for ``image_size`` x 256 / 224.
+        frame_policy: policy that chooses the frames of a clip; a cache without these frames is a problem.
+        short_clips: for videos of fewer than L frames, ``repeat`` frames or ``drop`` the video.
+        flip: whether training clips are mirrored at random.
+        seed: seed of a random split.
+        deep: also decode every image of frame folders and zips, and verify every checksum of a cache (slow).
+        json_file: also write the complete report to this file as JSON.
 
     Raises:
-        FileNotFoundError: no such root or lists.
-        ValueError: nothing at the root that could be held against the split.
+        MissingFileError: the root or the lists do not exist.
+        InputError: the root has no videos, or an option is wrong.
     """
-    if min(way, shot, num_frames) < 1 or query_per_class < 0:
-        raise InputError(f"way, shot and num_frames are 1 or more, not {way}, {shot} and {num_frames}")
+    check_positive(way=way, shot=shot, num_frames=num_frames)
+    check_not_negative(query_per_class=query_per_class)
     listing = list_videos(root, layout)
     resolved = resolve_split(split, lists=lists, class_names=listing.class_names, seed=seed)
     match = match_split(listing, resolved)
@@ -177,10 +179,10 @@ def doctor(
     problems = list(_problems(classes, way, shot, query_per_class))
     if frames:
         try:
-            listing.open(frames, unreadable).require(
+            listing.open(frames, unreadable).check_supports(
                 frame_policy, num_frames, ClipTransform(image_size, short_side or 0).short_side
             )
-        except ValueError as error:
+        except InputError as error:
             problems.append(str(error))
     counted = sorted(frames.values()) or [0]
     report = DoctorReport(
@@ -194,7 +196,7 @@ def doctor(
         short=short,
         frames=(counted[0], int(median(counted)), counted[-1], sum(counted)),
         leaks=leaks,
-        unused=len(listing.places) - len(match.names),
+        unused=len(listing.paths) - len(match.names),
         problems=problems,
         warnings=list(_warnings(resolved, leaks, flip, None if other_lists is None else Path(other_lists))),
     )
@@ -220,16 +222,16 @@ def _problems(classes: list[ClassReport], way: int, shot: int, query_per_class: 
             yield f"{stage} has {count_of(present, 'class')}; {shape} needs {way}"
         small = [f"{c.name!r} has {c.usable}" for c in present if c.usable < need]
         if small:
-            yield f"{stage}: {', '.join(small[:5])}{' …' if small[5:] else ''} of the {need} clips that {shape} needs"
+            yield f"{some_of(stage, small)}; {shape} needs {need} clips a class"
 
 
 def _leaks(match: SplitMatch) -> list[str]:
-    """Videos in two stages: one file, or one name where names tell videos apart (none recurs inside a stage)."""
+    """Find videos in two stages: the same file, or the same name if names are unique inside each stage."""
     names = {s: [name for names in classes.values() for name in set(names)] for s, classes in match.found.items()}
     ids = {stage: [_video_id(name) for name in listed] for stage, listed in names.items()}
-    tell_apart = all(len(set(listed)) == len(listed) for listed in ids.values())
+    unique = all(len(set(listed)) == len(listed) for listed in ids.values())
     stages: dict[str, list[Stage]] = {}
-    for stage, listed in (ids if tell_apart else names).items():
+    for stage, listed in (ids if unique else names).items():
         for name in set(listed):
             stages.setdefault(name, []).append(stage)
     return [f"{name} ({' and '.join(found)})" for name, found in sorted(stages.items()) if len(found) > 1]
@@ -242,11 +244,10 @@ def _video_id(name: str) -> str:
 
 def _warnings(split: Split, leaks: list[str], flip: bool, other_lists: Path | None) -> Iterable[str]:
     if leaks:
-        yield f"{count_of(leaks, 'video')} in two stages: the scores will be too good"
+        yield f"{count_of(leaks, 'video')} in two stages: the accuracy will be too high"
     directed = [name for stage in STAGES for name in split.classes[stage] if _DIRECTIONS.search(name.replace("_", " "))]
     if flip and directed:
-        some = f"{', '.join(directed[:3])}{' …' if directed[3:] else ''}"
-        yield f"flip is on, and {some} name directions: set --data.flip=false"
+        yield some_of("flip is on, but classes name directions (set --data.flip=false)", directed)
     if split.name.startswith("ssv2"):
         yield _SSV2_NOTE
     if other_lists is not None:
@@ -255,27 +256,27 @@ def _warnings(split: Split, leaks: list[str], flip: bool, other_lists: Path | No
 
 def _overlap(split: Split, other: Mapping[Stage, tuple[tuple[str, str], ...]], name: Path) -> Iterable[str]:
     if split.videos is None:
-        yield f"split {split.name!r} is by class; its videos cannot be held against {name}"
+        yield f"split {split.name!r} is by class; its videos cannot be compared with {name}"
         return
-    for tested, trained, said in (
-        (split.videos["test"], other["train"], f"test videos are trained on in {name}"),
-        (other["test"], split.videos["train"], f"training videos are tested on in {name}"),
+    for tested, trained, text in (
+        (split.videos["test"], other["train"], f"test videos are training videos in {name}"),
+        (other["test"], split.videos["train"], f"training videos are test videos in {name}"),
     ):
         seen = {_video_id(video) for _, video in trained}
         common = sum(_video_id(video) in seen for _, video in tested)
         if common:
-            yield f"{common} {said}"
+            yield f"{common} {text}"
 
 
 def _losses(classes: list[ClassReport], most: int = 10) -> list[str]:
-    """The classes that have lost videos, the worst first; all are in the JSON."""
+    """Describe the classes with missing or unusable videos, by share; the JSON has all of them."""
     lossy = [c for c in classes if c.usable < (c.found if c.listed is None else c.listed) or not c.found]
     lossy.sort(key=lambda c: c.usable / (c.listed or c.found or 1))
     lines = [
         f"  {c.listed if c.listed is not None else '-':>15}{c.found:9}{c.usable:9}  {c.name}" for c in lossy[:most]
     ]
-    lines += [f"  … and {len(lossy) - most} more classes"] if lossy[most:] else []
-    return ["", "classes that lack videos:", *lines] if lossy else []
+    lines += [f"  and {len(lossy) - most} more classes"] if lossy[most:] else []
+    return ["", "classes with missing or unusable videos:", *lines] if lossy else []
 
 
 def _share(classes: list[ClassReport]) -> str:
@@ -286,4 +287,6 @@ def _share(classes: list[ClassReport]) -> str:
 def _few(title: str, items: list[str], number: int | None = None, most: int = 3) -> list[str]:
     if not items:
         return []
-    return [f"{title}: {number or len(items)} ({', '.join(items[:most])}{' …' if len(items) > most else ''})"]
+    number = number or len(items)
+    rest = f" and {number - most} more" if number > most else ""
+    return [f"{title}: {number} ({', '.join(items[:most])}{rest})"]

@@ -1,4 +1,4 @@
-"""Reads every byte that training might, to find damage that counting frames does not show."""
+"""Read all frames of a data set, to find damage that counting frames does not detect."""
 
 import os
 from collections.abc import Mapping
@@ -16,9 +16,13 @@ from strm_lightning.data.sources.video_files import FileListing
 
 
 def verify(listing: Listing, frame_counts: Mapping[str, int]) -> dict[str, str]:
-    """Decode every image and check every checksum; return what is wrong with each video that is damaged.
+    """Decode every image and verify every checksum; return the error of each damaged video, by name.
 
-    Video files were decoded when they were counted.
+    Video files are skipped, since counting their frames decodes them.
+
+    Args:
+        listing: listing of the videos.
+        frame_counts: number of frames of each video, by name.
     """
     if isinstance(listing, FileListing) or not frame_counts:
         return {}

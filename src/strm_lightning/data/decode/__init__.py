@@ -1,1 +1,1 @@
-"""Decoding of videos and images."""
+"""Decode videos and images."""

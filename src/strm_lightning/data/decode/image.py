@@ -11,18 +11,22 @@ from strm_lightning.data.decode.video import VideoError
 
 try:
     import simplejpeg
-except ImportError:  # an extra; Pillow decodes to the same pixels, slower
+except ImportError:  # optional; Pillow decodes to the same pixels, but slower
     simplejpeg = None
 
 
-_COLOURS = {"Gray", "RGB", "YCbCr"}  # the other ways to code a JPEG are left to Pillow
+_COLOURS = {"Gray", "RGB", "YCbCr"}  # Pillow decodes JPEGs of other colour spaces
 
 
 def decode_image(data: bytes, place: str) -> UInt8[np.ndarray, "H W 3"]:
-    """Decode one image to RGB, to the pixels that Pillow gives; of 16 bits a sample the upper 8 are kept.
+    """Decode one image to RGB, with the same pixels as Pillow; 16-bit samples are reduced to their upper 8 bits.
+
+    Args:
+        data: the encoded image.
+        place: description of the image, for error messages.
 
     Raises:
-        VideoError: damaged, no image, or of more than `limits.MAX_PIXELS`; ``place`` says where it is.
+        VideoError: the data is damaged, no image, or larger than `limits.MAX_PIXELS`.
     """
     try:
         if simplejpeg is not None and data[:2] == b"\xff\xd8":
@@ -39,7 +43,7 @@ def decode_image(data: bytes, place: str) -> UInt8[np.ndarray, "H W 3"]:
             return np.array(opened.convert("RGB"))
     except VideoError:
         raise
-    except Exception as error:  # readers of images raise whatever they stumble upon
+    except Exception as error:  # decoders raise many kinds of errors for damaged images
         raise VideoError(f"{place}: cannot be decoded ({error})") from error
 
 
@@ -49,7 +53,7 @@ def _check_size(height: int, width: int, place: str) -> None:
 
 
 def encode_jpeg(image: UInt8[np.ndarray, "H W 3"], quality: int) -> bytes:
-    """Encode an image as JPEG, chroma at half resolution."""
+    """Encode an image as JPEG, with chroma at half resolution."""
     if simplejpeg is not None:
         return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality, "RGB", "420"))
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Find out how many bytes a video file lacks at its end, from its container."""
+"""Detect truncated video files from the lengths in their container."""
 
 import os
 import struct
@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def _missing_bytes(path: str | Path) -> int:
-    """How far the container says it goes on beyond the end of the file.
+def missing_bytes(path: str | Path) -> int:
+    """Return how many bytes a video file lacks at its end, by the lengths in its container.
 
-    A cut AVI, webm or fragmented mp4 decodes without any error, only shorter.
+    A truncated AVI, webm or fragmented mp4 decodes without an error, but has fewer frames.
     """
     size = Path(path).stat().st_size
     with Path(path).open("rb") as file:
@@ -28,7 +28,7 @@ def _end_of_boxes(file: BinaryIO, size: int) -> int:
     while end + 16 <= size:
         file.seek(end)
         length, _, long_length = struct.unpack(">I4sQ", file.read(16))
-        if length == 0:  # up to the end of the file
+        if length == 0:  # the box extends to the end of the file
             return size
         length = long_length if length == 1 else length
         if length < 8:
@@ -42,14 +42,14 @@ def _end_of_riff(file: BinaryIO, size: int) -> int:
     while end + 8 <= size:
         file.seek(end)
         tag, length = struct.unpack("<4sI", file.read(8))
-        if tag != b"RIFF" or length in {0, 0xFFFFFFFF}:  # unknown to who wrote it
+        if tag != b"RIFF" or length in {0, 0xFFFFFFFF}:  # length unknown to the writer
             return end
         end += 8 + length
     return end
 
 
 def _end_of_segment(file: BinaryIO) -> int:
-    """The end of a Matroska segment, 0 where it was written as unknown (a live stream)."""
+    """Return the end of a Matroska segment; 0 if its length is unknown (a live stream)."""
     file.seek(4)
     header = _vint(file)
     file.seek(header, os.SEEK_CUR)
@@ -60,7 +60,7 @@ def _end_of_segment(file: BinaryIO) -> int:
 
 
 def _vint(file: BinaryIO) -> int:
-    """EBML's integer of 1 to 8 bytes; -1 is its 'unknown'."""
+    """Read an EBML integer of 1 to 8 bytes; -1 means unknown."""
     first = file.read(1)
     if not first or not first[0]:
         return -1

@@ -1,4 +1,4 @@
-"""Video files to frames, exactly: frames are known by their number in decoding order, counted from 0."""
+"""Decode video files exactly, by frame number in decoding order, from 0."""
 
 import struct
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
@@ -18,28 +18,38 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from strm_lightning.data.decode import limits
-from strm_lightning.data.decode.truncation import _missing_bytes
+from strm_lightning.data.decode.truncation import missing_bytes
 from strm_lightning.errors import InputError
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
-_TURNS = ((1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))  # display matrices of 0 to 3 turns to the left
+_TURNS = (
+    (1, 0, 0, 1),
+    (0, -1, 1, 0),
+    (-1, 0, 0, -1),
+    (0, 1, -1, 0),
+)  # display matrices of 0 to 3 quarter turns to the left
 
 
 class VideoError(InputError):
-    """A file that is not a whole and readable video; the message gives its path and what is wrong."""
+    """A video or image is missing, damaged or truncated; the message contains its path and the reason."""
 
 
 def count_frames(path: str | Path) -> int:
-    """Count the frames of a video by decoding all of them (what containers say of their length is often wrong).
+    """Count the frames of a video by decoding all of them (the length in the container is often wrong).
 
     Raises:
-        VideoError: no such file, a folder, empty, no video in it, damaged, or cut off before its end.
+        VideoError: the file is missing, a folder, empty, without video, damaged or truncated.
     """
     return visit_frames(path, (), lambda *_: None)
 
 
 def visit_frames(path: str | Path, numbers: Container[int], visit: Callable[[int, np.ndarray], object]) -> int:
-    """Decode a whole video, hand over the frames of these numbers (RGB, upright), and return how many it has.
+    """Decode a whole video, call ``visit`` with selected frames, and return the number of frames.
+
+    Args:
+        path: the video file.
+        numbers: numbers of the selected frames.
+        visit: function of a frame number and the frame (RGB, upright).
 
     Raises:
         VideoError: as `count_frames`.
@@ -49,16 +59,16 @@ def visit_frames(path: str | Path, numbers: Container[int], visit: Callable[[int
         for count, frame in enumerate(_whole(container.decode(stream), path), start=1):
             if count - 1 in numbers:
                 visit(count - 1, upright_rgb(frame))
-        missing = _missing_bytes(path)
+        missing = missing_bytes(path)
         if missing and count < (stream.frames or count + 1):
-            raise VideoError(f"{path}: cut off, {missing} bytes are missing at its end")
+            raise VideoError(f"{path}: truncated, {missing} bytes are missing at its end")
     if not count:
         raise VideoError(f"{path}: has no frame that can be decoded")
     return count
 
 
-def foretell_frames(path: str | Path) -> int:
-    """How many frames a video ought to have, by its packets, without decoding; nearly always right.
+def estimate_num_frames(path: str | Path) -> int:
+    """Estimate the number of frames from the packets, without decoding; it is nearly always exact.
 
     Raises:
         VideoError: as `count_frames`.
@@ -68,11 +78,15 @@ def foretell_frames(path: str | Path) -> int:
 
 
 def read_frames(path: str | Path, indices: Sequence[int]) -> UInt8[Tensor, "n H W 3"]:
-    """Read the frames of these numbers (ascending, repeats allowed) as RGB, turned upright.
+    """Read frames as upright RGB.
+
+    Args:
+        path: the video file.
+        indices: frame numbers, ascending; repeats are allowed.
 
     Raises:
         VideoError: as `count_frames`, or the video is too short for the last index.
-        ValueError: the indices do not ascend, or there are none.
+        InputError: there are no indices, or they do not ascend.
     """
     wanted = list(indices)
     if not wanted or wanted[0] < 0 or any(a > b for a, b in pairwise(wanted)):
@@ -85,14 +99,14 @@ def read_frames(path: str | Path, indices: Sequence[int]) -> UInt8[Tensor, "n H 
                 frames += [upright_rgb(frame)] * wanted.count(count - 1)
                 if len(frames) == len(wanted):
                     return torch.from_numpy(np.stack(frames))
-    raise VideoError(f"{path}: has {count} frames, number {wanted[len(frames)]} (from 0) was asked for")
+    raise VideoError(f"{path}: has {count} frames, frame number {wanted[len(frames)]} (from 0) does not exist")
 
 
 def iter_frames(path: str | Path) -> Iterator[tuple[UInt8[np.ndarray, "H W 3"], float]]:
-    """Yield each frame, RGB and upright, with its time in seconds; memory stays constant however long the video is.
+    """Yield each frame (upright RGB) and its time in seconds, with constant memory.
 
     Raises:
-        VideoError: as `count_frames`, when the damage is reached.
+        VideoError: as `count_frames`, when decoding reaches the damage.
     """
     count, upright_rgb = 0, _UprightRGB()
     with _opened(path) as (container, stream):
@@ -110,13 +124,13 @@ def _opened(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     if not Path(path).stat().st_size:
         raise VideoError(f"{path}: is empty (0 bytes)")
     try:
-        most = {"max_pixels": str(limits.MAX_PIXELS)}  # FFmpeg's own limit, for frames larger than the header says
+        most = {"max_pixels": str(limits.MAX_PIXELS)}  # FFmpeg checks it too, for frames larger than the header says
         with av.open(str(path), options=most) as container:
             if not container.streams.video:
-                raise VideoError(f"{path}: has no video in it")
+                raise VideoError(f"{path}: contains no video stream")
             stream = container.streams.video[0]
             if stream.codec_context is None:
-                raise VideoError(f"{path}: is of a codec that is not known")
+                raise VideoError(f"{path}: has an unknown codec")
             height, width = stream.codec_context.height, stream.codec_context.width
             if height * width > limits.MAX_PIXELS:
                 raise VideoError(f"{path}: {limits.refuse_size(height, width)}")
@@ -131,20 +145,20 @@ def _opened(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 
 def _whole(frames: Iterable[VideoFrame], path: str | Path) -> Iterator[VideoFrame]:
-    """Refuse pictures that the decoder had to make up; it says so of H.264 and MPEG-4, VP8 cannot know."""
+    """Raise on frames that the decoder marks as corrupt; H.264 and MPEG-4 decoders do, VP8 decoders cannot."""
     for number, frame in enumerate(frames):
         if frame.is_corrupt:
-            missing = _missing_bytes(path)
-            reason = f"cut off, {missing} bytes are missing at its end" if missing else "damaged"
+            missing = missing_bytes(path)
+            reason = f"truncated, {missing} bytes are missing at its end" if missing else "damaged"
             raise VideoError(f"{path}: frame {number} is {reason}")
         yield frame
 
 
 class _UprightRGB:
-    """Convert frames to RGB, turned and mirrored as the video's display matrix says.
+    """Convert frames to RGB, rotated and mirrored by the display matrix of the video.
 
-    All frames get the size and the matrix of the first one, also where the stream changes midway. One reformatter
-    serves all frames of a video; with a new one for each frame the conversion takes 4 times as long.
+    All frames are converted with the size and matrix of the first one, even if the stream changes. One reformatter is
+    used for all frames of a video; a new one for each frame takes 4 times as long.
     """
 
     def __init__(self) -> None:
@@ -160,16 +174,16 @@ class _UprightRGB:
 
 
 def _display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
-    """Return (a, b, c, d) of a frame's display matrix, rounded to quarter turns; 1, 0, 0, 1 where it has none.
+    """Return (a, b, c, d) of a frame's display matrix, rounded to quarter turns; (1, 0, 0, 1) if it has none.
 
-    The pixel (x, y) is shown at (a x + c y, b x + d y), with y down. PyAV's ``frame.rotation`` does not give mirroring.
+    The pixel (x, y) is shown at (a x + c y, b x + d y), with y down. PyAV's ``frame.rotation`` ignores mirroring.
     """
     try:
-        side_data: Any = frame.side_data  # PyAV's annotation lacks this key
+        side_data: Any = frame.side_data  # missing in PyAV's type annotation
         data = bytes(side_data["DISPLAYMATRIX"])
     except KeyError:
         return 1, 0, 0, 1
-    except ValueError:  # the frame also has a kind of side data that PyAV does not know
+    except ValueError:  # the frame has another kind of side data, unknown to PyAV
         return _TURNS[round(frame.rotation / 90) % 4]
     a, b, _, c, d = struct.unpack("=5i", data[:20])
     if abs(a) + abs(d) >= abs(b) + abs(c):

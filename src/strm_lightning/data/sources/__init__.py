@@ -1,1 +1,1 @@
-"""Layouts of videos on disk: video files, folders of frames, a zip of frames."""
+"""Layouts of videos on disk: video files, folders of frames, or a zip of frames."""

@@ -1,8 +1,8 @@
-"""What is under a root by name, before any of it is opened; each layout has its own listing and its own store."""
+"""Interfaces of a layout: a listing of the videos under a root, and a store that reads their frames."""
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,25 +14,25 @@ from torch import Tensor
 
 from strm_lightning.data.decode.video import VideoError
 from strm_lightning.data.sampling import FramePolicy
+from strm_lightning.messages import count_of
 
 Layout = Literal["videos", "frames", "zip", "cache", "flat"]
 LayoutOption = Literal["auto", "videos", "frames", "zip", "cache", "flat"]
-
 
 GONE = "gone"  # stamp of a source that cannot be read
 
 
 class VideoStore(ABC):
-    """Videos that can be read, in the order of their names. May be pickled; files are opened where they are read.
+    """Reads frames of videos. A store can be pickled; files are opened on first read.
 
     Args:
-        frame_counts: frames that each video has, by name.
-        unreadable: what is wrong with each video that was left out, by name.
+        frame_counts: number of frames of each video, by name.
+        unreadable: error of each video that was left out, by name.
 
     Attributes:
-        videos: name of each video, ``class/name``, ascending (``name`` alone in a flat folder).
-        frame_counts: frames that each video has, ``[V]``.
-        unreadable: as given.
+        videos: names of the videos, ``class/video``, ascending (``video`` in a flat folder).
+        frame_counts: number of frames of each video, ``[V]``.
+        unreadable: error of each video that was left out, by name.
     """
 
     videos: list[str]
@@ -46,10 +46,10 @@ class VideoStore(ABC):
 
     @abstractmethod
     def path_of(self, row: SupportsIndex) -> Path:
-        """The file or folder that holds a video."""
+        """Path of the file or folder of a video."""
 
     def stamp(self, row: SupportsIndex) -> str:
-        """Text that changes when the source of a video changes; here the size and time of change of its one file.
+        """Return a text that changes when the source of a video changes (the size and modification time of its file).
 
         Raises:
             VideoError: the source cannot be read.
@@ -63,38 +63,44 @@ class VideoStore(ABC):
 
     @abstractmethod
     def read(self, row: SupportsIndex, frames: Sequence[int]) -> UInt8[Tensor, "n H W 3"]:
-        """Frames of a video by number, ascending, with repeats; RGB.
+        """Read RGB frames of a video by number.
+
+        Args:
+            row: index of the video.
+            frames: frame numbers, ascending; repeats are allowed.
 
         Raises:
-            VideoError: the video has changed, vanished or suffered since the store was opened.
+            VideoError: the video is missing, damaged, or has changed since the store was opened.
         """
 
-    def require(self, policy: FramePolicy, num_frames: int, short_side: int) -> None:
-        """Check that whatever this policy chooses is here, and large enough; only caches leave out or make smaller.
+    def check_supports(self, policy: FramePolicy, num_frames: int, short_side: int) -> None:
+        """Check that the store contains all frames that a policy can choose, and that they are large enough.
+
+        Only frame caches, which may omit or shrink frames, can fail.
 
         Raises:
-            ValueError: it is not.
+            InputError: frames are missing or too small.
         """
         del policy, num_frames, short_side
 
 
 class PathStore(VideoStore):
-    """Videos that are a file or a folder each.
+    """Store of videos that are a file or a folder each.
 
     Args:
-        places: path of each video, by name.
-        frame_counts: as of `VideoStore`.
-        unreadable: as of `VideoStore`.
+        paths: path of each video, by name.
+        frame_counts: see `VideoStore`.
+        unreadable: see `VideoStore`.
     """
 
     def __init__(
-        self, places: Mapping[str, str], frame_counts: Mapping[str, int], unreadable: Mapping[str, str]
+        self, paths: Mapping[str, str], frame_counts: Mapping[str, int], unreadable: Mapping[str, str]
     ) -> None:
         super().__init__(frame_counts, unreadable)
-        self._paths = [places[name] for name in self.videos]
+        self._paths = [paths[name] for name in self.videos]
 
     def path_of(self, row: SupportsIndex) -> Path:
-        """The file or folder of a video."""
+        """Path of the file or folder of a video."""
         return Path(self._paths[row])
 
 
@@ -104,34 +110,34 @@ class Listing(ABC):
 
     Attributes:
         root: the folder or file.
-        places: path of each video, by name (``class/video``), ascending; text, as there may be 200,000.
+        paths: path of each video, by name (``class/video``), ascending; strings, since there may be 200,000.
     """
 
     root: Path
-    places: Mapping[str, str]
+    paths: Mapping[str, str]
 
     @property
     @abstractmethod
     def layout(self) -> Layout:
-        """How the videos lie."""
+        """Name of the layout."""
 
     @abstractmethod
     def count(self, names: Sequence[str], *, progress: bool) -> dict[str, int | str]:
-        """Frames that each of these videos has, or (as text) what is wrong with it."""
+        """Count the frames of videos; return the number of frames, or the error as text, of each."""
 
     @abstractmethod
     def open(self, frame_counts: Mapping[str, int], unreadable: Mapping[str, str]) -> VideoStore:
-        """A store of the videos that were counted."""
+        """Open a store of counted videos; the arguments are those of `VideoStore`."""
 
     def stamp(self, name: str) -> str:
-        """Text that changes when the source of a video is replaced or rewritten: its size and time of change."""
-        return stamp_of_file(self.places[name])
+        """Return a text that changes when the source of a video changes (its size and modification time)."""
+        return stamp_of_file(self.paths[name])
 
     @cached_property
     def by_class(self) -> Mapping[str, list[str]]:
-        """Names of the videos of each class, ascending; none in a flat folder."""
+        """Names of the videos of each class, ascending; empty for a flat folder."""
         classes: dict[str, list[str]] = {}
-        for name in self.places:
+        for name in self.paths:
             class_name, slash, _ = name.rpartition("/")
             if slash:
                 classes.setdefault(class_name, []).append(name)
@@ -139,32 +145,20 @@ class Listing(ABC):
 
     @property
     def class_names(self) -> list[str]:
-        """Classes, ascending."""
+        """Class names, ascending."""
         return sorted(self.by_class)
 
     @property
     def summary(self) -> str:
-        """What was found, in words."""
+        """Short description, for messages."""
         where = "without class folders" if self.layout == "flat" else f"in {len(self.by_class)} classes"
-        return f"{count_of(self.places, 'video')} {where} (layout {self.layout!r})"
+        return f"{count_of(self.paths, 'video')} {where} (layout {self.layout!r})"
 
 
-def stamp_of_file(place: str) -> str:
-    """Size in bytes and time of change in nanoseconds of a file or folder; ``gone`` where there is none."""
+def stamp_of_file(path: str) -> str:
+    """Return the size in bytes and modification time in nanoseconds of a file or folder; ``gone`` if missing."""
     try:
-        status = os.stat(place)  # noqa: PTH116 (of 200,000 places: a Path of each would take longer)
+        status = os.stat(path)  # noqa: PTH116 (called for 200,000 paths; creating a Path takes longer)
     except OSError:
         return GONE
     return f"{status.st_size}-{status.st_mtime_ns}"
-
-
-def count_of(items: Iterable[object], noun: str) -> str:
-    """``3 videos``."""
-    number = sum(1 for _ in items)
-    return f"{number} {noun if number == 1 else noun + ('es' if noun.endswith('s') else 's')}"
-
-
-def some_of(claim: str, items: Iterable[str], most: int = 3) -> str:
-    """``claim: a, b, c …``."""
-    items = sorted(items)
-    return f"{claim}: {', '.join(items[:most])}{' …' if len(items) > most else ''}"

@@ -1,4 +1,4 @@
-"""The index of a root: how many frames each video has, or what is wrong with it, found out once and remembered."""
+"""Index of a root: the number of frames, or the error, of each video, counted once and kept on disk."""
 
 import json
 import os
@@ -19,16 +19,16 @@ from strm_lightning.data.sources.base import stamp_of_file
 from strm_lightning.fileio import cache_folder, sweep_parts, write_atomically
 
 _VERSION = 1
-_SAVE_EVERY = 30.0  # seconds; an index of a large data set takes hours, and what was counted is never counted again
+_SAVE_EVERY = 30.0  # seconds; counting a large data set takes hours, and a stopped run continues from the index
 
 
 def index_file(root: Path, kind: str) -> Path:
-    """Path of the file that keeps the index of a root; the suffix of ``kind`` is its format."""
+    """Return the path of the index file of a root; ``kind`` ends the file name, with its suffix."""
     return cache_folder() / "index" / f"{sha256(str(root.resolve()).encode()).hexdigest()[:24]}-{kind}"
 
 
-def remember(path: Path, data: bytes | str) -> None:
-    """Write an index file; where the cache folder cannot be written, warn once and go on."""
+def save_index(path: Path, data: bytes | str) -> None:
+    """Write an index file; if the cache folder cannot be written, warn once."""
     try:
         write_atomically(path, data)
     except OSError as error:
@@ -41,7 +41,7 @@ def remember(path: Path, data: bytes | str) -> None:
 def _warn_once(folder: Path, reason: str) -> None:
     warnings.warn(
         f"the cache folder {folder} cannot be written ({reason}), so frames are counted again next time; set "
-        "STRM_CACHE to a folder that can be written",
+        "STRM_CACHE to a writable folder",
         stacklevel=2,
     )
 
@@ -52,27 +52,27 @@ def _sweep_once(folder: Path) -> None:
 
 
 def count_all(
-    root: Path, places: Mapping[str, str], count: Callable[[str], int], kind: str, *, progress: bool = True
+    root: Path, paths: Mapping[str, str], count: Callable[[str], int], kind: str, *, progress: bool = True
 ) -> dict[str, int | str]:
-    """Frame count of each video, or (as text) what is wrong with it; only what is new or has changed is counted.
+    """Return the number of frames, or the error as text, of each video; only new and changed videos are counted.
 
-    Counts are kept in the user's cache folder, each with the size and time of change of its place.
+    Counts are kept in the user's cache folder, with the size and modification time of each path.
 
     Args:
-        root: folder that the index belongs to.
-        places: path of the file or folder of each name.
-        count: counts the frames of one place, or raises a `VideoError`.
-        kind: tells apart indices of one root.
-        progress: draw a bar on stderr when it takes longer than two seconds.
+        root: folder of the index.
+        paths: path of the file or folder of each name.
+        count: function that counts the frames of a path, or raises a `VideoError`.
+        kind: name of the index, since a root may have several.
+        progress: show a progress bar on stderr after two seconds.
     """
     path = index_file(root, f"{kind}.json")
     known = _load(path)
-    stamps = {name: stamp_of_file(place) for name, place in places.items()}
+    stamps = {name: stamp_of_file(video) for name, video in paths.items()}
     new = [name for name, stamp in stamps.items() if known.get(name, [None])[0] != stamp]
     if new:
         saved = time.monotonic()
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the interpreter's lock
-            jobs = {pool.submit(_count, count, places[name]): name for name in new}
+            jobs = {pool.submit(_count, count, paths[name]): name for name in new}
             try:
                 for job in tqdm(
                     as_completed(jobs),
@@ -89,18 +89,18 @@ def count_all(
             finally:
                 pool.shutdown(cancel_futures=True)
                 _save(path, known)
-    return {name: known[name][1] for name in places}
+    return {name: known[name][1] for name in paths}
 
 
-def _count(count: Callable[[str], int], place: str) -> int | str:
+def _count(count: Callable[[str], int], path: str) -> int | str:
     try:
-        return count(place)
+        return count(path)
     except VideoError as error:
-        return str(error).removeprefix(f"{place}: ")
+        return str(error).removeprefix(f"{path}: ")
 
 
 def _load(path: Path) -> dict[str, list[Any]]:
-    """Entries of an index file; none of a damaged file, and no entry that cannot be true: all can be made again."""
+    """Return the valid entries of an index file; damaged files and entries are ignored and counted again."""
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         if index["version"] != _VERSION:
@@ -122,4 +122,4 @@ def _is_entry(entry: object) -> bool:
 
 
 def _save(path: Path, known: Mapping[str, list[Any]]) -> None:
-    remember(path, json.dumps({"version": _VERSION, "videos": known}, sort_keys=True))
+    save_index(path, json.dumps({"version": _VERSION, "videos": known}, sort_keys=True))

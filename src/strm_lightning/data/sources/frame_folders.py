@@ -18,6 +18,7 @@ from strm_lightning.data.names import without_suffix
 from strm_lightning.data.sources.base import GONE, Layout, Listing, PathStore, VideoStore
 from strm_lightning.data.sources.counts import count_all
 from strm_lightning.data.sources.video_files import entries, is_folder
+from strm_lightning.messages import format_bytes
 
 try:
     import simplejpeg
@@ -28,35 +29,35 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 
 
 class FrameFolderListing(Listing):
-    """``root/<class>/<video>/00000001.jpg``."""
+    """Listing of folders of frames, ``root/<class>/<video>/00000001.jpg``."""
 
     @property
     def layout(self) -> Layout:
-        """Folders of image files."""
+        """Name of the layout."""
         return "frames"
 
     def count(self, names: Sequence[str], *, progress: bool) -> dict[str, int | str]:
-        """Count image files, once; decoding them is left to the reader."""
-        return count_all(self.root, {n: self.places[n] for n in names}, count_images, "images", progress=progress)
+        """Count the image files of each video, without decoding them."""
+        return count_all(self.root, {n: self.paths[n] for n in names}, count_images, "images", progress=progress)
 
     def stamp(self, name: str) -> str:
-        """See `stamp_of_folder`."""
-        return stamp_of_folder(self.places[name])
+        """Return the `stamp_of_folder` of a video."""
+        return stamp_of_folder(self.paths[name])
 
     def open(self, frame_counts: Mapping[str, int], unreadable: Mapping[str, str]) -> "FrameFolderStore":
-        """Read from the folders."""
-        return FrameFolderStore(self.places, frame_counts, unreadable)
+        """Open a store that reads the folders."""
+        return FrameFolderStore(self.paths, frame_counts, unreadable)
 
 
 class EncodedStore(VideoStore):
-    """Videos whose frames are image files or the bytes of such."""
+    """Store of videos whose frames are encoded images."""
 
     def encoded(self, row: SupportsIndex, frames: Sequence[int]) -> Iterable[tuple[str, bytes]]:
-        """Where each of these frames is, in words, and its bytes as they lie on disk."""
+        """Yield a description (for messages) and the encoded bytes of each frame."""
         raise NotImplementedError
 
     def read(self, row: SupportsIndex, frames: Sequence[int]) -> UInt8[Tensor, "n H W 3"]:
-        """Decode these frames, each once."""
+        """Decode frames, each once."""
         wanted = list(frames)
         images: dict[int, np.ndarray] = {}
         different = sorted(set(wanted))
@@ -68,28 +69,30 @@ class EncodedStore(VideoStore):
 
 
 class FrameFolderStore(PathStore, EncodedStore):
-    """Folders of frames; frame 0 is the first by number, whatever its number is."""
+    """Store of folders of frames; frame 0 is the image with the lowest number."""
 
     def _stamp(self, row: SupportsIndex) -> str:
         return stamp_of_folder(self._paths[row])
 
     def encoded(self, row: SupportsIndex, frames: Sequence[int]) -> Iterable[tuple[str, bytes]]:
-        """The bytes of these image files."""
+        """Yield the path and bytes of each image file."""
         folder = self._paths[row]
         try:
             images = _images_in(folder)
             if len(images) != self.frame_counts[row]:
-                raise VideoError(f"{folder}: had {self.frame_counts[row]} frames, now it has {len(images)}")
+                raise VideoError(
+                    f"{folder}: has {len(images)} frames, had {self.frame_counts[row]} when it was counted"
+                )
             for number in frames:
                 if Path(images[number]).stat().st_size > limits.MAX_BYTES:
-                    raise VideoError(f"{images[number]}: is larger than {limits.MAX_BYTES / 1e6:.0f} MB")
+                    raise VideoError(f"{images[number]}: is larger than {format_bytes(limits.MAX_BYTES)}")
                 yield images[number], Path(images[number]).read_bytes()
         except OSError as error:
             raise VideoError(f"{folder}: cannot be read ({error.strerror})") from error
 
 
 def list_frame_folders(root: Path) -> dict[str, str]:
-    """Folders inside class folders, by ``class/video``."""
+    """List the folders inside class folders, by ``class/video``."""
     return {
         f"{folder.name}/{without_suffix(inner.name)}": inner.path
         for folder in entries(root)
@@ -100,35 +103,37 @@ def list_frame_folders(root: Path) -> dict[str, str]:
 
 
 def count_images(folder: str) -> int:
-    """Count the frames in a folder.
+    """Count the image files in a folder.
 
     Raises:
-        VideoError: there are none, or one is empty.
+        VideoError: the folder cannot be read or has no images, or an image is empty.
     """
     try:
         sizes = {entry.name: entry.stat().st_size for entry in entries(folder) if is_image(entry.name)}
     except OSError as error:
         raise VideoError(f"{folder}: cannot be read ({error.strerror})") from error
     if not sizes:
-        raise VideoError(f"{folder}: holds no frames")
+        raise VideoError(f"{folder}: contains no frames")
     if not all(sizes.values()):
         raise VideoError(f"{folder}: frame {next(name for name, size in sizes.items() if not size)} is empty (0 bytes)")
     return len(frame_files(sizes))
 
 
 def is_image(name: str) -> bool:
-    """Whether a file of this name is a frame."""
-    return name[name.rfind(".") :].lower() in IMAGE_SUFFIXES  # asked for millions of names: no Path
+    """Whether a file name has the suffix of an image."""
+    return (
+        name[name.rfind(".") :].lower() in IMAGE_SUFFIXES
+    )  # called for millions of names; creating a Path takes longer
 
 
 def frame_order(name: str) -> tuple[Any, ...]:
-    """Sorts frames by number, padded with zeros or not."""
+    """Sort key for the number of a frame, with or without leading zeros."""
     numbers = re.findall(r"\d+", name)
     return (int(numbers[-1]) if numbers else -1, name)
 
 
 def frame_files(names: Iterable[str]) -> list[str]:
-    """Image files of a video in the order of its frames; of ``1.jpg`` and ``1.png`` only the first is a frame."""
+    """Sort image files by frame number; of ``1.jpg`` and ``1.png`` only the first counts."""
     first: dict[str, str] = {}
     for name in sorted(names, key=frame_order):
         first.setdefault(name[: name.rfind(".")], name)
@@ -140,9 +145,9 @@ def _images_in(folder: str) -> list[str]:
 
 
 def stamp_of_folder(folder: str) -> str:
-    """Hash of the names, sizes and times of the images in a folder; ``gone`` where it cannot be read.
+    """Return a hash of the names, sizes and modification times of the images in a folder; ``gone`` if unreadable.
 
-    The folder's own time does not show that an image was written again.
+    The modification time of the folder does not change when an image is overwritten.
     """
     found = sha256()
     try:

@@ -1,4 +1,4 @@
-"""Video files, in class folders or flat in one folder, decoded anew at every read."""
+"""Video files, in class folders or in one folder, decoded at every read."""
 
 import os
 import warnings
@@ -12,49 +12,50 @@ from torch import Tensor
 
 from strm_lightning.data.decode.video import count_frames, read_frames
 from strm_lightning.data.names import is_video, without_suffix
-from strm_lightning.data.sources.base import Layout, Listing, PathStore, count_of, some_of
+from strm_lightning.data.sources.base import Layout, Listing, PathStore
 from strm_lightning.data.sources.counts import count_all
+from strm_lightning.messages import count_of, some_of
 
 
 class FileListing(Listing):
-    """``root/<class>/<video>.mp4``, or a level deeper (``root/train/<class>/<video>.mp4``)."""
+    """Listing of ``root/<class>/<video>.mp4``, or one level deeper (``root/train/<class>/<video>.mp4``)."""
 
     @property
     def layout(self) -> Layout:
-        """Files in class folders."""
+        """Name of the layout."""
         return "videos"
 
     def count(self, names: Sequence[str], *, progress: bool) -> dict[str, int | str]:
-        """Count by decoding, once."""
-        return count_all(self.root, {n: self.places[n] for n in names}, count_frames, "videos", progress=progress)
+        """Count the frames of each video by decoding it."""
+        return count_all(self.root, {n: self.paths[n] for n in names}, count_frames, "videos", progress=progress)
 
     def open(self, frame_counts: Mapping[str, int], unreadable: Mapping[str, str]) -> "FileStore":
-        """Read from the files."""
-        return FileStore(self.places, frame_counts, unreadable)
+        """Open a store that decodes the files."""
+        return FileStore(self.paths, frame_counts, unreadable)
 
 
 class FlatListing(FileListing):
-    """``root/<video>.webm``; only list files can tell the classes."""
+    """Listing of ``root/<video>.webm``; the classes come from list files."""
 
     @property
     def layout(self) -> Layout:
-        """Files in one folder."""
+        """Name of the layout."""
         return "flat"
 
 
 class FileStore(PathStore):
-    """Video files, decoded anew at every read."""
+    """Store of video files, decoded at every read."""
 
     def read(self, row: SupportsIndex, frames: Sequence[int]) -> UInt8[Tensor, "n H W 3"]:
-        """Decode up to the last of these frames."""
+        """Decode a video up to the last of the frames."""
         return read_frames(self._paths[row], frames)
 
 
 def list_files(root: Path) -> dict[str, str]:
-    """Video files by ``class/video``; with their endings where one name has several.
+    """List video files by ``class/video``, with their suffix if several files differ only in it.
 
-    The class is the folder that holds the video: a folder under the root, or one level deeper in a folder without
-    videos of its own (``train/wave/a.mp4``). Where two such folders hold videos of one name, the first is used, with a
+    The class is the name of the folder of the video: a folder under the root, or one level deeper if a folder contains
+    no videos (``train/wave/a.mp4``). If two such folders contain videos of the same name, the first is used, with a
     warning.
     """
     files: dict[str, str] = {}
@@ -68,25 +69,27 @@ def list_files(root: Path) -> dict[str, str]:
         files |= direct
     if twice:
         warnings.warn(
-            some_of(f"{count_of(twice, 'video')} under {root} left out: another has the same class and name", twice),
+            some_of(
+                f"{count_of(twice, 'video')} under {root} skipped, since another has the same class and name", twice
+            ),
             stacklevel=2,
         )
     return dict(sorted(files.items()))
 
 
 def list_flat(root: Path) -> dict[str, str]:
-    """Video files in one folder, by name."""
+    """List the video files in one folder, by name."""
     return {name.rpartition("/")[2]: path for name, path in _videos_in(root).items()}
 
 
 def entries(folder: str | Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
-    """What is in a folder, by name; without hidden files, which file managers leave everywhere."""
+    """Return the entries of a folder, sorted by name, without hidden files."""
     with os.scandir(folder) as found:
         return sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder or a link to one; False for a link that loops, where ``is_dir`` fails."""
+    """Whether an entry is a folder or a link to one; False for a link loop, on which ``is_dir`` raises."""
     try:
         return entry.is_dir()
     except OSError:

@@ -1,4 +1,4 @@
-"""Frames inside one zip, ``…/<class>/<video>/00000001.jpg``, read by offset from a memory map."""
+"""Frames in one zip, ``…/<class>/<video>/00000001.jpg``, read by offset from a memory map."""
 
 import json
 import mmap
@@ -20,9 +20,10 @@ from safetensors.numpy import load, save
 from strm_lightning.data.decode import limits
 from strm_lightning.data.decode.video import VideoError
 from strm_lightning.data.sources.base import GONE, Layout, Listing
-from strm_lightning.data.sources.counts import index_file, remember
+from strm_lightning.data.sources.counts import index_file, save_index
 from strm_lightning.data.sources.frame_folders import EncodedStore, frame_files, is_image
 from strm_lightning.errors import InputError
+from strm_lightning.messages import format_bytes
 
 _VERSION = 2
 _ARRAYS = ("starts", "offsets", "sizes", "lengths", "checksums", "deflated")
@@ -30,16 +31,16 @@ _ARRAYS = ("starts", "offsets", "sizes", "lengths", "checksums", "deflated")
 
 @dataclass(frozen=True)
 class _Table:
-    """Where the frames of each video are: video v has the entries ``starts[v]`` to ``starts[v + 1]``.
+    """Positions of the frames of all videos; video v has the entries ``starts[v]`` to ``starts[v + 1]``.
 
     Attributes:
         names: videos, ascending.
-        damaged: what is wrong with each video that cannot be read.
-        starts: first entry of each video, and the number of entries.
-        offsets: of each entry's header in the zip, in bytes.
-        sizes: bytes in the zip.
-        lengths: bytes when unpacked.
-        checksums: CRC-32 of the unpacked bytes.
+        damaged: error of each video that cannot be read.
+        starts: first entry of each video, then the number of entries.
+        offsets: byte offset of the header of each entry.
+        sizes: compressed size in bytes.
+        lengths: uncompressed size in bytes.
+        checksums: CRC-32 of the uncompressed bytes.
         deflated: 1 where the entry is compressed.
     """
 
@@ -53,7 +54,7 @@ class _Table:
     deflated: Int[np.ndarray, " E"]
 
     def check(self) -> None:
-        """Raise a ValueError where the parts do not fit together."""
+        """Raise a ValueError if the arrays are inconsistent."""
         videos, entries = len(self.names), len(self.offsets)
         whole = all(isinstance(name, str) for name in self.names) and self.names == sorted(set(self.names))
         whole &= all(isinstance(reason, str) for reason in self.damaged.values()) and self.damaged.keys() <= {
@@ -70,13 +71,13 @@ class _Table:
 
 @dataclass(frozen=True)
 class ZipListing(Listing):
-    """Videos in one zip of frames."""
+    """Listing of the videos in one zip of frames."""
 
     table: Any = None
 
     @property
     def layout(self) -> Layout:
-        """A zip of image files."""
+        """Name of the layout."""
         return "zip"
 
     def count(self, names: Sequence[str], *, progress: bool) -> dict[str, int | str]:
@@ -85,16 +86,16 @@ class ZipListing(Listing):
         return {name: counts[name] for name in names}
 
     def stamp(self, name: str) -> str:
-        """Changes with the number, size or checksum of the video's images, and not with the rest of the zip."""
+        """Return a hash of the sizes and checksums of the images of a video; other entries have no effect."""
         return _stamp(self.table, bisect_left(self.table.names, name))
 
     def open(self, frame_counts: Mapping[str, int], unreadable: Mapping[str, str]) -> "ZipStore":
-        """Read from the zip."""
+        """Open a store that reads the zip."""
         return ZipStore(self.root, self.table, frame_counts, unreadable)
 
 
 class ZipStore(EncodedStore):
-    """Frames inside one zip, stored or deflated, each held against its checksum."""
+    """Store of the frames in one zip, stored or deflated; checksums are verified at every read."""
 
     def __init__(
         self, path: Path, table: _Table, frame_counts: Mapping[str, int], unreadable: Mapping[str, str]
@@ -110,14 +111,14 @@ class ZipStore(EncodedStore):
         return self.__dict__ | {"_map": None}
 
     def path_of(self, row: SupportsIndex) -> Path:
-        """The place of a video in the zip, as a path below it."""
+        """Path of the zip, followed by the name of a video."""
         return self._path / self.videos[row]
 
     def _stamp(self, row: SupportsIndex) -> str:
         return _stamp(self._table, self._rows[row]) if self._path.is_file() else GONE
 
     def encoded(self, row: SupportsIndex, frames: Sequence[int]) -> Iterable[tuple[str, bytes]]:
-        """The bytes of these entries."""
+        """Yield a description and the bytes of each entry."""
         if self._map is None:
             with self._path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -132,7 +133,7 @@ class ZipStore(EncodedStore):
             signature, name_length, extra_length = struct.unpack_from("<4s22xHH", self._map, start)
             start += 30 + name_length + extra_length
             data = self._map[start : start + int(table.sizes[entry])]
-            if table.deflated[entry]:  # at most a byte more than the directory says, whatever the entry unpacks to
+            if table.deflated[entry]:  # the limit, one byte more than the directory says, protects memory
                 data = zlib.decompressobj(-15).decompress(data, int(table.lengths[entry]) + 1)
         except (struct.error, zlib.error) as error:
             raise VideoError(f"{place} is damaged ({error})") from error
@@ -142,19 +143,19 @@ class ZipStore(EncodedStore):
 
 
 def list_zip(path: Path) -> ZipListing:
-    """List the videos in a zip; its directory of millions of entries is read once and remembered.
+    """List the videos in a zip; its directory is read once and kept in the user's cache folder.
 
     Raises:
-        ValueError: no zip, cut off, or encrypted.
+        InputError: the file is not a zip, or it is truncated.
     """
     status = path.stat()
-    remembered = index_file(path, "zip.safetensors")
+    index = index_file(path, "zip.safetensors")
     stamp = np.array([_VERSION, status.st_size, status.st_mtime_ns])
-    table = _load(remembered, stamp)
+    table = _load(index, stamp)
     if table is None:
         table = _read_directory(path)
         arrays = {key: getattr(table, key) for key in _ARRAYS}
-        remember(remembered, save(arrays | {"stamp": stamp, "texts": _packed([table.names, table.damaged])}))
+        save_index(index, save(arrays | {"stamp": stamp, "texts": _packed([table.names, table.damaged])}))
     return ZipListing(path, dict.fromkeys(table.names, str(path)), table=table)
 
 
@@ -163,19 +164,19 @@ def _read_directory(path: Path) -> _Table:
         with zipfile.ZipFile(path) as opened:
             infos = opened.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
-        raise InputError(f"{path} is not a whole zip ({error}); it may have been cut off") from error
+        raise InputError(f"{path} is not a complete zip ({error}); it may be truncated") from error
     videos: dict[str, dict[str, zipfile.ZipInfo]] = {}
     parent_of: dict[str, str] = {}
     damaged: dict[str, str] = {}
     for info in infos:
-        path_in_zip = info.filename.replace("\\", "/")  # as some programs for Windows write it
+        path_in_zip = info.filename.replace("\\", "/")  # some programs for Windows write backslashes
         folder, _, image = path_in_zip.rpartition("/")
         parent, _, class_name = folder.rpartition("/")[0].rpartition("/")
-        if not class_name or not is_image(image) or image.startswith("."):  # hidden, as in folders
+        if not class_name or not is_image(image) or image.startswith("."):  # hidden files are ignored, as in folders
             continue
         name = f"{class_name}/{folder.rpartition('/')[2]}"
-        videos.setdefault(name, {})[image] = info  # of entries of one name the last counts, as when it is unpacked
-        reason = "is in two places" if parent_of.setdefault(name, parent) != parent else _refuse(info)
+        videos.setdefault(name, {})[image] = info  # the last of entries of one name counts, as when unpacking
+        reason = "is in two folders" if parent_of.setdefault(name, parent) != parent else _refuse(info)
         if reason:
             damaged[name] = f"{info.filename!r} {reason}"
     names = sorted(videos)
@@ -196,20 +197,20 @@ def _read_directory(path: Path) -> _Table:
 def _refuse(info: zipfile.ZipInfo) -> str | None:
     parts = info.filename.replace("\\", "/").split("/")
     if not {"", ".", ".."}.isdisjoint(parts) or ":" in parts[0]:
-        return "leads out of its folder"
+        return "has a path outside the zip"
     if info.flag_bits & 1:
         return "is encrypted"
     if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-        return f"is packed by method {info.compress_type}"
+        return f"uses compression method {info.compress_type}, which is not supported"
     if not info.file_size:
         return "is empty (0 bytes)"
     if max(info.file_size, info.compress_size) > limits.MAX_BYTES:
-        return f"is larger than {limits.MAX_BYTES / 1e6:.0f} MB"
+        return f"is larger than {format_bytes(limits.MAX_BYTES)}"
     return None
 
 
 def _load(path: Path, stamp: Int[np.ndarray, " 3"]) -> _Table | None:
-    """The table that was kept of a zip; None where it is of another zip or damaged: it can be made again."""
+    """Return the table in an index file; None if the zip has changed or the file is damaged."""
     try:
         stored = load(path.read_bytes())
         if not np.array_equal(stored["stamp"], stamp):

@@ -1,23 +1,25 @@
-"""A split held against what is on disk."""
+"""Match the entries of a split with the videos on disk."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from strm_lightning.data.names import Match, VideoFinder
-from strm_lightning.data.sources.base import Listing, some_of
-from strm_lightning.data.splits.split import STAGES, Split, Stage, class_finder
+from strm_lightning.data.sources.base import Listing
+from strm_lightning.data.splits.split import Split, class_finder
+from strm_lightning.data.splits.stages import STAGES, Stage
 from strm_lightning.errors import InputError
+from strm_lightning.messages import some_of
 
 
 @dataclass(frozen=True)
 class SplitMatch:
-    """Which of a split's entries are on disk.
+    """The entries of a split that are on disk, and those that are missing.
 
     Attributes:
         found: names on disk for each stage and class; a stage without classes is absent.
-        missing: classes (of a split by class) or ``class/video`` entries that are not on disk, for each stage.
-        renamed: entries that are on disk under another name.
-        total: entries of the split.
+        missing: classes (of a split by class) or ``class/video`` entries of each stage that are not on disk.
+        renamed: match of each entry that has another name on disk.
+        total: number of entries of the split.
     """
 
     found: dict[Stage, dict[str, list[str]]]
@@ -26,29 +28,29 @@ class SplitMatch:
     total: int = 0
 
     def lacking(self, split: Split, root: str | Path) -> str:
-        """How many of the split's entries are not on disk, and some of them, in words."""
+        """Describe how many entries of the split are not on disk, with examples."""
         names = [name for stage in self.missing.values() for name in stage]
-        what = "classes" if split.videos is None else "videos"
-        return some_of(f"{len(names)} of {self.total} {what} of split {split.name!r} are not under {root}", names)
+        noun = "classes" if split.videos is None else "videos"
+        return some_of(f"{len(names)} of {self.total} {noun} of split {split.name!r} are not under {root}", names)
 
     @property
     def names(self) -> list[str]:
-        """Every video on disk that the split wants, ascending."""
+        """Names of all videos on disk that belong to the split, ascending."""
         return sorted({name for classes in self.found.values() for videos in classes.values() for name in videos})
 
 
 def match_split(listing: Listing, split: Split) -> SplitMatch:
-    """Look for a split's classes, or its videos where it is by video, among what is on disk.
+    """Match the classes of a split, or its videos if it is by video, with a listing.
 
     Raises:
-        ValueError: the split is by class, and videos lie flat, without classes.
+        InputError: the split is by class, and the listing has no class folders.
     """
     if split.videos is not None:
         return _match_videos(listing, split)
     if listing.layout == "flat":
         raise InputError(
-            f"{listing.root} has no class folders, and split {split.name!r} is by class: name list files that tell the "
-            "class of each video, as split or as lists"
+            f"{listing.root} has no class folders, and split {split.name!r} is by class: set split or lists to a "
+            "folder of list files, which contain the class of each video"
         )
     find = class_finder(listing.class_names)
     match = SplitMatch(found={}, total=sum(map(len, split.classes.values())))
@@ -65,7 +67,7 @@ def match_split(listing: Listing, split: Split) -> SplitMatch:
 
 def _match_videos(listing: Listing, split: Split) -> SplitMatch:
     assert split.videos is not None
-    finder = VideoFinder(listing.places, [name for stage in STAGES for name in split.classes[stage]])
+    finder = VideoFinder(listing.paths, [name for stage in STAGES for name in split.classes[stage]])
     match = SplitMatch(found={}, total=sum(map(len, split.videos.values())))
     for stage in STAGES:
         for name, video in split.videos[stage]:

@@ -1,22 +1,20 @@
-"""Cuts of a data set into train, val and test by class: seeded shares, named classes, official lists."""
+"""Splits of a data set into train, val and test by class: seeded shares, class names, or list files."""
 
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal, get_args
 
 from strm_lightning.data.names import spelling_key
 from strm_lightning.data.splits.lists import read_lists
+from strm_lightning.data.splits.stages import STAGES, Stage
 from strm_lightning.errors import InputError
+from strm_lightning.messages import count_of, did_you_mean, some_of
 
-Stage = Literal["train", "val", "test"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
-RANDOM_SHARES = {"train": 0.64, "val": 0.12, "test": 0.24}  # the shares that the field's 100-class splits have
+RANDOM_SHARES = {"train": 0.64, "val": 0.12, "test": 0.24}  # as in the published splits of 100 classes
 
 NAMED = {"kinetics100": "video", "ssv2-full": "video", "ssv2-small": "video", "hmdb51": "class", "ucf101": "class"}
 
@@ -25,12 +23,15 @@ SplitOption = str | dict[str, list[str]] | dict[str, float]
 
 @dataclass(frozen=True)
 class Split:
-    """Which classes, and where the split is by video which videos, belong to each stage.
+    """The classes, and optionally the videos, of each stage.
 
     Attributes:
-        name: what the user called it.
-        classes: class names of each stage; a class is in one stage only.
-        videos: (class, video) pairs of each stage where the split is by video, else None: all videos of the classes.
+        name: ``random``, ``classes``, or the name or folder that the user gave.
+        classes: class names of each stage; a class belongs to one stage only.
+        videos: (class, video) pairs of each stage, or None for all videos of the classes.
+
+    Raises:
+        InputError: stages overlap, or there are no classes.
     """
 
     name: str
@@ -46,13 +47,13 @@ class Split:
                 if first != stage:
                     twice.append(f"{name!r} ({first} and {stage})")
         if twice:
-            raise InputError(f"split {self.name!r}: {_few(twice)} in two stages at once; classes must not overlap")
+            raise InputError(some_of(f"split {self.name!r} has classes in two stages", twice))
         if not stage_of:
             raise InputError(f"split {self.name!r} has no classes")
 
 
 def resolve_split(split: SplitOption, *, lists: str | None, class_names: Sequence[str], seed: int) -> Split:
-    """Turn what a user writes for a split into classes and, where the split is by video, videos.
+    """Return the classes (and videos) of a split option.
 
     Args:
         split: ``random`` (64 % of the classes to train, 12 % to validate, 24 % to test), shares of the classes
@@ -60,23 +61,25 @@ def resolve_split(split: SplitOption, *, lists: str | None, class_names: Sequenc
             (``kinetics100``, ``ssv2-full``, ``ssv2-small``, ``hmdb51``, ``ucf101``), or the folder of list files
             (of TRX and STRM, ``trainlist03.txt``, or of HyRSM, ``train_few_shot.txt``).
         lists: folder of list files for a published split that picks videos (the first three).
-        class_names: classes that are there.
-        seed: of the shuffle for shares.
+        class_names: classes on disk.
+        seed: seed of the shuffle for shares.
 
     Raises:
-        ValueError: unknown split, stage or class, shares out of range, or stages that overlap.
-        FileNotFoundError: no list files there.
+        InputError: the split, a stage or a class is unknown, shares are out of range, or stages overlap.
+        MissingFileError: there are no list files.
     """
     if lists is not None and (isinstance(split, dict) or split not in NAMED):
-        raise InputError(f"lists go with a split by name ({', '.join(NAMED)}); {split!r} is none")
+        raise InputError(f"lists need a published split ({', '.join(NAMED)}), not {split!r}")
     if not class_names and (isinstance(split, dict) or split == "random"):
-        raise InputError(f"no class folders to split by {split!r}: name a folder of list files, which tell the classes")
+        raise InputError(
+            f"split {split!r} needs class folders: set split to a folder of list files, which contain the classes"
+        )
     if isinstance(split, dict):
         _check_stages(split)
         names = {stage: value for stage, value in split.items() if isinstance(value, list)}
         shares = {stage: value for stage, value in split.items() if isinstance(value, int | float)}
         if len(names) < len(split) > len(shares):
-            raise InputError(f"a split gives every stage a list of class names, or every stage a share, not {split}")
+            raise InputError(f"a split maps every stage to class names or every stage to a share, not {split}")
         return _by_names(names, class_names) if names else _by_shares(shares, class_names, seed)
     if split == "random":
         return _by_shares(RANDOM_SHARES, class_names, seed)
@@ -84,18 +87,19 @@ def resolve_split(split: SplitOption, *, lists: str | None, class_names: Sequenc
         return _named(split, None if lists is None else Path(lists))
     if Path(split).is_dir():
         return _by_lists(split, Path(split))
-    raise InputError(f"unknown split {split!r}: neither random, {', '.join(NAMED)} nor a folder of list files")
+    hint = did_you_mean(split, ("random", *NAMED))
+    raise InputError(f"unknown split {split!r}: {hint}choose random, {', '.join(NAMED)} or a folder of list files")
 
 
 def _by_shares(shares: Mapping[str, float], class_names: Sequence[str], seed: int) -> Split:
-    """Largest remainders, and at least one class for each share above 0."""
+    """Split by the largest remainder method, with at least one class for each share above 0."""
     wanted = {stage: shares.get(stage, 0.0) for stage in STAGES}
     total = sum(wanted.values())
     if min(wanted.values()) < 0 or not 0 < total < 1 + 1e-6:
-        raise InputError(f"shares of a split are 0 to 1 and add up to 1 at most, not {dict(shares)}")
+        raise InputError(f"shares of a split must be between 0 and 1 and sum to at most 1, not {dict(shares)}")
     needed = [stage for stage in STAGES if wanted[stage] > 0]
     if len(class_names) < len(needed):
-        raise InputError(f"{len(class_names)} classes cannot be shared among {', '.join(needed)}")
+        raise InputError(f"{count_of(class_names, 'class')} cannot be split into {', '.join(needed)}")
     exact = {stage: wanted[stage] * len(class_names) for stage in needed}
     counts = {stage: max(1, int(exact[stage] + 1e-9)) for stage in needed}
     while sum(counts.values()) < round(total * len(class_names)):
@@ -115,8 +119,10 @@ def _by_names(names: Mapping[str, Sequence[str]], class_names: Sequence[str]) ->
     find = class_finder(class_names)
     unknown = [name for chosen in names.values() for name in chosen if find(name) is None]
     if unknown:
-        near = get_close_matches(unknown[0], class_names, n=3, cutoff=0.4) or sorted(class_names)[:5]
-        raise InputError(f"no videos of {_few(map(repr, unknown))}; there are {len(class_names)} classes: {_few(near)}")
+        there = some_of(f"there are {len(class_names)} classes", class_names)
+        raise InputError(
+            f"{some_of('unknown classes', map(repr, unknown))}; {did_you_mean(unknown[0], class_names)}{there}"
+        )
     return Split(
         "classes", {stage: tuple(sorted({find(name) or "" for name in names.get(stage, ())})) for stage in STAGES}
     )
@@ -129,13 +135,11 @@ def _by_lists(name: str, folder: Path) -> Split:
 
 
 def _named(name: str, lists: Path | None) -> Split:
-    """A published split; its classes come with the package, its videos (where it is by video) from list files."""
+    """Return a published split: classes from the package, videos (of a split by video) from list files."""
     classes = published_classes(name)
     if lists is None:
         if NAMED[name] == "video":
-            raise InputError(
-                f"split {name!r} picks videos, not only classes: name the folder of its list files as lists"
-            )
+            raise InputError(f"split {name!r} is by video: set lists to the folder of its list files")
         return Split(name, classes)
     found = _by_lists(name, lists)
     assert found.videos is not None
@@ -143,11 +147,9 @@ def _named(name: str, lists: Path | None) -> Split:
     for stage in STAGES:
         for number, title in enumerate(classes[stage]):
             official[spelling_key(title)] = official[f"{stage}{number}"] = (stage, title)
-    strangers = [
-        c for stage in STAGES for c in found.classes[stage] if official.get(spelling_key(c), ("",))[0] != stage
-    ]
-    if strangers:
-        raise InputError(f"the lists in {lists} are not of split {name!r}: they have {_few(map(repr, strangers))}")
+    other = [c for stage in STAGES for c in found.classes[stage] if official.get(spelling_key(c), ("",))[0] != stage]
+    if other:
+        raise InputError(some_of(f"the lists in {lists} contain classes not in split {name!r}", map(repr, other)))
     titles = {c: official[spelling_key(c)][1] for stage in STAGES for c in found.classes[stage]}
     videos = {stage: tuple((titles[c], video) for c, video in found.videos[stage]) for stage in STAGES}
     return Split(name, {s: tuple(sorted({c for c, _ in videos[s]})) for s in STAGES}, videos)
@@ -155,20 +157,20 @@ def _named(name: str, lists: Path | None) -> Split:
 
 @cache
 def published_classes(name: str) -> Mapping[Stage, tuple[str, ...]]:
-    """Class names of a published split, in the order that lists number them by (``test18``)."""
-    text = files("strm_lightning.data").joinpath("splits.json").read_text(encoding="utf-8")
+    """Return the class names of a published split, in the order of the numbers in list files (``test18``)."""
+    text = files("strm_lightning.data.splits").joinpath("splits.json").read_text(encoding="utf-8")
     return {stage: tuple(names) for stage, names in json.loads(text)[name].items()}
 
 
 def _spelled_alike(pairs: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """Give a class that a list spells in several ways the first of them."""
+    """Use the first spelling of each class in all pairs."""
     spelling: dict[str, str] = {}
     alike = {name: spelling.setdefault(spelling_key(name), name) for name in dict.fromkeys(name for name, _ in pairs)}
     return tuple((alike[name], video) for name, video in pairs)
 
 
 def class_finder(class_names: Sequence[str]) -> Callable[[str], str | None]:
-    """A function from a class's name, however spelled, to the one among these, or None."""
+    """Return a function that maps a class name, in any spelling, to the one in ``class_names``, or None."""
     exact = set(class_names)
     by_key = {spelling_key(name): name for name in class_names}
     return lambda name: name if name in exact else by_key.get(spelling_key(name))
@@ -177,9 +179,4 @@ def class_finder(class_names: Sequence[str]) -> Callable[[str], str | None]:
 def _check_stages(split: Mapping[str, object]) -> None:
     unknown = set(split) - set(STAGES)
     if unknown or not split:
-        raise InputError(f"a split names some of {', '.join(STAGES)}, not {', '.join(sorted(unknown)) or 'none'}")
-
-
-def _few(items: object, most: int = 5) -> str:
-    listed = list(items)  # type: ignore[call-overload]
-    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+        raise InputError(f"the stages of a split are {', '.join(STAGES)}, not {', '.join(sorted(unknown)) or 'none'}")
