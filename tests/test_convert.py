@@ -55,7 +55,7 @@ def test_a_converted_checkpoint_is_tested(
 def test_query_class_by_option_and_trx(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ours = tmp_path / "ours.ckpt"
     main(["convert", str(released_file(tmp_path / "a.pt")), str(ours), "--query_class=fresh", "--seed=3"])
-    assert "drawn at random" in capsys.readouterr().out
+    assert "initialised at random" in capsys.readouterr().out
     assert STRMModule.load_from_checkpoint(ours, weights_only=True).model.head.qc is not None
     ours = tmp_path / "a new folder" / "ours.ckpt"
     main(["convert", str(released_file(tmp_path / "b.pt", trx=True)), str(ours)])

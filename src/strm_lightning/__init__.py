@@ -1,7 +1,7 @@
 """Few-shot action recognition in video: STRM and its baseline TRX in PyTorch Lightning.
 
-One alphabet of axes is used everywhere: ``B`` episodes (or any leading axes), ``N`` way, ``K`` shot, ``Q`` queries,
-``L`` frames, ``P`` rows and columns of the patch grid, ``T`` tuples, ``D`` channels, ``H`` and ``W`` pixels, ``h`` and
+Names of axes: ``B`` episodes (or any leading axes), ``N`` way, ``K`` shot, ``Q`` queries, ``L`` frames, ``P`` rows and
+columns of the patch grid, ``PP`` patches of a frame, ``T`` tuples, ``D`` channels, ``H`` and ``W`` pixels, ``h`` and
 ``w`` cells of the backbone's map.
 """
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["STRM", "Episode", "EpisodeDataModule", "FewShotClassifier", "STRMModule", "__version__"]
 
-# Imported on first use: torch, lightning and timm take seconds, and `strm --version` should not.
-_HOMES = {
+# Imported on first use: importing torch, lightning and timm takes seconds, which `strm --version` does not need.
+_MODULES = {
     "STRM": "models.strm",
     "STRMModule": "training.module",
     "EpisodeDataModule": "data.datamodule",
@@ -30,8 +30,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

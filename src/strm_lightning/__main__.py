@@ -1,4 +1,4 @@
-"""``python -m strm_lightning`` is the command ``strm``."""
+"""Run the command ``strm`` as ``python -m strm_lightning``."""
 
 from strm_lightning.cli.main import main
 

@@ -1,4 +1,4 @@
-"""What the floors hand each other: an episode of clips, the features of videos, the logits of a match."""
+"""Data classes that models, data and evaluation share: episodes, features and logits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -13,10 +13,10 @@ _T = TypeVar("_T", bound="_Tensors")
 
 @dataclass(kw_only=True, eq=False)
 class _Tensors:
-    """A named group of tensors; Lightning moves it between devices with ``to`` and ``pin_memory``.
+    """Base of data classes of tensors; Lightning moves them between devices with ``to`` and ``pin_memory``.
 
     Not frozen, because Lightning's precision plugins set the fields of a copy (`apply_to_collection`). Equality is
-    identity, because tensors do not compare to one truth value.
+    identity, because comparing tensors does not give a single boolean.
     """
 
     def map(self: _T, function: Callable[[Tensor], Tensor]) -> _T:
@@ -41,11 +41,11 @@ class _Tensors:
 
 @dataclass(kw_only=True, eq=False)
 class PooledMaps(_Tensors):
-    """The backbone's maps of a clip, pooled: all that the heads need of them, and a fraction of their size.
+    """Pooled maps of the backbone: the input of the head, much smaller than the maps.
 
     Attributes:
         grid: patches of each frame, row by row, ``[..., L, P*P, D]``.
-        mean: mean over the whole map, ``[..., L, D]``, which is TRX's frame feature.
+        mean: mean over the whole map, ``[..., L, D]``: TRX's frame feature.
     """
 
     grid: Float[Tensor, "*B L PP D"]
@@ -54,11 +54,11 @@ class PooledMaps(_Tensors):
 
 @dataclass(kw_only=True, eq=False)
 class VideoFeatures(_Tensors):
-    """Features of clips, each clip by itself; the parts that no matching method reads are None.
+    """Features of clips, computed for each clip separately; features that no matching method reads are None.
 
     Attributes:
-        patch_level: H, the frames after patch-level enrichment, ``[..., L, D]``.
-        frame_level: E, the frames after frame-level enrichment, ``[..., L, D]``.
+        patch_level: H, frame features after patch-level enrichment, ``[..., L, D]``.
+        frame_level: E, frame features after frame-level enrichment, ``[..., L, D]``.
         patches: patches of each frame after patch-level enrichment, ``[..., L, P*P, D]``.
         maps: pooled maps of the backbone.
     """
@@ -74,34 +74,33 @@ class MatchLogits(_Tensors):
     """Logits of each query for each class.
 
     Attributes:
-        trm: logits of the matching method, ``[..., Q, N]``: TRM, unless another method is chosen.
-        qc: logits of the query-class similarity, ``[..., Q, N]``, or None where it is off.
+        trm: logits of the matching method (TRM by default), ``[..., Q, N]``.
+        qc: logits of the query-class similarity, ``[..., Q, N]``; None if it is off.
     """
 
     trm: Float[Tensor, "*B Q N"]
     qc: Float[Tensor, "*B Q N"] | None = None
 
     def combined(self, qc_weight: float = 0.1) -> Float[Tensor, "*B Q N"]:
-        """``trm + qc_weight * qc``; its arg max is the prediction (STRM, section 3.5)."""
+        """Return ``trm + qc_weight * qc``; the arg max over classes is the prediction (STRM)."""
         return self.trm if self.qc is None else self.trm + qc_weight * self.qc
 
 
 @dataclass(kw_only=True, eq=False)
 class Episode(_Tensors):
-    """One N-way K-shot task, or ``B`` of them with a leading axis.
+    """An N-way K-shot task, or ``B`` of them with a leading axis.
 
-    An episode holds either the clips themselves or, where features are taken from a bank, none: ``support_ids`` and
-    ``query_ids`` name the videos in both cases.
+    ``support_ids`` and ``query_ids`` identify the videos. The clips are None if features come from a bank.
 
     Attributes:
         support_ids: row of each support video in its video set, ``[..., N, K]``.
         query_ids: row of each query video, ``[..., Q]``.
-        query_labels: class of each query, 0 .. N-1, ``[..., Q]``.
-        class_ids: class of the video set that each way stands for, ``[..., N]``.
-        index: number of the episode within its epoch, ``[...]``.
-        support: pixel levels 0 .. 255, ``[..., N, K, L, 3, H, W]``, or None.
-        query: pixel levels 0 .. 255, ``[..., Q, L, 3, H, W]``, or None.
-        support_views: stored view of each support clip, ``[..., N, K]``; 0 unless a bank holds several.
+        query_labels: label of each query in the episode, 0 .. N-1, ``[..., Q]``.
+        class_ids: class of the video set for each label of the episode, ``[..., N]``.
+        index: index of the episode in its epoch, ``[...]``.
+        support: pixel values 0 .. 255, ``[..., N, K, L, 3, H, W]``, or None.
+        query: pixel values 0 .. 255, ``[..., Q, L, 3, H, W]``, or None.
+        support_views: stored view of each support clip, ``[..., N, K]``; 0 unless a bank stores several.
         query_views: stored view of each query clip, ``[..., Q]``.
     """
 
@@ -116,12 +115,12 @@ class Episode(_Tensors):
     query: UInt8[Tensor, "*B Q L 3 H W"] | None = None
 
     def batched(self) -> "Episode":
-        """The episode with a leading axis of one, if it has none."""
+        """Return the episode with a leading axis; an axis of length 1 is added if it has none."""
         return self if self.index.ndim else self[None]
 
     @staticmethod
     def stack(episodes: "list[Episode]") -> "Episode":
-        """Stack episodes of one shape along a new leading axis ``B``."""
+        """Stack episodes of the same shape along a new leading axis ``B``."""
         values: dict[str, list[Any]] = {f.name: [getattr(e, f.name) for e in episodes] for f in fields(Episode)}
         stacked: dict[str, Any] = {k: None if v[0] is None else torch.stack(v) for k, v in values.items()}
         return Episode(**stacked)

@@ -1,7 +1,7 @@
 """Errors that a user can correct.
 
-The commands print an `InputError` in one line and exit with status 2. Every other exception is a defect of this package
-or of a library, and keeps its traceback. Each class here is also the built-in exception that a Python caller expects.
+The commands print an `InputError` in one line and exit with status 2. Any other exception is a bug and keeps its
+traceback. Each class is also a subclass of the built-in exception for the same error.
 """
 
 
@@ -26,6 +26,6 @@ class WriteError(InputError, OSError):
 
 
 class InputKeyError(InputError, KeyError):
-    """A name is not among those that exist."""
+    """A name does not exist."""
 
     __str__ = Exception.__str__  # KeyError would print the repr of the message

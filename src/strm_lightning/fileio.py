@@ -1,4 +1,4 @@
-"""The cache folder of the user, and the one way in which this package writes files."""
+"""The user's cache folder, and atomic writes of files."""
 
 import os
 import time
@@ -14,9 +14,9 @@ _ID_DIGITS = 12
 
 
 def cache_folder() -> Path:
-    """Folder for files that can be made again: ``$STRM_CACHE``, or ``strm_lightning`` in the user's cache folder."""
-    if own := os.environ.get("STRM_CACHE"):
-        return Path(own).expanduser()
+    """Return the folder for cached files: ``$STRM_CACHE``, or ``strm_lightning`` in the user's cache folder."""
+    if folder := os.environ.get("STRM_CACHE"):
+        return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "strm_lightning"
 
 
@@ -24,10 +24,10 @@ def cache_folder() -> Path:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` when the block ends without an error.
 
-    Other processes see the old file or the new one, never a part of it. The data is on disk before the rename, so this
-    holds after a power cut too. The temporary name is unique, so two processes that write the same file do not collide;
-    the last one to finish wins. After an error, ``path`` is as before and the temporary file is deleted. A block that
-    deletes the temporary file leaves ``path`` as it is.
+    Other processes see the old file or the new one, never a part of it. The data is flushed to disk before the rename,
+    so this is true after a power failure too. The temporary name is unique: if two processes write the same file, the
+    last one to finish wins. After an error, ``path`` is unchanged and the temporary file is deleted. If the block
+    deletes the temporary file, ``path`` is unchanged.
 
     Args:
         path: the file to write. Its folder is created.
@@ -57,11 +57,11 @@ def write_atomically(path: str | Path, data: bytes | str) -> None:
 
 @contextmanager
 def write_errors(path: str | Path, *kinds: type[Exception]) -> Iterator[None]:
-    """Turn errors of a block that does nothing but write one file into a `WriteError`.
+    """Convert errors of a block that only writes one file to a `WriteError`.
 
     Args:
         path: the file, for the message.
-        *kinds: errors of the library that writes, beside `OSError`.
+        *kinds: errors of the library that writes the file, in addition to `OSError`.
 
     Raises:
         WriteError: the block raised an `OSError` or one of ``kinds``.
@@ -75,11 +75,14 @@ def write_errors(path: str | Path, *kinds: type[Exception]) -> Iterator[None]:
 
 
 def sweep_parts(folder: str | Path, *, older_than_s: float = 86400.0) -> int:
-    """Delete temporary files in ``folder`` that a killed process left; return how many.
+    """Delete temporary files of killed processes in ``folder``, not in its subfolders.
 
     Args:
-        folder: searched without its subfolders.
-        older_than_s: seconds since the last change; younger files may belong to a process that is still writing.
+        folder: the folder.
+        older_than_s: minimum seconds since the last change; newer files may belong to a running process.
+
+    Returns:
+        Number of deleted files.
     """
     deleted = 0
     for part in Path(folder).glob(f".*.{'[0-9a-f]' * _ID_DIGITS}{PART_SUFFIX}"):
@@ -87,6 +90,6 @@ def sweep_parts(folder: str | Path, *, older_than_s: float = 86400.0) -> int:
             if time.time() - part.stat().st_mtime > older_than_s:
                 part.unlink()
                 deleted += 1
-        except OSError:  # deleted by another process, or not ours to delete
+        except OSError:  # deleted by another process, or no permission
             continue
     return deleted

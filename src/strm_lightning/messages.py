@@ -1,4 +1,4 @@
-"""Phrases and checks that error messages share."""
+"""Checks of options, and phrases of error messages."""
 
 from collections.abc import Iterable, Sized
 from difflib import get_close_matches
@@ -8,12 +8,12 @@ from strm_lightning.errors import InputError
 
 
 def near_names(word: str, names: Iterable[str]) -> list[str]:
-    """Up to three names that a mistyped word may mean, nearest first."""
+    """Return up to three names similar to ``word``, most similar first."""
     return get_close_matches(word, list(names), n=3, cutoff=0.6)
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
-    """``"did you mean 'a' or 'b'? "``, or an empty text where no name is near."""
+    """Return ``"did you mean 'a' or 'b'? "``, or an empty string if no name is similar."""
     near = near_names(word, names)
     return f"did you mean {' or '.join(map(repr, near))}? " if near else ""
 
@@ -26,26 +26,33 @@ def check_choice(name: str, value: object, choices: Iterable[Any]) -> None:
         raise InputError(f"{name} {value!r}: {hint}choose {' or '.join(map(repr, choices))}")
 
 
-def check_positive(**sizes: int | None) -> None:
-    """Raise an `InputError` for a size below 1; None is allowed."""
-    for name, size in sizes.items():
-        if size is not None and size < 1:
-            raise InputError(f"{name} is {size}: give a positive number")
+def check_positive(**values: float | None) -> None:
+    """Raise an `InputError` for a value that is not above 0; None is allowed."""
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise InputError(f"{name} is {value}: give a positive number")
+
+
+def check_not_negative(**values: float) -> None:
+    """Raise an `InputError` for a value below 0 or NaN."""
+    for name, value in values.items():
+        if not value >= 0:
+            raise InputError(f"{name} is {value}: give 0 or a positive number")
 
 
 def some_of(claim: str, items: Iterable[str], most: int = 3) -> str:
-    """``"claim: a, b, c and 4 more"``, items ascending."""
+    """Return ``"claim: a, b, c and 4 more"``, items sorted."""
     items = sorted(items)
     rest = f" and {len(items) - most} more" if len(items) > most else ""
     return f"{claim}: {', '.join(items[:most])}{rest}"
 
 
 def count_of(items: Sized, noun: str) -> str:
-    """``"1 video"``, ``"3 videos"``, ``"2 classes"``."""
+    """Return a count with its noun: ``"1 video"``, ``"3 videos"``, ``"2 classes"``."""
     plural = noun + ("es" if noun.endswith("s") else "s")
     return f"{len(items)} {noun if len(items) == 1 else plural}"
 
 
 def format_bytes(number: float) -> str:
-    """``"1.5 GB"`` or ``"3.2 MB"`` (powers of 1000)."""
+    """Return ``"1.5 GB"`` or ``"3.2 MB"`` (powers of 1000)."""
     return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"

@@ -248,10 +248,10 @@ def test_second_gradients(method: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "otom"}, r"method 'otom' is unknown; did you mean otam\? choose one of mean, pairs"),
-        ({"method": "dtw"}, "choose one of mean, pairs, max, diagonal, linear, chamfer, bi_mhm, otam"),
-        ({"method": "max", "shots": "prototypes"}, "did you mean prototype"),
-        ({"method": "otam", "direction": "querry"}, "direction 'querry' is unknown; did you mean query"),
+        ({"method": "otom"}, r"method 'otom': did you mean 'otam'\? choose 'mean' or 'pairs'"),
+        ({"method": "dtw"}, "choose 'mean' or 'pairs' or 'max' or 'diagonal' or 'linear' or 'chamfer' or 'bi_mhm' or"),
+        ({"method": "max", "shots": "prototypes"}, "did you mean 'prototype'"),
+        ({"method": "otam", "direction": "querry"}, "direction 'querry': did you mean 'query'"),
         *(
             ({"method": method, "shots": "joint"}, f"'joint' is not defined for '{method}', only for max, chamfer")
             for method in OPTIONS

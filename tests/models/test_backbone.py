@@ -81,7 +81,7 @@ def test_clips_of_another_shape_or_type_are_refused() -> None:
 def test_an_image_size_that_a_family_cannot_take_is_told_at_once() -> None:
     backbone = Backbone("gmlp_ti16_224", pretrained=False, batch_norm="frozen")
     backbone.check_size(224)
-    with pytest.raises(ValueError, match=r"cannot take frames of 96 x 96 pixels, as it can of 224 x 224.*image_size"):
+    with pytest.raises(ValueError, match=r"does not accept frames of 96 x 96 pixels, but of 224 x 224.*image_size"):
         backbone.check_size(96)
     frozen = Backbone("test_resnet", pretrained=False, batch_norm="frozen").train()
     frozen.check_size(48)
@@ -90,7 +90,7 @@ def test_an_image_size_that_a_family_cannot_take_is_told_at_once() -> None:
 
 
 def test_a_family_that_timm_builds_only_with_its_classifier_is_refused() -> None:
-    with pytest.raises(ValueError, match="'crossvit_9_240' gives no spatial map: timm says"):
+    with pytest.raises(ValueError, match="'crossvit_9_240' has no spatial map: timm raised"):
         Backbone("crossvit_9_240", pretrained=False)
 
 
@@ -154,7 +154,7 @@ def test_unknown_names_get_near_ones() -> None:
 
 
 def test_a_family_that_gives_its_class_token_alone_is_refused() -> None:
-    with pytest.raises(ValueError, match="'pit_ti_224' gives 1 tokens that form no grid"):
+    with pytest.raises(ValueError, match="'pit_ti_224' returns 1 tokens that form no grid"):
         Backbone("pit_ti_224", pretrained=False)
 
 

@@ -143,7 +143,7 @@ def test_query_class_is_off_or_drawn_and_said(tmp_path: Path, caplog: pytest.Log
     with caplog.at_level(logging.INFO):
         assert load_official(path).head.qc is None
     assert "absent: QC's projection" in caplog.text
-    assert "norm_v, which the release never calls (2 tensors)" in caplog.text
+    assert "norm_v, which the official code does not use (2 tensors)" in caplog.text
     assert "position codes, which are computed (3 tensors)" in caplog.text
     assert "optimizer_state_dict; scheduler" in caplog.text
 
@@ -191,9 +191,9 @@ def test_wrong_files_get_one_clear_line(tmp_path: Path) -> None:
         tmp_path / "page.pt": "read safely",
         tmp_path / "keras.h5": "read safely",
         wrong(tmp_path / "code.pt", {"model_state_dict": Path.cwd}): "read safely",
-        wrong(tmp_path / "list.pt", [1, 2]): "neither a released STRM nor a TRX",
+        wrong(tmp_path / "list.pt", [1, 2]): "neither an official STRM nor a TRX",
         wrong(tmp_path / "resnet.pt", timm.create_model("resnet18").state_dict()): "its tensors: conv1.weight, bn1",
-        wrong(tmp_path / "ours.ckpt", lightning): "one of ours already",
+        wrong(tmp_path / "ours.ckpt", lightning): "a checkpoint of this package already",
         save(tmp_path / "heads.pt", {k: v for k, v in good.items() if not k.startswith("resnet")}): "no ResNet-18, -34",
         save(tmp_path / "other.pt", good | {"classifier.weight": torch.zeros(1)}): "'classifier.weight' is not of",
         save(

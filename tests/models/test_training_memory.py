@@ -102,5 +102,5 @@ def test_options_that_exclude_each_other_are_refused() -> None:
         Backbone("test_resnet", pretrained=False, chunk_frames=4)
     with pytest.raises(ValueError, match="chunk_frames is 0"):
         Backbone("test_vit", pretrained=False, chunk_frames=0)
-    with pytest.raises(ValueError, match="timm cannot do it for backbone 'selecsls42'"):
+    with pytest.raises(ValueError, match="not supported by timm for backbone 'selecsls42'"):
         Backbone("selecsls42", pretrained=False, checkpoint_blocks=True)

@@ -1,4 +1,4 @@
-"""STRM and the other matching methods as plain modules: no Lightning, no data sets."""
+"""STRM and the other matching methods as plain PyTorch modules, without Lightning and data sets."""
 
 from strm_lightning.models.backbones.timm import Backbone
 from strm_lightning.models.head import STRMHead

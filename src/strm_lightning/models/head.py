@@ -1,4 +1,4 @@
-"""STRMHead: enrichment of each clip and matching of an episode, on the maps of any backbone."""
+"""STRMHead: enrichment of clips and matching of episodes, from the maps of any backbone."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -21,13 +21,13 @@ _QC = "qc."  # prefix of QC's tensors among the encoded ones
 
 
 class STRMHead(nn.Module):
-    """Enrichment and matching on the maps of any backbone.
+    """Enrichment and matching, from the maps of any backbone.
 
-    With the default ``matching="trm"`` this is STRM (CVPR 2022): PLE, FLE, TRM and QC. With the three switches off it
-    is TRX (CVPR 2021), whose frame feature is the mean of the backbone's whole map. With another method nothing comes
-    before the matching unless a switch is set.
+    The default, ``matching="trm"``, is STRM (CVPR 2022): PLE, FLE, TRM and QC. With these three switches off it is TRX
+    (CVPR 2021); the frame feature is then the mean of the backbone's whole map. With other methods, all switches are
+    off by default.
 
-    The method is a child module under its own name, such as ``head.trm``; `matching` returns it.
+    The method is a submodule with its own name, such as ``head.trm``; `matching` returns it.
 
     Args:
         dim: channels D of the backbone's maps.
@@ -35,25 +35,24 @@ class STRMHead(nn.Module):
         patch_grid: rows and columns P of the grid to which the map of a frame is pooled.
         tuple_sizes: Omega, sizes of the frame tuples of TRM and QC, each from 1 to ``num_frames``.
         match_dim: channels d of TRM's keys and values.
-        qc_dim: channels of QC's z; None for D. The released code uses ``D // 2``.
-        variant: ``paper`` follows the equations; ``official`` follows the released code where its checkpoints
-            need it.
+        qc_dim: channels of QC's z; None for D. The official code uses ``D // 2``.
+        variant: ``paper`` follows the equations; ``official`` follows the official code where its checkpoints need it.
         patch_enrichment: PLE; None for on with ``trm``, off with other methods.
         frame_enrichment: FLE; None as above.
-        query_class: QC as a second method; None as above.
-        center_clip: subtract the mean map of the clip from the map of every frame first, so that what does not move is
-            removed. Beyond the paper.
-        scale_clip: divide each clip by the root mean square of its patches, so that a small motion counts as much as a
-            large one. Beyond the paper.
-        patch_pooling: ``mean`` over patches, or ``layout``: the mean plus a code of where the patches are. Beyond the
-            paper.
-        proj_dim: project the maps to this many channels first; None keeps D. Beyond the paper.
+        query_class: QC in addition to the method; None as above.
+        center_clip: first subtract the mean map of the clip from the map of every frame, which removes static content.
+            Not part of STRM.
+        scale_clip: divide each clip by the root mean square of its patches, so that weak and strong motion have the
+            same scale. Not part of STRM.
+        patch_pooling: ``mean`` over patches, or ``layout``: the mean plus a code of the layout (`LayoutCode`). Not part
+            of STRM.
+        proj_dim: project the maps to this many channels first; None keeps D. Not part of STRM.
         matching: name of the matching method, see `matching_names`.
         matching_options: options of the method. ``tuple_sizes`` and ``match_dim`` of ``trm`` are options of the head.
 
     Raises:
-        InputError: a size is not positive, Omega does not fit ``num_frames``, the method or one of its options does not
-            exist, or a switch has no effect with the method.
+        InputError: a size is not positive, Omega does not fit ``num_frames``, the method or an option does not exist,
+            or a switch has no effect with the method.
     """
 
     def __init__(
@@ -109,18 +108,18 @@ class STRMHead(nn.Module):
 
     @property
     def matching(self) -> Matching:
-        """The matching method."""
+        """Matching method."""
         method = getattr(self, self.matching_name)
         assert isinstance(method, Matching)
         return method
 
     @property
     def learns(self) -> bool:
-        """Whether the head has a parameter to train."""
+        """Whether the head has trainable parameters."""
         return any(parameter.requires_grad for parameter in self.parameters())
 
     def _check_switches(self) -> None:
-        # A module that nothing reads would be idle, which DDP refuses only in the first step.
+        # DDP fails in the first step if a module is not used.
         used = {
             "patch_enrichment": (self.ple, {"patches", "patch_level", "frame_level"}),
             "frame_enrichment": (None if isinstance(self.fle, nn.Identity) else self.fle, {"frame_level"}),
@@ -138,15 +137,18 @@ class STRMHead(nn.Module):
                 )
 
     def enrich(self, maps: Float[Tensor, "*B L D h w"]) -> VideoFeatures:
-        """Features of clips from the backbone's maps, ``[..., L, D, h, w]``; each clip by itself.
+        """Compute the features of clips, each clip separately.
+
+        Args:
+            maps: maps of the backbone, ``[..., L, D, h, w]``.
 
         Raises:
-            InputError: the maps do not have the head's time steps or channels.
+            InputError: the maps do not have the time steps or channels of the head.
         """
         return self.enrich_pooled(self.pool(maps))
 
     def pool(self, maps: Float[Tensor, "*B L D h w"]) -> PooledMaps:
-        """The part of `enrich` without weights; a frozen backbone's maps are pooled once for each video."""
+        """Pool maps: the part of `enrich` without weights. With a frozen backbone its result can be stored."""
         if maps.ndim < 4 or maps.shape[-4] != self.num_frames or maps.shape[-3] != self.in_dim:
             raise InputError(
                 f"maps of shape {list(maps.shape)}: this head takes [..., {self.num_frames}, {self.in_dim}, h, w] "
@@ -155,9 +157,9 @@ class STRMHead(nn.Module):
         return pool_maps(maps, self.patch_grid, center_clip=self.center_clip, scale_clip=self.scale_clip)
 
     def enrich_pooled(self, maps: PooledMaps) -> VideoFeatures:
-        """The part of `enrich` with weights: PLE and pooling over patches give H, FLE gives E.
+        """Compute features from pooled maps: H by PLE and pooling over patches, E by FLE.
 
-        Only what the matching methods read is computed.
+        Only features that the matching methods read are computed.
         """
         steps = bool(self.reads & {"patch_level", "frame_level"})
         needs_patches = "patches" in self.reads or (steps and (self.ple is not None or self.layout is not None))
@@ -177,10 +179,14 @@ class STRMHead(nn.Module):
         )
 
     def encode(self, features: VideoFeatures) -> Encoded:
-        """What `match_encoded` needs of each clip: tensors by name, those of QC with the prefix ``qc.``."""
+        """Compute the tensors that `match_encoded` needs of each clip, by name; those of QC have the prefix ``qc.``.
+
+        Raises:
+            InputError: a feature that the methods read is None.
+        """
         for name in sorted(self.reads):
             if getattr(features, name) is None:
-                raise InputError(f"features without {name!r}, which matching {self.matching_name!r} reads")
+                raise InputError(f"features have no {name!r}, which matching {self.matching_name!r} reads")
         encoded = dict(self.matching.encode(features))
         if self.qc is not None:
             encoded |= {_QC + name: tensor for name, tensor in self.qc.encode(features).items()}
@@ -189,19 +195,19 @@ class STRMHead(nn.Module):
     def match(
         self, support: VideoFeatures, query: VideoFeatures, shot_mask: Bool[Tensor, "*B N K"] | None = None
     ) -> MatchLogits:
-        """Match each query of an episode with each class.
+        """Compute the logits of each query for each class.
 
         Args:
             support: features of ``[..., N, K]`` clips.
             query: features of ``[..., Q]`` clips.
             shot_mask: True where a support clip exists, for classes with different numbers of shots; every class needs
-                one. The features of absent clips have no influence on logits and gradients, NaN included.
+                one. Absent clips have no effect on logits and gradients, even if they contain NaN.
 
         Returns:
             Logits ``[..., Q, N]`` of the matching method and of QC.
 
         Raises:
-            InputError: the shapes do not fit the head or each other.
+            InputError: the shapes of features or mask are wrong, or a feature that the methods read is None.
         """
         for name, features, axes in (("support", support, "N, K"), ("query", query, "Q")):
             level = features.patch_level if features.frame_level is None else features.frame_level
@@ -212,14 +218,14 @@ class STRMHead(nn.Module):
         if shot_mask is not None:
             level = next(t for t in vars(support).values() if isinstance(t, Tensor))
             check_shot_mask(shot_mask, level.shape[: shot_mask.ndim])
-            # Values of absent clips, NaN among them, must not reach a product: its gradient would be NaN.
+            # A product with NaN of an absent clip would have the gradient NaN.
             support = support.map(lambda tensor: zero_absent(tensor, shot_mask))
         return self.match_encoded(self.encode(support), self.encode(query), shot_mask)
 
     def match_encoded(
         self, support: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
     ) -> MatchLogits:
-        """`match` from encoded clips, with leading axes ``[..., N, K]`` and ``[..., Q]``."""
+        """Compute `match` from encoded clips with leading axes ``[..., N, K]`` and ``[..., Q]``."""
         if shot_mask is not None:
             check_shot_mask(shot_mask, next(iter(support.values())).shape[: shot_mask.ndim])
             support = {name: zero_absent(tensor, shot_mask) for name, tensor in support.items()}
@@ -231,23 +237,23 @@ class STRMHead(nn.Module):
         return MatchLogits(trm=sum(others, start=first), qc=qc)
 
     def clip_scores(self, support: Encoded, query: Encoded) -> Float[Tensor, "Q V"] | None:
-        """`Matching.clip_scores` of the method; None with QC, whose logit is no mean over clips."""
+        """Return `Matching.clip_scores` of the method; None with QC, whose logit is not a mean over clips."""
         return None if self.qc is not None else self.matching.clip_scores(support, query)
 
     def explain(
         self, support: Encoded, query: Encoded, label: int, shot_mask: Bool[Tensor, "N K"] | None = None
     ) -> dict[str, Evidence]:
-        """Evidence of each named logit of one query and one class; empty where the method gives none."""
-        found = self.matching.explain(_of_method(support), _of_method(query), label, shot_mask) or {}
+        """Decompose each named logit of one query for one class, see `Matching.explain`; empty if not supported."""
+        evidence = self.matching.explain(_of_method(support), _of_method(query), label, shot_mask) or {}
         if self.qc is not None:
-            found |= self.qc.explain(_of_qc(support), _of_qc(query), label, shot_mask)
-        return found
+            evidence |= self.qc.explain(_of_qc(support), _of_qc(query), label, shot_mask)
+        return evidence
 
     def patch_weights(self, maps: PooledMaps) -> Float[Tensor, "L P P"] | None:
-        """How much each patch of one clip counts, ``[L, P, P]``; sums to 1 over a time step.
+        """Return the weight of each patch of one clip, ``[L, P, P]``, with sum 1 over a time step.
 
-        With PLE, the attention that a patch gets from the patches of its frame on average; else what the matching
-        method gives, or None.
+        With PLE it is the mean attention of all patches of the frame to the patch; otherwise
+        `Matching.patch_weights`.
         """
         if self.ple is not None:
             weights: Tensor | None = self.ple.attention(self.project(maps.grid)).mean(-2)
@@ -256,7 +262,7 @@ class STRMHead(nn.Module):
         return None if weights is None else weights.unflatten(-1, (self.patch_grid, self.patch_grid))
 
     def floats_per_pair(self, encoded: Encoded) -> int:
-        """See `Matching.floats_per_pair`."""
+        """Return the maximum of `Matching.floats_per_pair` over the method and QC."""
         floats = self.matching.floats_per_pair(_of_method(encoded))
         return floats if self.qc is None else max(floats, self.qc.floats_per_pair(_of_qc(encoded)))
 
@@ -269,8 +275,8 @@ def _options(
         return options
     if options:
         raise InputError(
-            f"matching_options {sorted(options)}: 'trm' takes only tuple_sizes and match_dim, which are options of the "
-            "model itself (model.tuple_sizes, model.match_dim); an earlier YAML may have set options of another method"
+            f"matching_options {sorted(options)}: 'trm' has none; its options are model.tuple_sizes and "
+            "model.match_dim (an earlier YAML may have set options of another method)"
         )
     return {"tuple_sizes": tuple(tuple_sizes), "match_dim": match_dim}
 

@@ -1,4 +1,4 @@
-"""Checkpoints of the released STRM code (2022) and of TRX before it: their names, what they hold and what they lack."""
+"""Load official checkpoints: those of the authors' STRM code (2022) and of TRX."""
 
 import logging
 import re
@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from strm_lightning.errors import InputError
+from strm_lightning.messages import check_choice
 from strm_lightning.models.strm import STRM
 from strm_lightning.models.weights.loading import load_tensors
 
 _log = logging.getLogger(__name__)
 
-# Children of torchvision's ResNet in order, as the release numbers them -> timm's names.
+# Index of a child module of torchvision's ResNet -> timm's name
 _RESNET = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 
-# (blocks of each stage, whether a block has a third convolution) -> backbone
+# (blocks of each stage, whether blocks have a third convolution) -> backbone
 _BACKBONES: dict[tuple[tuple[int, ...], bool], str] = {
     ((2, 2, 2, 2), False): "resnet18.tv_in1k",
     ((3, 4, 6, 3), False): "resnet34.tv_in1k",
@@ -43,9 +44,9 @@ _RENAMES = (
     (r"new_dist_loss_post_pat\.(\d+)\.clsW\.", r"head.qc.\1.linear."),
 )
 
-# Held by the release and used by nothing here.
+# Tensors of official checkpoints that STRM does not need
 _IGNORED = {
-    "norm_v, which the release never calls": re.compile(r".*\.norm_v\.(weight|bias)$"),
+    "norm_v, which the official code does not use": re.compile(r".*\.norm_v\.(weight|bias)$"),
     "position codes, which are computed": re.compile(r"(.*\.)?pe\.pe$"),
     "tables of tuples, which are computed": re.compile(r".*tuples.*"),
     "counters of batches": re.compile(r".*num_batches_tracked$"),
@@ -54,14 +55,14 @@ _IGNORED = {
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialCheckpoint:
-    """What a released file holds, in our names.
+    """Content of an official checkpoint, with the tensor names of `STRM`.
 
     Attributes:
         path: the file.
-        options: options of `STRM` that its shapes call for.
+        options: options of `STRM`, inferred from the tensors.
         state: weights for `STRM.load_state_dict`.
-        absent: what the model has and the file has not.
-        ignored: what the file has and the model has no use for.
+        absent: descriptions of parts of the model that the file does not contain.
+        ignored: descriptions of parts of the file that the model does not need.
     """
 
     path: str
@@ -72,99 +73,101 @@ class OfficialCheckpoint:
 
     @property
     def is_trx(self) -> bool:
-        """Whether the file is of TRX: no enrichment."""
+        """Whether the checkpoint is of TRX, which has no enrichment."""
         return not (self.options["patch_enrichment"] or self.options["frame_enrichment"])
 
     def build(self, *, seed: int = 0) -> STRM:
-        """The model in eval mode; ``seed`` draws what the file lacks.
+        """Build the model, in eval mode.
+
+        Args:
+            seed: seed of QC's projection if the file does not contain it.
 
         Raises:
-            ValueError: tensors do not fit each other.
+            InputError: the tensors do not fit the model.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = STRM(pretrained=False, **self.options)
         own = model.state_dict()
-        given = {**{name: own[name] for name in own if name.startswith("head.qc.")}, **self.state}
-        wrong = sorted(n for n in own.keys() | given.keys() if _shape(own, n) != _shape(given, n))
+        state = {**{name: own[name] for name in own if name.startswith("head.qc.")}, **self.state}
+        wrong = sorted(n for n in own.keys() | state.keys() if _shape(own, n) != _shape(state, n))
         if wrong:
             raise InputError(
-                f"checkpoint {self.path}: {len(wrong)} tensors do not fit {self.options['backbone']} and its heads, "
-                f"such as {wrong[0]!r}: {_shape(given, wrong[0])} in the file, {_shape(own, wrong[0])} in the model"
+                f"checkpoint {self.path}: {len(wrong)} tensors do not fit {self.options['backbone']} and its head, "
+                f"such as {wrong[0]!r}: {_shape(state, wrong[0])} in the file, {_shape(own, wrong[0])} in the model"
             )
-        model.load_state_dict(given)
+        model.load_state_dict(state)
         return model.eval()
 
 
 def load_official(path: str | Path, *, query_class: Literal["off", "fresh"] = "off", seed: int = 0) -> STRM:
-    """STRM, or TRX, with the weights of a released checkpoint, in eval mode.
+    """Load an official checkpoint of STRM or TRX as a model in eval mode.
 
     The backbone (ResNet-18, -34 or -50), Omega, d, L and the patch grid are inferred from the shapes of the tensors.
-    Pixels stay in 0 .. 1 without normalisation, as released; choose frames with ``frame_policy="release"``.
+    As in the official code, pixels are in 0 .. 1 without normalisation; use ``frame_policy="release"`` for frames.
 
     Args:
-        path: a file of the released STRM code, or of TRX, whose names it inherits.
-        query_class: the release drew QC's projection anew in each run and never saved it. ``off`` leaves QC out;
-            ``fresh`` draws a projection, as a released run did.
-        seed: of the fresh projection.
+        path: a checkpoint file of the official code.
+        query_class: the official code initialises QC's projection at random in each run and does not save it. ``off``
+            disables QC; ``fresh`` initialises the projection at random.
+        seed: seed of the random projection.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, unsafe, or no such checkpoint.
+        MissingFileError: the file does not exist.
+        InputError: the file is damaged, unsafe, or no official checkpoint.
     """
     checkpoint = read_official(path, query_class=query_class)
-    for words in checkpoint.absent:
-        _log.warning("%s: absent: %s", path, words)
+    for description in checkpoint.absent:
+        _log.warning("%s: absent: %s", path, description)
     _log.info("%s: ignored: %s", path, "; ".join(checkpoint.ignored) or "nothing")
     return checkpoint.build(seed=seed)
 
 
 def read_official(path: str | Path, *, query_class: Literal["off", "fresh"] = "off") -> OfficialCheckpoint:
-    """Read a released file without running any code in it; the arguments and errors are those of `load_official`."""
-    if query_class not in ("off", "fresh"):
-        raise InputError(f"query_class {query_class!r}: choose 'off' or 'fresh'")
+    """Read an official checkpoint without executing code in it; see `load_official` for arguments and errors."""
+    check_choice("query_class", query_class, ("off", "fresh"))
     content = load_tensors(path)
     content = content if isinstance(content, dict) else {}
-    ours = any(name.startswith("model.backbone.") for name in content.get("state_dict", ()))
-    if ours:
-        raise InputError(f"checkpoint {path} is one of ours already: give it to --ckpt_path as it is")
+    if any(name.startswith("model.backbone.") for name in content.get("state_dict", ())):
+        raise InputError(f"checkpoint {path} is a checkpoint of this package already: use it with --ckpt_path")
     saved = content.get("model_state_dict", content)
     names = [name for name, value in saved.items() if isinstance(value, Tensor)]
     if not any(re.search(r"transformers\.0\.(module\.)?k_linear\.weight$", name) for name in names):
-        begin = ", ".join(names[:3]) or "none"
+        first = ", ".join(names[:3]) or "none"
         raise InputError(
-            f"checkpoint {path}: no tensor 'transformers.0.k_linear.weight', so neither a released STRM nor a TRX "
-            f"checkpoint; its tensors: {begin}"
+            f"checkpoint {path}: no tensor 'transformers.0.k_linear.weight', so neither an official STRM nor a TRX "
+            f"checkpoint; its tensors: {first}"
         )
     saved = {name: saved[name] for name in names}
     state = convert_official(saved)
     options = _infer(path, state, {_plain(name): tensor for name, tensor in saved.items()})
-    held = any(name.startswith("head.qc.") for name in state)
-    options["query_class"] = held or (query_class == "fresh" and options["patch_enrichment"])
+    has_qc = any(name.startswith("head.qc.") for name in state)
+    options["query_class"] = has_qc or (query_class == "fresh" and options["patch_enrichment"])
     trx = not (options["patch_enrichment"] or options["frame_enrichment"])
-    absent = () if held or trx else (_NO_QC[query_class],)
-    rest = sorted(content.keys() - {"model_state_dict"}) if "model_state_dict" in content else []
-    ignored = (*_ignored(saved.keys()), *map(str, rest))
+    absent = () if has_qc or trx else (_NO_QC[query_class],)
+    other = sorted(content.keys() - {"model_state_dict"}) if "model_state_dict" in content else []
+    ignored = (*_ignored(saved.keys()), *map(str, other))
     return OfficialCheckpoint(path=str(path), options=options, state=state, absent=absent, ignored=ignored)
 
 
 _NO_QC = {
-    "off": "QC's projection (the release neither trained nor saved it): QC is off",
-    "fresh": "QC's projection (the release neither trained nor saved it): drawn at random, as in each released run",
+    "off": "QC's projection (the official code neither trains nor saves it): QC is off",
+    "fresh": "QC's projection (the official code neither trains nor saves it): initialised at random",
 }
 
 
 def convert_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give the tensors of a released state dict the names of `STRM`; their values are not touched.
+    """Rename the tensors of an official state dict to the names of `STRM`.
 
-    Works with or without the ``resnet.`` part, with QC's weights where they are there (the release never saved them),
-    and with the ``module.`` that runs on several GPUs put into names.
+    Args:
+        state_dict: tensors of the official code, with or without those of the backbone (``resnet.``) and QC, and with
+            or without the ``module.`` of runs on several GPUs.
 
     Returns:
-        A dict for `STRM.load_state_dict`: its keys start with ``backbone.`` and ``head.``.
+        A dict for `STRM.load_state_dict`; its keys start with ``backbone.`` and ``head.``.
 
     Raises:
-        ValueError: a tensor's name is not one of the release's.
+        InputError: the name of a tensor is unknown.
     """
     converted = {}
     for name, tensor in state_dict.items():
@@ -172,7 +175,7 @@ def convert_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         if new is not None:
             converted[new] = tensor
         elif not any(pattern.match(_plain(name)) for pattern in _IGNORED.values()):
-            raise InputError(f"tensor {name!r} is not of a released STRM checkpoint")
+            raise InputError(f"tensor {name!r} is not of an official STRM checkpoint")
     return converted
 
 
@@ -191,14 +194,14 @@ def _rename(name: str) -> str | None:
 
 
 def _infer(path: str | Path, state: dict[str, Tensor], saved: dict[str, Tensor]) -> dict[str, Any]:
-    """Options of `STRM` from the shapes of the tensors, in our names and in the release's."""
+    """Infer options of `STRM` from the shapes of tensors, with new names (state) and with official names (saved)."""
     key, dim = state["head.trm.0.key.weight"], _channels(state)
     widths = [state[name].shape[-1] for name in sorted(state) if re.match(r"head\.trm\.\d+\.key\.weight", name)]
     blocks = tuple(_count(state, rf"backbone\.net\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
     backbone = _BACKBONES.get((blocks, "backbone.net.layer1.0.conv3.weight" in state))
     if backbone is None or dim is None or any(width % dim for width in widths):
         raise InputError(
-            f"checkpoint {path}: its backbone is no ResNet-18, -34 or -50 (blocks {list(blocks)}, {dim} channels, "
+            f"checkpoint {path}: the backbone is no ResNet-18, -34 or -50 (blocks {list(blocks)}, {dim} channels, "
             f"keys of {widths} channels)"
         )
     qc = state.get("head.qc.0.linear.weight")
@@ -231,15 +234,15 @@ def _num_frames(state: dict[str, Tensor], saved: dict[str, Tensor]) -> int:
 
 
 def _positions(saved: dict[str, Tensor], module: str, *, default: int) -> int:
-    """Frames or patches that a position code was made for: the release makes it int(1.5 x) long."""
+    """Return the number of frames or patches of a position code, whose length in the official code is int(1.5 x)."""
     code = saved.get(f"{module}.pe.pe")
     return default if code is None else -(-code.shape[1] * 2 // 3)
 
 
 def _ignored(names: Collection[str]) -> list[str]:
-    left = [_plain(name) for name in names if _rename(_plain(name)) is None]
-    counts = {words: sum(bool(pattern.match(name)) for name in left) for words, pattern in _IGNORED.items()}
-    return [f"{words} ({count} tensors)" for words, count in counts.items() if count]
+    unused = [_plain(name) for name in names if _rename(_plain(name)) is None]
+    counts = {text: sum(bool(pattern.match(name)) for name in unused) for text, pattern in _IGNORED.items()}
+    return [f"{text} ({count} tensors)" for text, count in counts.items() if count]
 
 
 def _shape(state: dict[str, Tensor], name: str) -> str:

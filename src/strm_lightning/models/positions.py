@@ -1,4 +1,4 @@
-"""The sinusoidal position code that TRX adds to frames (Vaswani et al., 2017, section 3.5; scaled by 0.1)."""
+"""Sinusoidal position code of TRX (Vaswani et al., 2017, section 3.5; scaled by 0.1)."""
 
 import math
 
@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 
 def sinusoid(length: int, dim: int, *, scale: float = 0.1) -> Float[Tensor, "length dim"]:
-    """Sines in the even channels and cosines in the odd ones, ``[length, dim]``.
+    """Compute the code: sines in even channels, cosines in odd channels, ``[length, dim]``.
 
-    Computed in float32 in the order of the usual recipe, since the released weights were trained on those very digits.
+    The float32 operations and their order are those of the common recipe, so that the code equals, to the last digit,
+    the one that official checkpoints were trained with.
     """
     position = torch.arange(length, dtype=torch.float32).unsqueeze(1)
     frequency = torch.exp(torch.arange(0, dim, 2, dtype=torch.float32) * -(math.log(10000.0) / dim))
@@ -21,7 +22,7 @@ def sinusoid(length: int, dim: int, *, scale: float = 0.1) -> Float[Tensor, "len
 
 
 class PositionCode(nn.Module):
-    """Add a fixed code to the second last axis, then drop out: ``[..., length, dim]`` in and out."""
+    """Add a fixed position code and apply dropout, ``[..., length, dim] -> [..., length, dim]``."""
 
     code: Tensor
 

@@ -1,4 +1,4 @@
-"""STRM: a backbone and its heads, `encode` for each video and `match` for each episode."""
+"""STRM: a backbone and a head; `encode` processes each video, `match` each episode."""
 
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,25 @@ from strm_lightning.models.weights.state import plain_name
 class STRM(nn.Module):
     """Spatio-temporal relation modelling for few-shot action recognition (CVPR 2022, arXiv 2112.05132).
 
-    Encoding looks at one clip alone and matching at one episode, so a video that is in many episodes is encoded once.
+    Clips are encoded separately, so a video that is in many episodes needs to be encoded only once.
 
     Args:
         backbone: a timm model name.
-        pretrained: load timm's pretrained weights, unless ``weights`` are given.
+        pretrained: load timm's pretrained weights, unless ``weights`` is set.
         weights: a local .safetensors or .pth file for the backbone (a classifier in it is ignored), or
-            ``pip:efficientnet_lite0`` for the ImageNet weights that the extra ``weights`` installs.
-        normalize: normalise pixels as the backbone's pretraining did; False leaves them in 0 .. 1, as released.
+            ``pip:efficientnet_lite0`` for the ImageNet weights of the extra ``weights``.
+        normalize: normalise pixels as in the backbone's pretraining; False leaves them in 0 .. 1, as the official code
+            does.
         batch_norm: ``train`` or ``frozen``; see `Backbone`.
-        chunk_frames: frames that go through the backbone at a time in training; see `Backbone`.
-        checkpoint_blocks: keep less and compute more in the backward pass; see `Backbone`.
-        separate_calls: send support and queries through the backbone in two calls, each with its own statistics of
-            batch norm in training, as released; one call sees the episode as one batch.
+        chunk_frames: frames to process at a time in training, to save memory; see `Backbone`.
+        checkpoint_blocks: recompute activations in the backward pass, to save memory; see `Backbone`.
+        separate_calls: process support and queries in two calls of the backbone, each with its own batch statistics in
+            training, as the official code does. By default, an episode is one batch.
         **head_options: options of `STRMHead`.
+
+    Raises:
+        InputError: an option of `Backbone` or `STRMHead` is wrong.
+        MissingFileError: ``weights`` does not exist.
     """
 
     def __init__(
@@ -59,21 +64,24 @@ class STRM(nn.Module):
         self.head = STRMHead(self.backbone.dim, **head_options)
 
     def pool(self, clips: UInt8[Tensor, "*B L 3 H W"] | Float[Tensor, "*B L 3 H W"]) -> PooledMaps:
-        """The part of `encode` before anything of the head is learned."""
+        """Compute the pooled maps of clips: the part of `encode` without weights of the head."""
         return self.head.pool(self.backbone(clips))
 
     def encode(self, clips: UInt8[Tensor, "*B L 3 H W"] | Float[Tensor, "*B L 3 H W"]) -> VideoFeatures:
-        """Features of each clip by itself, H and E.
+        """Compute the features of clips, such as H and E.
 
         Args:
-            clips: pixels, ``[..., L, 3, H, W]``: levels 0 .. 255 as uint8, or 0 .. 1 as floating point.
+            clips: pixels, ``[..., L, 3, H, W]``: 0 .. 255 as uint8, or 0 .. 1 as floating point.
+
+        Raises:
+            InputError: the clips have another shape or type.
         """
         return self.head.enrich_pooled(self.pool(clips))
 
     def match(
         self, support: VideoFeatures, query: VideoFeatures, shot_mask: Bool[Tensor, "*B N K"] | None = None
     ) -> MatchLogits:
-        """Logits of each query for each class; see `STRMHead.match`."""
+        """Compute the logits of each query for each class; see `STRMHead.match`."""
         return self.head.match(support, query, shot_mask)
 
     def forward(
@@ -83,13 +91,17 @@ class STRM(nn.Module):
     ) -> MatchLogits:
         """Encode and match one episode, or ``B`` of them with a leading axis.
 
-        All clips go through the backbone in one call, so that batch norm sees the episode as one batch in training,
-        unless ``separate_calls`` is set.
+        Args:
+            support: pixels of the support clips, see `encode`.
+            query: pixels of the queries.
+
+        Returns:
+            Logits, ``[..., Q, N]``.
         """
         if self.separate_calls:
             return self.match(self.encode(support), self.encode(query))
         way, shot = support.shape[-6:-4]
-        axis = support.ndim - 6  # of the clips, behind the leading axes
+        axis = support.ndim - 6  # the axis of clips, after the leading axes
         features = self.encode(torch.cat([support.flatten(-6, -5), query], dim=axis))
         return self.match(
             features.map(lambda tensor: tensor.narrow(axis, 0, way * shot).unflatten(axis, (way, shot))),
@@ -98,10 +110,13 @@ class STRM(nn.Module):
 
 
 def own_classes(model: nn.Module) -> dict[str, str]:
-    """Parts of an `STRM` whose classes are neither this package's nor torch's, by name.
+    """Find submodules of an `STRM` whose class is not part of this package or of torch.
 
-    The timm network and a registered matching method, which options can build again, are left out. A checkpoint names
-    the others, since options and tensors alone would build another model.
+    The timm network and a registered matching method are left out, since options can rebuild them. Checkpoints store
+    the names of the other classes, because options and tensors do not describe the model.
+
+    Returns:
+        Class names by the names of the submodules.
     """
     found, head = {}, getattr(model, "head", None)
     head = head if isinstance(head, STRMHead) else None

@@ -1,1 +1,1 @@
-"""Backbones: clips of pixels to maps."""
+"""Backbones: compute feature maps of clips."""

@@ -1,1 +1,1 @@
-"""Enrichment: from the pooled maps of one clip to its features."""
+"""Enrichment: compute features from the pooled maps of a clip."""

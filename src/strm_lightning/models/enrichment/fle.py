@@ -1,4 +1,4 @@
-"""FLE, frame-level enrichment: one MLP-mixer layer over the frames of a clip (paper, section 3.3)."""
+"""FLE, frame-level enrichment: one MLP-mixer layer over the frames of a clip (STRM)."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,14 +12,14 @@ def _mlp(dim: int, *, bias: bool) -> nn.Sequential:
 
 
 class FrameEnrichment(nn.Module):
-    """Mix the frames, then the channels, of a clip; the mixing is learned and the same for every clip.
+    """Mix the frames, then the channels, of a clip with learned weights.
 
     ``H* = relu(H^T W_t1) W_t2 + H^T`` and ``E = relu(H*^T W_r1) W_r2 + H*^T``.
 
     Args:
         dim: channels D of a frame.
-        num_frames: frames L of a clip, to which W_t1 and W_t2 are tied.
-        variant: ``paper`` follows the equations; ``official`` adds a position code, dropout and biases, as released.
+        num_frames: frames L of a clip: the size of W_t1 and W_t2.
+        variant: ``paper`` follows the equations; ``official`` adds a position code, dropout and biases.
     """
 
     def __init__(self, dim: int, num_frames: int, *, variant: Variant = "paper") -> None:

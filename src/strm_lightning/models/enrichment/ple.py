@@ -1,4 +1,4 @@
-"""PLE, patch-level enrichment: self-attention among the patches of one frame (paper, section 3.2)."""
+"""PLE, patch-level enrichment: self-attention between the patches of one frame (STRM)."""
 
 from typing import Literal
 
@@ -12,15 +12,15 @@ Variant = Literal["paper", "official"]
 
 
 class PatchEnrichment(nn.Module):
-    """Let each patch of a frame look at all others, so that features know which objects matter.
+    """Self-attention between the patches of a frame, followed by an MLP with residual connection.
 
     ``a = softmax(q k^T / sqrt(D)) v + x`` and ``f = psi(a) + a``, with q, k, v = x W1, x W2, x W3.
 
     Args:
         dim: channels D of a patch.
         num_patches: patches of a frame, P*P.
-        variant: ``paper`` follows the equations. ``official`` follows the released code: a position code and dropout on
-            the patches first, biases, no scaling of the attention, and a learned gate on it that is 0 at the start.
+        variant: ``paper`` follows the equations. ``official`` follows the official code: position code and dropout on
+            the input, biases, unscaled attention, and a learned gate of the attention with initial value 0.
     """
 
     def __init__(self, dim: int, num_patches: int, *, variant: Variant = "paper") -> None:
@@ -31,7 +31,6 @@ class PatchEnrichment(nn.Module):
         self.scale = 1.0 if official else dim**-0.5
         self.gate = nn.Parameter(torch.zeros(1)) if official else None
         hidden = max(dim // 2, 1)
-        # In place, since nothing needs the value before a ReLU again.
         self.psi = nn.Sequential(
             nn.Linear(dim, hidden),
             nn.ReLU(inplace=True),
@@ -41,7 +40,7 @@ class PatchEnrichment(nn.Module):
         )
 
     def attention(self, patches: Float[Tensor, "*B PP D"]) -> Float[Tensor, "*B PP PP"]:
-        """How much each patch (row) looks at each other one (column); rows sum to 1."""
+        """Return the attention of each patch (row) to each patch (column); rows sum to 1."""
         return self._attend(self.position(patches))
 
     def forward(self, patches: Float[Tensor, "*B PP D"]) -> Float[Tensor, "*B PP D"]:

@@ -1,4 +1,4 @@
-"""From a backbone's maps to patches, and from patches to one feature a frame."""
+"""Pooling of maps to patches, and the layout code."""
 
 import torch
 from einops import rearrange, reduce
@@ -12,15 +12,16 @@ from strm_lightning.episode import PooledMaps
 def pool_maps(
     maps: Float[Tensor, "*B L D h w"], patch_grid: int, *, center_clip: bool = False, scale_clip: bool = False
 ) -> PooledMaps:
-    """Pool each frame's map to a grid of patches (adaptive max) and to its mean; nothing here is learned.
+    """Pool the map of each frame to a grid of patches (adaptive max pooling) and to its mean.
 
-    A map smaller than the grid, or not a multiple of it, is pooled with overlapping windows.
+    If a map is smaller than the grid, or not a multiple of it, the pooling windows overlap.
 
     Args:
-        maps: what the backbone sees, ``[..., L, D, h, w]``.
+        maps: maps of the backbone, ``[..., L, D, h, w]``.
         patch_grid: rows and columns P of the grid.
-        center_clip: first subtract the clip's mean map over its L frames: what does not move goes away.
-        scale_clip: divide the clip by the root mean square of its patches: a faint motion counts as a strong one.
+        center_clip: first subtract the mean map of the clip over its L frames, which removes static content.
+        scale_clip: divide the clip by the root mean square of its patches, so that weak and strong motion have the same
+            scale.
     """
     if center_clip:
         maps = maps - reduce(maps, "... l d h w -> ... 1 d h w", "mean")
@@ -31,16 +32,17 @@ def pool_maps(
 
 
 def scale(maps: PooledMaps) -> PooledMaps:
-    """Divide each clip by the root mean square of its patches (by 1 where a centred clip holds no motion at all)."""
-    size = reduce(maps.grid.square(), "... l pp d -> ... 1 1", "mean").sqrt()
-    size = torch.where(size > 0, size, 1.0)
-    return PooledMaps(grid=maps.grid / size.unsqueeze(-1), mean=maps.mean / size)
+    """Divide each clip by the root mean square of its patches; a clip of zeros is unchanged."""
+    rms = reduce(maps.grid.square(), "... l pp d -> ... 1 1", "mean").sqrt()
+    rms = torch.where(rms > 0, rms, 1.0)
+    return PooledMaps(grid=maps.grid / rms.unsqueeze(-1), mean=maps.mean / rms)
 
 
 class LayoutCode(nn.Module):
-    """Say where in the frame things are, which a mean over patches forgets: ``W_out vec(W_in f)``.
+    """Encode the layout of a frame, which a mean over patches loses: ``W_out vec(W_in f)``.
 
-    Each patch is reduced to a few channels, and all patches together give one code for the frame. Beyond the paper.
+    Each patch is reduced to few channels; the concatenated patches are projected to one code for the frame. Not part of
+    STRM.
 
     Args:
         dim: channels D of a patch and of the result.

@@ -1,8 +1,8 @@
-"""Matching methods: from the features of an episode to logits. Importing this package registers them.
+"""Matching methods: compute logits from the features of an episode. Importing this package registers them.
 
-`base` has the interface and the registry. Pure functions: `alignment` compares frames, with `otam` for OTAM's cost;
-`kernels` has ridge regression and descriptions of whole clips; `lag` compares under shifts in time. The classes on them
-are in `trm`, `qc`, `frame_methods` and `kernel_methods`.
+`base` contains the interface and the registry; `trm`, `qc`, `frame_methods` and `kernel_methods` contain the methods.
+Their functions are in `alignment` (frame-to-frame scores), `otam`, `kernels` (clip descriptors, ridge regression) and
+`lag` (shifts in time).
 """
 
 from strm_lightning.models.matching import frame_methods, kernel_methods, trm

@@ -1,11 +1,11 @@
-"""Frame-to-frame matching: OTAM, Bi-MHM, Chamfer and the simple scores beside them, for whole batches of pairs.
+"""Frame-to-frame matching: OTAM, Bi-MHM, Chamfer and simpler scores, batched over all pairs of clips.
 
 With ``cos(x, y) = <x, y> / (|x| |y| + eps)``, a query's frames q_i (i = 1..Lq), a support clip's frames s_j
 (j = 1..Ls), ``S_ij = cos(q_i, s_j)`` and ``C = 1 - S``:
 
 - ``mean``: ``cos(mean_i q_i, mean_j s_j)``; with ``squared``, ``-|mean_i q_i - mean_j s_j|^2``, which with
   ``shots="prototype"`` is ProtoNet (Snell et al., NeurIPS 2017).
-- ``pairs``: ``mean_i sum_j S_ij``; a sum over j as published, so the scale grows with Ls.
+- ``pairs``: ``mean_i sum_j S_ij``; the sum over j is as published, so the scale grows with Ls.
 - ``max``: ``max_ij S_ij``.
 - ``diagonal``: ``mean_i S_ii``.
 - ``linear``: ``sum_ij w_ij S_ij``.
@@ -14,8 +14,8 @@ With ``cos(x, y) = <x, y> / (|x| |y| + eps)``, a query's frames q_i (i = 1..Lq),
 - ``bi_mhm``: ``-(sum_i min_j C_ij + sum_j min_i C_ij)`` (HyRSM: Wang et al., CVPR 2022; published with ``eps=0``).
 - ``otam``: ``-(d(C) + d(C^T))``, d of `otam.alignment_cost` (OTAM: Cao et al., CVPR 2020).
 
-``pairs``, ``max``, ``diagonal``, ``linear``, ``chamfer`` and Chamfer++ are those of the comparison
-matching_based_fsar (2023); ``mean`` is the TSN head of few-shot-action-recognition and of CLIP-FSAR.
+``pairs``, ``max``, ``diagonal``, ``linear``, ``chamfer`` and Chamfer++ follow the comparison matching_based_fsar
+(2023); ``mean`` is the TSN head of few-shot-action-recognition and of CLIP-FSAR.
 """
 
 from typing import Any, Literal, get_args
@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from strm_lightning.errors import InputError
-from strm_lightning.messages import check_choice
+from strm_lightning.messages import check_choice, check_not_negative
 from strm_lightning.models.matching.otam import otam_cost
 from strm_lightning.models.matching.precision import at_least_float32, inner_products
 from strm_lightning.models.matching.shots import check_shot_mask, mean_over_shots, prototypes, zero_absent
@@ -45,7 +45,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "bi_mhm": (),
     "otam": ("direction", "smoothing", "debias"),
 }
-"""Methods, and the options that only some of them have."""
+"""Methods, and the options that not all of them have."""
 
 JOINT = ("max", "chamfer", "bi_mhm")
 """Methods for which ``shots="joint"`` is defined."""
@@ -66,34 +66,35 @@ def frame_alignment(
     tuple_size: int = 1,
     debias: bool = False,
 ) -> Float[Tensor, "*B Q N"]:
-    """Logits of each query for each class by comparing frames (methods and equations: the module's docstring).
+    """Compute logits by comparing frames; the docstring of the module lists methods and equations.
 
     Args:
         support: frame features of the support clips. Ls may differ from Lq except for ``diagonal`` and ``linear``.
         query: frame features of the queries.
         method: ``mean``, ``pairs``, ``max``, ``diagonal``, ``linear``, ``chamfer``, ``bi_mhm`` or ``otam``.
-        shots: how the clips of a class come together. ``distance``: the mean of their scores. ``prototype``: the mean
-            of their features, frame by frame. ``joint``: all their frames side by side on the support axis, defined
+        shots: how to combine the clips of a class. ``distance``: the mean of their scores. ``prototype``: the mean of
+            their features, frame by frame. ``joint``: the frames of all clips, concatenated on the support axis; only
             for ``max``, ``chamfer`` and ``bi_mhm``.
-        eps: added to the product of lengths in the cosine. 0 is the exact cosine; a zero vector then has cosine 0.
-        shot_mask: ``[..., N, K]``, true where a clip is present; None if all are. Absent clips may hold anything, NaN
+        eps: added to the product of lengths in the cosine. With 0 (exact cosine), a zero vector has cosine 0.
+        shot_mask: ``[..., N, K]``, true where a clip is present; None if all are. Absent clips are ignored, NaN
             included, and get no gradient.
-        direction: of ``chamfer`` and ``otam``. ``query``: each query frame looks for support frames (for OTAM the
-            query's frames are the rows of C); ``support``: the reverse; ``both``: their mean (Chamfer), their sum
-            (OTAM).
-        smoothing: OTAM's lambda of the soft minimum; 0 is the hard minimum.
+        direction: for ``chamfer`` and ``otam``. ``query``: match each query frame to support frames (for OTAM the
+            query's frames are the rows of C); ``support``: the reverse; ``both``: the mean of both (Chamfer) or their
+            sum (OTAM).
+        smoothing: lambda of OTAM's soft minimum; 0 for the hard minimum.
         squared: minus the squared distance instead of the cosine (``mean``).
-        weight: ``w_ij`` of ``linear``, ``[Lq, Ls]`` or flat with j running faster (with tuples, T for L).
-        tuple_size: compare the concatenated ordered tuples of this many frames instead of single frames.
-        debias: OTAM's soft minimum subtracts up to lambda log 3 a step, so two still clips cost less than two equal
-            moving ones. Replace ``D(q, s)`` by ``D(q, s) - 1/2 (D(q, q) + D(s, s))``.
+        weight: ``w_ij`` of ``linear``, ``[Lq, Ls]`` or flattened in row-major order (with tuples, T instead of L).
+        tuple_size: compare concatenated ordered tuples of this many frames instead of single frames.
+        debias: OTAM's soft minimum subtracts up to lambda log 3 per step, so two still clips cost less than two equal
+            moving clips. Replace ``D(q, s)`` by ``D(q, s) - 1/2 (D(q, q) + D(s, s))``.
 
     Returns:
-        Logits, float32 at least. Logits of ``distance`` are the mean of `alignment_scores` over a class's clips.
+        Logits, ``[..., Q, N]``, float32 or float64. With ``distance`` they are the mean of `alignment_scores` over the
+        clips of a class.
 
     Raises:
-        InputError: an option is unknown, out of range, or of another method; ``diagonal`` or ``linear`` with Lq other
-            than Ls; the mask does not fit.
+        InputError: an option is unknown, out of range, or of another method; ``diagonal`` or ``linear`` with different
+            Lq and Ls; the mask does not fit the support.
     """
     way_and_shot = support.shape[-4:-2]
     check_choice("shots", shots, get_args(Shots))
@@ -141,7 +142,7 @@ def alignment_scores(
     tuple_size: int = 1,
     debias: bool = False,
 ) -> Float[Tensor, "*B Q S"]:
-    """One score for each query and support clip; arguments, equations and errors are those of `frame_alignment`."""
+    """Compute one score for each query and support clip; see `frame_alignment` for arguments and errors."""
     check_method(method)
     _check_options(
         method,
@@ -156,9 +157,8 @@ def alignment_scores(
         frame_cosines(support, query, eps, tuple_size), method, direction=direction, smoothing=smoothing, weight=weight
     )
     if debias:
-        own = (_own_cost(clips, eps, tuple_size, smoothing, direction) for clips in (query, support))
-        of_query, of_support = own
-        scores = scores + (of_query.unsqueeze(-1) + of_support.unsqueeze(-2)) / 2
+        q_cost, s_cost = (_self_cost(clips, eps, tuple_size, smoothing, direction) for clips in (query, support))
+        scores = scores + (q_cost.unsqueeze(-1) + s_cost.unsqueeze(-2)) / 2
     return scores
 
 
@@ -170,10 +170,10 @@ def scores_of_cosines(
     smoothing: float = 0.1,
     weight: Tensor | None = None,
 ) -> Float[Tensor, "*B"]:
-    """Score of each pair of clips from its matrix S, for every method but ``mean``.
+    """Compute the score of each pair of clips from its matrix S, for every method but ``mean``.
 
     Raises:
-        InputError: ``diagonal`` or ``linear`` with another number of query frames than support frames.
+        InputError: ``diagonal`` or ``linear`` with different numbers of query and support frames.
     """
     if method in JOINT:
         return _best_matches(cosine, method, direction)
@@ -183,7 +183,7 @@ def scores_of_cosines(
         return -otam_cost(1 - cosine, smoothing, direction)
     rows, columns = cosine.shape[-2:]
     if rows != columns:
-        raise InputError(f"{method!r} needs clips of the same number of frames or tuples, not {rows} and {columns}")
+        raise InputError(f"{method!r} needs as many frames in queries as in support clips, not {rows} and {columns}")
     if method == "diagonal":
         return cosine.diagonal(dim1=-2, dim2=-1).mean(-1)
     return _weighted(cosine, weight)
@@ -192,13 +192,13 @@ def scores_of_cosines(
 def frame_cosines(
     support: Float[Tensor, "*B S Ls D"], query: Float[Tensor, "*B Q Lq D"], eps: float = 0.01, tuple_size: int = 1
 ) -> Float[Tensor, "*B Q S Tq Ts"]:
-    """``S_ij`` of every query with every support clip, by one matrix product of ``[Q Lq, D]`` and ``[S Ls, D]``.
+    """Compute ``S_ij`` for every query and support clip with one matrix product of ``[Q Lq, D]`` and ``[S Ls, D]``.
 
-    Concatenated tuples are never written out: the inner product of two tuples is the sum of the inner products of
-    their frames, and the squared length of a tuple is the sum of its frames' squared lengths.
+    Tuples are not concatenated in memory: the inner product of two tuples is the sum of the inner products of their
+    frames, and the squared length of a tuple is the sum of the squared lengths of its frames.
 
     Raises:
-        InputError: ``tuple_size`` is not from 1 to the number of frames.
+        InputError: ``tuple_size`` is below 1 or above the number of frames.
     """
     _check_tuple_size(tuple_size, support.shape[-2], query.shape[-2])
     support, query = at_least_float32(support, query)
@@ -207,8 +207,8 @@ def frame_cosines(
     q_length, s_length = (torch.linalg.vector_norm(x, dim=-1) for x in (query, support))
     if tuple_size > 1:
         rows, columns = (tuple_members(tuple_size, x.shape[-2]).to(x.device) for x in (query, support))
-        places = zip(rows, columns, strict=True)
-        first, *others = (products.index_select(-2, i).index_select(-1, j) for i, j in places)
+        positions = zip(rows, columns, strict=True)
+        first, *others = (products.index_select(-2, i).index_select(-1, j) for i, j in positions)
         products = sum(others, start=first)
         q_length, s_length = _tuple_length(q_length, rows), _tuple_length(s_length, columns)
     lengths = q_length[..., :, None, :, None] * s_length[..., None, :, None, :]
@@ -216,22 +216,22 @@ def frame_cosines(
 
 
 def check_method(method: str) -> None:
-    """Refuse the name of a method that does not exist.
+    """Check the name of a method.
 
     Raises:
-        InputError: with near names, or all names.
+        InputError: there is no such method.
     """
     check_choice("method", method, tuple(OPTIONS))
 
 
-def _own_cost(clips: Tensor, eps: float, tuple_size: int, smoothing: float, direction: str) -> Tensor:
-    """D(x, x) of each clip."""
-    alone = clips.unsqueeze(-3)
-    return otam_cost(1 - frame_cosines(alone, alone, eps, tuple_size).squeeze(-3).squeeze(-3), smoothing, direction)
+def _self_cost(clips: Tensor, eps: float, tuple_size: int, smoothing: float, direction: str) -> Tensor:
+    """Compute D(x, x) of each clip."""
+    clips = clips.unsqueeze(-3)
+    return otam_cost(1 - frame_cosines(clips, clips, eps, tuple_size).squeeze(-3).squeeze(-3), smoothing, direction)
 
 
 def _best_matches(cosine: Tensor, method: str, direction: str = "both", present: Tensor | None = None) -> Tensor:
-    """Max, Chamfer or Bi-MHM from S ``[..., i, j]``, without the columns that are not ``present`` ``[..., j]``."""
+    """Compute Max, Chamfer or Bi-MHM from S ``[..., i, j]``, ignoring columns that are not ``present`` ``[..., j]``."""
     for_query = cosine if present is None else cosine.masked_fill(~present.unsqueeze(-2), -torch.inf)
     if method == "max":
         return for_query.amax((-2, -1))
@@ -246,9 +246,9 @@ def _best_matches(cosine: Tensor, method: str, direction: str = "both", present:
 
 
 def _mean_scores(support: Tensor, query: Tensor, eps: float, squared: bool) -> Tensor:
-    """Scores of mean features ``[..., S, D]`` and ``[..., Q, D]``."""
+    """Compute scores of mean features ``[..., S, D]`` and ``[..., Q, D]``."""
     if squared:
-        # Around the support's mean the differences of squares keep their digits.
+        # Subtracting the mean of the support avoids cancellation in the differences of squares.
         origin = support.mean(-2, keepdim=True).detach()
         support, query = support - origin, query - origin
         lengths = query.square().sum(-1).unsqueeze(-1) + support.square().sum(-1).unsqueeze(-2)
@@ -258,44 +258,42 @@ def _mean_scores(support: Tensor, query: Tensor, eps: float, squared: bool) -> T
 
 
 def _mean_tuple(clips: Tensor, size: int) -> Tensor:
-    """The mean over the ordered tuples of their concatenated frames, ``[..., L, D] -> [..., size D]``."""
+    """Compute the mean of the concatenated ordered tuples, ``[..., L, D] -> [..., size D]``."""
     if size == 1:
         return clips.mean(-2)
     members = tuple_members(size, clips.shape[-2]).to(clips.device)
-    return torch.cat([clips.index_select(-2, place).mean(-2) for place in members], dim=-1)
+    return torch.cat([clips.index_select(-2, frames).mean(-2) for frames in members], dim=-1)
 
 
 def _weighted(cosine: Tensor, weight: Tensor | None) -> Tensor:
     rows, columns = cosine.shape[-2:]
     if weight is None or tuple(weight.shape) not in ((rows, columns), (rows * columns,)):
-        given = "is missing" if weight is None else f"has the shape {list(weight.shape)}"
-        raise InputError(f"weight of 'linear' {given}: give [{rows}, {columns}] or [{rows * columns}]")
+        problem = "is missing" if weight is None else f"has the shape {list(weight.shape)}"
+        raise InputError(f"weight of 'linear' {problem}: give [{rows}, {columns}] or [{rows * columns}]")
     cosine, weight = at_least_float32(cosine, weight.reshape(rows, columns))
     return (cosine * weight).sum((-2, -1))
 
 
 def _denominator(lengths: Tensor, eps: float) -> Tensor:
-    """``lengths + eps``; with eps = 0, 1 for zero vectors: their cosine is 0 and their gradients are finite."""
+    """Return ``lengths + eps``; with eps = 0, 1 for zero vectors, so that cosine and gradients are finite."""
     return lengths + eps if eps else torch.where(lengths == 0, 1, lengths)
 
 
 def _tuple_length(lengths: Tensor, members: Tensor) -> Tensor:
-    # vector_norm, not a root of squares: its gradient at zero vectors is 0, not NaN.
+    # vector_norm has gradient 0 at zero vectors; the root of a sum of squares has NaN.
     return torch.linalg.vector_norm(lengths[..., members], dim=-2)
 
 
 def _check_options(method: str, eps: float, options: dict[str, Any]) -> None:
     check_choice("direction", options["direction"], get_args(Direction))
-    for name, value in (("eps", eps), ("smoothing", options["smoothing"])):
-        if not value >= 0:
-            raise InputError(f"{name} is {value}: give 0 or a positive number")
+    check_not_negative(eps=eps, smoothing=options["smoothing"])
     defaults = {"direction": "both", "smoothing": 0.1, "squared": False, "debias": False}
     changed = [name for name, default in defaults.items() if options[name] != default]
     changed += [] if options["weight"] is None else ["weight"]
     for name in changed:
         if name not in OPTIONS[method]:
-            having = ", ".join(other for other, names in OPTIONS.items() if name in names)
-            raise InputError(f"{name} is no option of {method!r}, only of {having}")
+            others = ", ".join(other for other, names in OPTIONS.items() if name in names)
+            raise InputError(f"{name} is no option of {method!r}, only of {others}")
 
 
 def _check_tuple_size(size: int, *lengths: int) -> None:

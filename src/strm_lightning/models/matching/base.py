@@ -1,16 +1,16 @@
-"""The interface of matching methods, and the registry that finds them by name.
+"""Base class of matching methods, and the registry of methods by name.
 
-A matching method turns the features of an episode into logits. One class serves training, the test protocol,
+A matching method computes logits from the features of an episode. The same class is used in training, testing,
 comparison, explanation and the classifier. A new method is one class::
 
     @register_matching("prototype")
     class Prototype(Matching):
         def encode(self, clip):
-            return {"mean": clip.frame_level.mean(-2)}
+            return {"mean": clip.frame_level.mean(-2, keepdim=True)}
 
         def match(self, support, query, shot_mask=None):
-            prototypes = masked_mean(support["mean"], shot_mask)  # [..., N, D]
-            return {"prototype": -torch.cdist(query["mean"], prototypes)}
+            means = prototypes(support["mean"], shot_mask)  # [..., N, 1, D], of `matching.shots`
+            return {"prototype": -torch.cdist(query["mean"].squeeze(-2), means.squeeze(-2))}
 """
 
 import inspect
@@ -30,19 +30,18 @@ from strm_lightning.errors import InputError
 from strm_lightning.messages import did_you_mean
 
 Encoded: TypeAlias = dict[str, Tensor]
-"""What `Matching.encode` keeps of clips: plain tensors by name, with the same leading axes."""
+"""Output of `Matching.encode`: tensors by name, with the leading axes of the clips."""
 
-READS = ("maps", "patches", "patch_level", "frame_level")
 _PACKAGE = __name__.partition(".")[0]
 
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """Sizes of the features that a matching method is given.
+    """Sizes of the input features of a matching method.
 
     Attributes:
         dim: channels D of a patch and of a time step.
-        steps: time steps L of a clip; a video backbone gives fewer than the clip has frames.
+        steps: time steps L of a clip; with a video backbone fewer than frames.
         patches: patches of a time step, P*P.
         variant: ``paper`` or ``official``, see `STRMHead`.
     """
@@ -55,15 +54,14 @@ class FeatureSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """How the logit of one query for one class is made: ``contributions.sum() + offset``.
+    """Decomposition of the logit of one query for one class: ``contributions.sum() + offset``.
 
     Attributes:
-        contributions: share of the logit of each support clip and pair of time steps (query, support), ``[K, L, L]``.
-        weights: how strongly each pair of time steps matches, not negative, ``[K, L, L]``; a picture draws them.
-        kind: what the weights are, for a caption: such as ``attention``, ``alignment`` or ``similarity``.
-        offset: part of the logit that belongs to no pair.
-        strongest: the strongest single match as (query steps, clip, support steps, weight), or None where no match
-            stands out.
+        contributions: contribution of each support clip and pair of time steps (query, support), ``[K, L, L]``.
+        weights: non-negative strength of each match, for pictures, ``[K, L, L]``.
+        kind: kind of the weights for captions, such as ``attention``, ``alignment`` or ``similarity``.
+        offset: part of the logit that is not assigned to a pair.
+        strongest: the strongest match as (query steps, clip, support steps, weight), or None.
     """
 
     contributions: Float[Tensor, "K L M"]
@@ -74,7 +72,7 @@ class Evidence:
 
     @property
     def logit(self) -> float:
-        """The logit that the contributions add up to."""
+        """Sum of the contributions and the offset."""
         return float(self.contributions.double().sum()) + self.offset
 
     @property
@@ -86,22 +84,22 @@ class Evidence:
 class Matching(nn.Module):
     """Base class of matching methods.
 
-    `encode` sees one clip, `match` sees an episode. Both are free of state between calls. Options are keyword arguments
-    of ``__init__`` with plain values, so that a checkpoint can store them.
+    `encode` processes each clip separately, `match` an episode. Both are stateless. Options are keyword arguments of
+    ``__init__`` with plain values, which checkpoints store.
 
     Args:
         spec: sizes of the features.
 
     Attributes:
-        reads: what `encode` reads of the features: a subset of ``maps`` (pooled maps of the backbone), ``patches``
-            (after PLE where it is on), ``patch_level`` (H) and ``frame_level`` (E). Only these are computed. A subclass
-            whose options decide sets it in ``__init__``, before anything else reads it.
-        per_class: whether the logit of a class depends on that class's support clips alone; classes may then be matched
-            in chunks.
-        per_query: whether each query is matched by itself. False marks a transductive method.
-        version: version of `encode`; raise it when the encoded tensors change, so that kept banks are made again.
-        temperature: divides the logits in the classifier where no temperature is fitted.
-        options: options that the method was built with, as plain values.
+        reads: features that `encode` reads: a subset of ``maps`` (pooled maps of the backbone), ``patches`` (after PLE
+            if it is on), ``patch_level`` (H) and ``frame_level`` (E). Only these are computed. If it depends on
+            options, a subclass sets it in ``__init__``.
+        per_class: whether the logit of a class depends only on the support clips of that class; classes are then
+            matched in chunks.
+        per_query: whether each query is matched separately; False for transductive methods.
+        version: version of `encode`; increase it when the encoded tensors change, so that stored banks are recomputed.
+        temperature: divides the logits in the classifier if no temperature is fitted.
+        options: options of this instance, as plain values.
     """
 
     reads: frozenset[str] = frozenset({"frame_level"})
@@ -116,52 +114,58 @@ class Matching(nn.Module):
         self.options: dict[str, Any] = {}
 
     def encode(self, clip: VideoFeatures) -> Encoded:
-        """Tensors that `match` needs of clips, each clip by itself.
+        """Compute the tensors that `match` needs, for each clip separately.
 
         Args:
-            clip: features of clips with any leading axes; the parts in `reads` are there.
+            clip: features of clips with any leading axes; those in `reads` are not None.
+
+        Returns:
+            Tensors by name with the same leading axes.
         """
         raise NotImplementedError
 
     def match(
         self, support: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
     ) -> dict[str, Tensor]:
-        """Logits by name, ``[..., Q, N]``; their sum is the logit of the method.
+        """Compute the logits of each query for each class.
 
         Args:
             support: encoded clips with leading axes ``[..., N, K]``.
             query: encoded clips with leading axes ``[..., Q]``.
-            shot_mask: True where a support clip exists. The values of an absent clip, NaN among them, must not count.
+            shot_mask: True where a support clip exists. Absent clips must have no effect, even if they contain NaN.
+
+        Returns:
+            Logits by name, ``[..., Q, N]``; their sum is the logit of the method.
         """
         raise NotImplementedError
 
     def clip_scores(self, support: Encoded, query: Encoded) -> Float[Tensor, "Q V"] | None:
-        """Score of each query ``[Q]`` and support clip ``[V]``, where a logit is the mean score of a class's clips.
+        """Compute the score of each query and support clip, ``[Q, V]``, if a logit is the mean score over clips.
 
-        None for methods whose logit is no such mean. Leave-one-out, the choice of a method and intervals over clips use
-        this matrix instead of matching again.
+        Returns None for other methods. Leave-one-out evaluation and intervals over clips use this matrix instead of
+        matching again.
         """
         return None
 
     def explain(
         self, support: Encoded, query: Encoded, label: int, shot_mask: Bool[Tensor, "N K"] | None = None
     ) -> dict[str, Evidence] | None:
-        """Evidence of each named logit for one query (no leading axis) and class ``label``; None if there is none.
+        """Decompose each named logit of one query for one class; None if the method does not support it.
 
         Args:
             support: encoded clips ``[N, K]``.
-            query: an encoded clip.
+            query: one encoded clip, without leading axis.
             label: the class, 0 .. N-1.
             shot_mask: True where a support clip exists.
         """
         return None
 
     def patch_weights(self, clip: Encoded) -> Float[Tensor, "L PP"] | None:
-        """How much each patch of an encoded clip counts, or None; sums to 1 over a time step."""
+        """Return the weight of each patch of an encoded clip, with sum 1 over a time step; None if not supported."""
         return None
 
     def floats_per_pair(self, encoded: Encoded) -> int:
-        """Numbers that matching one query with one support clip holds at once, to choose chunks that fit memory.
+        """Return the peak number of floats for matching one query with one support clip, to choose chunk sizes.
 
         Args:
             encoded: clips with one leading axis.
@@ -172,15 +176,15 @@ class Matching(nn.Module):
 def spread_over_steps(
     values: Float[Tensor, "T K J"], members: Int[Tensor, "w T"], steps: int
 ) -> Float[Tensor, "K L L"]:
-    """Give the value of each pair of tuples in equal parts to its pairs of time steps, place by place.
+    """Distribute the value of each pair of tuples equally over the pairs of time steps at the same tuple position.
 
     Args:
-        values: of each query tuple, support clip and support tuple, ``[T, K, T]``.
+        values: value of each query tuple, support clip and support tuple, ``[T, K, T]``.
         members: time steps of each tuple, ``[w, T]``.
         steps: time steps L of a clip.
     """
-    places = F.one_hot(members, steps).to(values.dtype)  # [w, T, L]
-    return torch.einsum("tkj,wtl,wjm->klm", values, places, places) / len(members)
+    one_hot = F.one_hot(members, steps).to(values.dtype)  # [w, T, L]
+    return torch.einsum("tkj,wtl,wjm->klm", values, one_hot, one_hot) / len(members)
 
 
 _registry: dict[str, type[Matching]] = {}
@@ -188,14 +192,14 @@ Method = TypeVar("Method", bound=type[Matching])
 
 
 def register_matching(name: str) -> Callable[[Method], Method]:
-    """Class decorator that makes a `Matching` available as ``matching: name``.
+    """Class decorator that registers a `Matching` as ``matching: name``.
 
     Args:
         name: a Python identifier that no other method has.
 
     Raises:
-        InputError: the name is taken or no identifier, or an option is not a keyword with a default value.
-        InputTypeError: the class is not a `Matching`.
+        InputError: the name is registered already or is no identifier, or an option is not keyword-only with a default
+            value.
     """
 
     def register(method: Method) -> Method:
@@ -220,12 +224,12 @@ def build_matching(name: str, spec: FeatureSpec, options: Mapping[str, Any] | No
     """Build a registered method.
 
     Args:
-        name: of the method.
+        name: name of the method.
         spec: sizes of the features.
         options: options of the method.
 
     Raises:
-        InputError: nobody registered the name, or the method has no such option.
+        InputError: the name is not registered, or the method has no such option.
     """
     if name not in _registry:
         raise InputError(
@@ -247,24 +251,24 @@ def build_matching(name: str, spec: FeatureSpec, options: Mapping[str, Any] | No
 
 
 def matching_names() -> list[str]:
-    """Names of all registered methods, ascending."""
+    """Return the names of all registered methods, sorted."""
     return sorted(_registry)
 
 
 def matching_options(name: str) -> dict[str, Any]:
-    """Options of a registered method and their defaults."""
+    """Return the options of a registered method with their defaults."""
     return {option: p.default for option, p in _options_of(_registry[name]).items()}
 
 
 def matching_class(name: str) -> type[Matching]:
-    """The class that a name is registered for."""
+    """Return the class of a registered method."""
     return _registry[name]
 
 
 def source_hash(method: type[Matching]) -> str:
-    """SHA-256 of the file that defines a user's method; empty for the methods of this package.
+    """Return the SHA-256 of the file that defines a user's method; empty for methods of this package.
 
-    A bank of features that a user's method encoded is valid for that source only.
+    Stored features of a user's method are only valid for the same source.
     """
     if method.__module__.partition(".")[0] == _PACKAGE:
         return ""
@@ -284,7 +288,7 @@ def _options_of(method: type[Matching]) -> dict[str, inspect.Parameter]:
 
 
 def _is_redefinition(old: type, new: type) -> bool:
-    """Whether a notebook cell or an interactive session defines its class again."""
+    """Whether a notebook cell or an interactive session defines the same class again."""
     return old.__module__ == new.__module__ == "__main__" and old.__qualname__ == new.__qualname__
 
 

@@ -1,4 +1,4 @@
-"""Matching methods that compare time steps with time steps, registered under the names of `alignment`."""
+"""Frame-to-frame matching methods, registered under the names of `alignment`."""
 
 from typing import Any, ClassVar, Literal
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from strm_lightning.episode import VideoFeatures
 from strm_lightning.errors import InputError
-from strm_lightning.messages import check_choice, check_positive
+from strm_lightning.messages import check_choice, check_not_negative, check_positive
 from strm_lightning.models.matching.alignment import (
     JOINT,
     Direction,
@@ -35,20 +35,23 @@ FeatureChoice = Literal["frames", "patches"]
 
 
 class FrameMatching(Matching):
-    """Base of the frame-to-frame methods: ``scale`` times `frame_alignment` of the clips' vectors.
+    """Base of the frame-to-frame methods: ``scale`` times `frame_alignment`.
 
     Encodes one vector for each time step (or projected tuple), ``steps [..., L, F]``.
 
     Args:
         spec: sizes of the features.
-        features: ``frames``: E; ``patches``: the patches minus the clip's mean, concatenated in order.
+        features: ``frames``: E; ``patches``: the patches minus their mean over the clip, concatenated.
         shots: ``distance``, ``prototype`` or ``joint``, see `frame_alignment`.
         eps: added to the product of lengths in the cosine.
         tuple_size: compare ordered tuples of this many time steps.
-        tuple_dim: project the tuples to this many channels, with layer norm; None compares them concatenated.
-        positions: add TRX's position code to the features, for methods that do not see order.
+        tuple_dim: project tuples to this many channels and apply layer norm; None compares concatenated tuples.
+        positions: add TRX's position code to the features, for methods that ignore order.
         scale: factor of the logits.
-        learn_scale: multiply them by a learned weight too, which starts at 1.
+        learn_scale: learn a further factor, with initial value 1.
+
+    Raises:
+        InputError: an option is unknown or out of range.
     """
 
     method: ClassVar[str]
@@ -70,18 +73,15 @@ class FrameMatching(Matching):
         super().__init__(spec)
         check_choice("features", features, ("frames", "patches"))
         check_choice("shots", shots, ("distance", "prototype", "joint"))
-        check_positive(tuple_dim=tuple_dim)
+        check_positive(tuple_dim=tuple_dim, scale=scale)
+        check_not_negative(eps=eps)
         if shots == "joint" and self.method not in JOINT:
             raise InputError(f"shots 'joint' is not defined for {self.method!r}, only for {', '.join(JOINT)}")
         if not 1 <= tuple_size <= spec.steps:
             raise InputError(f"tuple_size is {tuple_size}: give 1 to {spec.steps}, the number of time steps")
-        if not eps >= 0:
-            raise InputError(f"eps is {eps}: give 0 or a positive number")
-        if not scale > 0:
-            raise InputError(f"scale is {scale}: give a positive number")
         self.features, self.scale = features, scale
         self.reads = frozenset({"frame_level" if features == "frames" else "patches"})
-        self.how: dict[str, Any] = {"eps": eps, "tuple_size": 1 if tuple_dim else tuple_size}
+        self.fixed_options: dict[str, Any] = {"eps": eps, "tuple_size": 1 if tuple_dim else tuple_size}
         self.shots = shots
         dim = spec.dim if features == "frames" else spec.patches * spec.dim
         code = sinusoid(spec.steps, dim) if positions else None
@@ -108,28 +108,35 @@ class FrameMatching(Matching):
         self, support: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
     ) -> dict[str, Tensor]:
         logits = frame_alignment(
-            support["steps"], query["steps"], self.method, shots=self.shots, shot_mask=shot_mask, **self.options_now()
+            support["steps"],
+            query["steps"],
+            self.method,
+            shots=self.shots,
+            shot_mask=shot_mask,
+            **self.alignment_options(),
         )
         return {self.method: self._scaled(logits)}
 
     def clip_scores(self, support: Encoded, query: Encoded) -> Float[Tensor, "Q V"] | None:
         if self.shots != "distance":
             return None
-        return self._scaled(alignment_scores(support["steps"], query["steps"], self.method, **self.options_now()))
+        return self._scaled(alignment_scores(support["steps"], query["steps"], self.method, **self.alignment_options()))
 
     def explain(
         self, support: Encoded, query: Encoded, label: int, shot_mask: Bool[Tensor, "N K"] | None = None
     ) -> dict[str, Evidence] | None:
-        # A logit is a function f of the cosines S: the weights are df/dS, and f - sum(df/dS * S) is the offset.
+        # A logit is a function f of the cosines S. The weights are df/dS, the offset is f - sum(df/dS * S).
         if self.shots == "prototype" or self.method == "mean":
             return None
         clips = support["steps"][label]
         clips = clips if shot_mask is None else clips[shot_mask[label]]
-        size = self.how["tuple_size"]
+        size = self.fixed_options["tuple_size"]
         with torch.inference_mode(False), torch.enable_grad():
-            cosine = frame_cosines(clips.detach().clone(), query["steps"][None].detach().clone(), self.how["eps"], size)
+            cosine = frame_cosines(
+                clips.detach().clone(), query["steps"][None].detach().clone(), self.fixed_options["eps"], size
+            )
             cosine = cosine[0].detach().requires_grad_()
-            options = {name: value for name, value in self.options_now().items() if name in _OF_SCORES}
+            options = {name: value for name, value in self.alignment_options().items() if name in _OF_SCORES}
             joined = rearrange(cosine, "k i j -> i (k j)") if self.shots == "joint" else cosine
             score = self._scaled(scores_of_cosines(joined, self.method, **options).mean())
             (weights,) = torch.autograd.grad(score, cosine)
@@ -149,9 +156,9 @@ class FrameMatching(Matching):
     def floats_per_pair(self, encoded: Encoded) -> int:
         return int(encoded["steps"].shape[-2] ** 2)
 
-    def options_now(self) -> dict[str, Any]:
-        """Options of `frame_alignment` beside ``shots``, learned ones included."""
-        return self.how
+    def alignment_options(self) -> dict[str, Any]:
+        """Return the options of `frame_alignment` except ``shots``, with learned ones."""
+        return self.fixed_options
 
     def _scaled(self, logits: Tensor) -> Tensor:
         logits = self.scale * logits
@@ -179,33 +186,33 @@ class Mean(FrameMatching):
         learn_scale: bool = False,
     ) -> None:
         super().__init__(spec, features=features, shots=shots, eps=eps, scale=scale, learn_scale=learn_scale)
-        self.how["squared"] = squared
+        self.fixed_options["squared"] = squared
 
 
 @register_matching("pairs")
 class Pairs(FrameMatching):
-    """Sum over support steps and mean over query steps of all cosines."""
+    """Mean over query steps of the sum over support steps of all cosines."""
 
     method = "pairs"
 
 
 @register_matching("max")
 class Max(FrameMatching):
-    """The largest cosine of a query step and a support step."""
+    """Largest cosine of a query step and a support step."""
 
     method = "max"
 
 
 @register_matching("diagonal")
 class Diagonal(FrameMatching):
-    """Mean cosine of time steps of the same number."""
+    """Mean cosine of time steps with the same index."""
 
     method = "diagonal"
 
 
 @register_matching("linear")
 class Linear(FrameMatching):
-    """A learned weight for the cosine of each pair of time steps; it starts as `Diagonal`."""
+    """Sum of cosines with a learned weight for each pair of time steps, initialised as `Diagonal`."""
 
     method = "linear"
 
@@ -221,9 +228,8 @@ class Linear(FrameMatching):
         super().__init__(spec, features=features, shots=shots, eps=eps, scale=scale)
         self.weight = nn.Parameter(torch.eye(spec.steps) / spec.steps)
 
-    def options_now(self) -> dict[str, Any]:
-        """The learned weight beside the others."""
-        return {**self.how, "weight": self.weight}
+    def alignment_options(self) -> dict[str, Any]:
+        return {**self.fixed_options, "weight": self.weight}
 
 
 @register_matching("chamfer")
@@ -262,15 +268,15 @@ class Chamfer(FrameMatching):
             scale=scale,
             learn_scale=learn_scale,
         )
-        self.how["direction"] = direction
+        self.fixed_options["direction"] = direction
 
 
 @register_matching("bi_mhm")
 class BiMHM(FrameMatching):
     """Bidirectional mean Hausdorff metric of HyRSM (Wang et al., CVPR 2022).
 
-    It does not see order unless the features do: use FLE, TRX's code by ``positions``, or tuples. HyRSM's 5-shot heads
-    use ``shots: prototype``, and ``eps: 0``.
+    The score is independent of order unless features depend on it: use FLE, ``positions``, or tuples. HyRSM uses
+    ``shots: prototype`` for 5 shots, and ``eps: 0``.
     """
 
     method = "bi_mhm"
@@ -280,7 +286,7 @@ class BiMHM(FrameMatching):
 class OTAM(FrameMatching):
     """Ordered temporal alignment (Cao et al., CVPR 2020): minus the cost of the best monotone path, in both directions.
 
-    ``smoothing`` is lambda of the soft minimum, 0 the hard minimum; ``debias`` removes the advantage of still clips.
+    ``smoothing`` is lambda of the soft minimum (0: hard minimum); ``debias`` removes the advantage of still clips.
     """
 
     method = "otam"
@@ -301,8 +307,7 @@ class OTAM(FrameMatching):
         learn_scale: bool = False,
     ) -> None:
         check_choice("direction", direction, ("both", "query", "support"))
-        if not smoothing >= 0:
-            raise InputError(f"smoothing is {smoothing}: give 0 or a positive number")
+        check_not_negative(smoothing=smoothing)
         super().__init__(
             spec,
             features=features,
@@ -313,4 +318,4 @@ class OTAM(FrameMatching):
             scale=scale,
             learn_scale=learn_scale,
         )
-        self.how |= {"smoothing": smoothing, "debias": debias, "direction": direction}
+        self.fixed_options |= {"smoothing": smoothing, "debias": debias, "direction": direction}

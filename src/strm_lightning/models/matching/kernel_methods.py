@@ -1,4 +1,4 @@
-"""Matching methods that compare clips as single vectors, and kernel ridge regression over several of them."""
+"""Matching methods that compare one vector for each clip, lag, and kernel ridge regression."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from strm_lightning.episode import VideoFeatures
 from strm_lightning.errors import InputError
-from strm_lightning.messages import check_choice, check_positive
+from strm_lightning.messages import check_choice, check_not_negative, check_positive
 from strm_lightning.models.matching import kernels
 from strm_lightning.models.matching.base import Encoded, Evidence, FeatureSpec, Matching, register_matching
 from strm_lightning.models.matching.frame_methods import FeatureChoice
@@ -20,7 +20,7 @@ from strm_lightning.models.matching.shots import mean_over_shots
 
 
 class _VectorMatching(Matching):
-    """Base of methods whose score is the inner product of two unit vectors; a logit is the mean over shots."""
+    """Base of methods with the inner product of unit vectors as score; a logit is the mean over shots."""
 
     name: ClassVar[str]
     reads = frozenset({"patches"})
@@ -31,7 +31,7 @@ class _VectorMatching(Matching):
         return {self.name: self.describe(clip.patches)}
 
     def describe(self, patches: Float[Tensor, "*B L P D"]) -> Tensor:
-        """The unit vector of each clip; its axes may stay apart."""
+        """Compute the unit vector of each clip; it may have several axes."""
         raise NotImplementedError
 
     def match(
@@ -54,10 +54,10 @@ class _VectorMatching(Matching):
 
 @register_matching("patches")
 class Patches(_VectorMatching):
-    """Cosine of two clips as one vector each: all patches of all time steps, minus their mean over the clip.
+    """Cosine of two clips, each as one vector of all patches of all time steps minus their mean over the clip.
 
-    What does not move is subtracted; position and order are kept. It suits actions that are seen at the same place and
-    pace, and has nothing to train.
+    Static content is subtracted; position and order are kept. It suits actions at the same place and speed, and has no
+    parameters.
     """
 
     name = "patches"
@@ -85,7 +85,7 @@ class Patches(_VectorMatching):
 
 @register_matching("energy")
 class Energy(_VectorMatching):
-    """How much moves, where and when: lengths of the centred patches, minus their mean, as one unit vector."""
+    """Cosine of the amount of motion by place and time, see `kernels.energy`."""
 
     name = "energy"
 
@@ -95,7 +95,7 @@ class Energy(_VectorMatching):
 
 @register_matching("motionmap")
 class MotionMap(_VectorMatching):
-    """What moves where, without order: root mean square over time of the centred patches, as one unit vector."""
+    """Cosine of motion by place, without order, see `kernels.motionmap`."""
 
     name = "motionmap"
 
@@ -105,7 +105,7 @@ class MotionMap(_VectorMatching):
 
 @register_matching("meanpatch")
 class MeanPatch(_VectorMatching):
-    """Appearance: the mean over time of the patches, as one unit vector."""
+    """Cosine of appearance, see `kernels.meanpatch`."""
 
     name = "meanpatch"
 
@@ -115,19 +115,22 @@ class MeanPatch(_VectorMatching):
 
 @register_matching("lag")
 class Lag(Matching):
-    """Patches compared under small shifts in time, see `lag_similarity`; it forgives a late start.
+    """Similarity of patches with tolerance to small shifts in time, see `lag_similarity`.
 
-    Without ``proj_dim`` there is nothing to train. With it, the patches are projected (channel dropout before), divided
-    softly by their length, and tau and lambda are learned.
+    Without ``proj_dim`` it has no parameters. With it, patches are projected (after channel dropout) and normalised
+    (`soft_normalize`), and tau and lambda are learned.
 
     Args:
         spec: sizes of the features.
         max_lag: R, the largest shift in time steps.
         tau: sharpness of the soft maximum over shifts.
         decay: lambda, the penalty of a shift.
-        proj_dim: channels of the learned projection; None for none.
-        dropout: share of channels that are dropped before the projection in training.
+        proj_dim: channels of the learned projection; None for no projection.
+        dropout: dropout rate of channels before the projection.
         scale: factor of the logits.
+
+    Raises:
+        InputError: an option is out of range.
     """
 
     reads = frozenset({"patches"})
@@ -145,15 +148,10 @@ class Lag(Matching):
         scale: float = 1.0,
     ) -> None:
         super().__init__(spec)
-        check_positive(proj_dim=proj_dim)
-        if max_lag < 0:
-            raise InputError(f"max_lag is {max_lag}: give 0 or a positive number of time steps")
-        if not (tau > 0 and scale > 0):
-            raise InputError(f"tau is {tau} and scale is {scale}: give positive numbers")
-        if not decay >= 0:
-            raise InputError(f"decay is {decay}: give 0 or a positive number")
+        check_positive(proj_dim=proj_dim, tau=tau, scale=scale)
+        check_not_negative(max_lag=max_lag, decay=decay)
         if not 0 <= dropout < 1 or (dropout and proj_dim is None):
-            raise InputError(f"dropout is {dropout}: give 0 to 1, and proj_dim with it")
+            raise InputError(f"dropout is {dropout}: give 0 or more and below 1; above 0 only with proj_dim")
         self.max_lag, self.scale, self.dropout = max_lag, scale, dropout
         self.project = nn.Linear(spec.dim, proj_dim, bias=False) if proj_dim else None
         learned = proj_dim is not None
@@ -165,8 +163,8 @@ class Lag(Matching):
         moving = kernels.centered(clip.patches)
         if self.project is not None:
             if self.training and self.dropout:
-                kept = torch.ones_like(moving[..., :1, :1, :])  # one mask for the patches of a clip
-                moving = moving * F.dropout(kept, self.dropout)
+                ones = torch.ones_like(moving[..., :1, :1, :])  # one mask for all patches of a clip
+                moving = moving * F.dropout(ones, self.dropout)
             moving = soft_normalize(self.project(moving.to(self.project.weight.dtype)))
         return {"patches": kernels.unit(moving, 3)}
 
@@ -189,7 +187,7 @@ class Lag(Matching):
     def similarity(
         self, support: Float[Tensor, "*B V L P D"], query: Float[Tensor, "*B Q L P D"]
     ) -> Float[Tensor, "*B Q V"]:
-        """Score of each query and support clip."""
+        """Compute the score of each query and support clip."""
         tau: float | Tensor = self.tau.clamp_min(1e-3) if isinstance(self.tau, Tensor) else self.tau
         decay: float | Tensor = self.decay.clamp_min(0) if isinstance(self.decay, Tensor) else self.decay
         return self.scale * lag_similarity(support, query, self.max_lag, tau, decay)
@@ -199,13 +197,16 @@ class Lag(Matching):
 class Ridge(Matching):
     """Ridge regression from clips to one-hot labels in closed form (R2-D2: Bertinetto et al., ICLR 2019).
 
-    A clip is one unit vector of all its time steps. The logit of a class depends on all classes of the episode.
+    Each clip is one unit vector of all time steps. The logit of a class depends on all classes of the episode.
 
     Args:
         spec: sizes of the features.
-        features: ``frames``: E; ``patches``: the patches minus the clip's mean.
+        features: ``frames``: E; ``patches``: the patches minus their mean over the clip.
         rho: weight of the penalty.
         scale: factor of the logits.
+
+    Raises:
+        InputError: an option is unknown or out of range.
     """
 
     per_class = False
@@ -216,8 +217,8 @@ class Ridge(Matching):
     ) -> None:
         super().__init__(spec)
         check_choice("features", features, ("frames", "patches"))
-        if not (rho >= 0 and scale > 0):
-            raise InputError(f"rho is {rho} and scale is {scale}: give rho of 0 or more and a positive scale")
+        check_not_negative(rho=rho)
+        check_positive(scale=scale)
         self.features, self.rho, self.scale = features, rho, scale
         self.reads = frozenset({"frame_level" if features == "frames" else "patches"})
 
@@ -241,7 +242,7 @@ KERNELS = ("lag", "energy", "motionmap", "meanpatch")
 
 
 class _SeveralKernels(Matching):
-    """Base of methods on several descriptions of a clip, each a method of its own."""
+    """Base of methods that combine several single-vector methods."""
 
     reads = frozenset({"patches"})
     per_class = False
@@ -257,7 +258,7 @@ class _SeveralKernels(Matching):
         for name in names:
             check_choice("kernels", name, KERNELS)
         if not names or len(set(names)) < len(names):
-            raise InputError(f"kernels {list(names)}: give one or more different ones of {', '.join(KERNELS)}")
+            raise InputError(f"kernels {list(names)}: give one or more of {', '.join(KERNELS)}, each once")
         self.parts = nn.ModuleDict({name: self.kinds[name](spec) for name in names})
 
     def encode(self, clip: VideoFeatures) -> Encoded:
@@ -268,14 +269,14 @@ class _SeveralKernels(Matching):
         return encoded
 
     def scores(self, name: str, support: Tensor, query: Tensor) -> Float[Tensor, "*B Q V"]:
-        """Similarity of queries ``[..., Q]`` and clips ``[..., V]`` by one of the kernels."""
+        """Compute the similarity of queries ``[..., Q]`` and clips ``[..., V]`` with one kernel."""
         part = self.parts[name]
         return part.similarity(support, query) if isinstance(part, Lag) else inner_products(support, query)
 
     @staticmethod
-    def _in_a_row(name: str, support: Encoded) -> tuple[Tensor, int]:
-        """Clips of one kernel, ``[..., N, K, *features]``, as ``[..., N K, *features]``, and N."""
-        axis = -3 - (2 if name == "lag" else 0)  # lag keeps time steps and patches apart
+    def _flatten_shots(name: str, support: Encoded) -> tuple[Tensor, int]:
+        """Reshape clips of one kernel, ``[..., N, K, *features] -> [..., N K, *features]``; return them and N."""
+        axis = -3 - (2 if name == "lag" else 0)  # lag has separate axes for time steps and patches
         return support[name].flatten(axis, axis + 1), support[name].shape[axis]
 
     def floats_per_pair(self, encoded: Encoded) -> int:
@@ -284,7 +285,7 @@ class _SeveralKernels(Matching):
 
 @register_matching("lag_energy")
 class LagEnergy(_SeveralKernels):
-    """``lag`` plus ``energy``, each z-scored over the classes: for one example a class."""
+    """Sum of ``lag`` and ``energy``, each z-scored over the classes: for one shot."""
 
     temperature = 1.0
 
@@ -296,7 +297,7 @@ class LagEnergy(_SeveralKernels):
     ) -> dict[str, Tensor]:
         logits = []
         for name in self.parts:
-            clips, way = self._in_a_row(name, support)
+            clips, way = self._flatten_shots(name, support)
             scores = self.scores(name, clips, query[name])
             logits.append(mean_over_shots(scores, way, shot_mask))
         return {"lag_energy": kernels.z_sum(*logits)}
@@ -304,22 +305,22 @@ class LagEnergy(_SeveralKernels):
 
 @register_matching("kernel_ridge")
 class KernelRidge(_SeveralKernels):
-    """Kernel ridge regression on a weighted sum of kernels, see `weighted_kernel_ridge`: for several examples a class.
-
-    Each kernel is weighted by how well it separates the classes of the support clips.
+    """Kernel ridge regression on a weighted sum of kernels, see `weighted_kernel_ridge`: for several shots.
 
     Args:
         spec: sizes of the features.
         kernels: some of ``lag``, ``energy``, ``motionmap`` and ``meanpatch``.
-        ridge: penalty as a share of the mean diagonal.
+        ridge: penalty as a fraction of the mean diagonal.
+
+    Raises:
+        InputError: a kernel is unknown or listed twice, or ``ridge`` is not positive.
     """
 
     temperature = 0.1
 
     def __init__(self, spec: FeatureSpec, *, kernels: Sequence[str] = KERNELS, ridge: float = 0.1) -> None:
         super().__init__(spec, tuple(kernels))
-        if not ridge > 0:
-            raise InputError(f"ridge is {ridge}: give a positive number")
+        check_positive(ridge=ridge)
         self.ridge = ridge
 
     def match(
@@ -327,7 +328,7 @@ class KernelRidge(_SeveralKernels):
     ) -> dict[str, Tensor]:
         own, cross, way = [], [], 1
         for name in self.parts:
-            clips, way = self._in_a_row(name, support)
+            clips, way = self._flatten_shots(name, support)
             own.append(self.scores(name, clips, clips))
             cross.append(self.scores(name, clips, query[name]))
         return {"kernel_ridge": kernels.weighted_kernel_ridge(own, cross, way, shot_mask, self.ridge)}

@@ -1,4 +1,4 @@
-"""OTAM's cost of an ordered alignment, for all pairs of an episode at once (Cao et al., CVPR 2020)."""
+"""OTAM's cost of an ordered alignment, batched over all pairs of an episode (Cao et al., CVPR 2020)."""
 
 import torch
 from einops import rearrange
@@ -9,18 +9,18 @@ LOG2 = 0.6931471805599453
 
 
 def otam_cost(cost: Float[Tensor, "*B Lq Ls"], smoothing: float = 0.1, direction: str = "both") -> Float[Tensor, "*B"]:
-    """OTAM's distance of each pair: ``d(C) + d(C^T)``, or one of them (``query``: d(C); ``support``: d(C^T))."""
+    """Compute OTAM's distance of each pair: ``d(C) + d(C^T)``, or only d(C) (``query``) or d(C^T) (``support``)."""
     if direction == "query":
         return alignment_cost(cost, smoothing)
     if direction == "support":
         return alignment_cost(cost.mT, smoothing)
-    if cost.shape[-2] == cost.shape[-1]:  # both directions in the same steps
+    if cost.shape[-2] == cost.shape[-1]:  # compute both directions in one batch
         return alignment_cost(torch.stack([cost, cost.mT]), smoothing).sum(0)
     return alignment_cost(cost, smoothing) + alignment_cost(cost.mT, smoothing)
 
 
 def alignment_cost(cost: Float[Tensor, "*B Lq Ls"], smoothing: float = 0.1) -> Float[Tensor, "*B"]:
-    """``d(C)`` of OTAM for each matrix C: the soft cost of the cheapest ordered alignment (Cao et al., section 3.3).
+    """Compute OTAM's ``d(C)`` for each matrix C: the soft cost of the cheapest ordered alignment.
 
     With ``smin_l(a) = -l logsumexp(-a / l)``, ``smin_0 = min``, and a column of zeros on the left and on the right of
     C: ``G(1, j) = sum_{m <= j} C(1, m)``, ``G(i, 0) = 0``, and for i from 2
@@ -29,20 +29,20 @@ def alignment_cost(cost: Float[Tensor, "*B Lq Ls"], smoothing: float = 0.1) -> F
         G(i, j)    = C(i, j) + smin{G(i-1, j-1), G(i, j-1)}                 2 <= j <= Ls
         G(i, Ls+1) =           smin{G(i-1, Ls), G(i-1, Ls+1), G(i, Ls)}
 
-    and ``d(C) = G(Lq, Ls+1)``. Inside, a cell needs the column on its left alone, so all rows of all pairs are computed
-    at once, one column after the other: Ls - 1 steps. The first column adds Lq - 1 steps of one cell a pair. The last
-    column has no cost of its own, so it is one soft minimum over the column before it, in which each row but the last
-    counts twice: as G(i, Ls) of its own row and as G(i-1, Ls) of the next.
+    and ``d(C) = G(Lq, Ls+1)``. An inner cell depends only on the column to its left, so all rows of all pairs are
+    computed together, column by column: Ls - 1 steps. The first column takes Lq - 1 steps of one cell per pair. The
+    last column adds no cost, so it is one soft minimum over the column before it, in which each row but the last
+    counts twice: as G(i, Ls) of its row and as G(i-1, Ls) of the next row.
 
     Args:
-        cost: C, rows are the frames that are aligned one after the other.
+        cost: C; the query's frames are the rows.
         smoothing: lambda; 0 for the hard minimum.
     """
     rows = cost.shape[-2]
-    # The log domain: gain = -G / lambda, where the soft minimum is logaddexp without a factor.
+    # In the log domain, gain = -G / lambda, the soft minimum is logaddexp without a factor.
     gain = -cost / smoothing if smoothing else -cost
     add, twice = (torch.logaddexp, LOG2) if smoothing else (torch.maximum, 0.0)
-    first, *others = rearrange(gain, "... i j -> j i ...").contiguous().unbind(0)  # a column of all pairs is one block
+    first, *others = rearrange(gain, "... i j -> j i ...").contiguous().unbind(0)  # a column of all pairs is contiguous
     first_row = torch.stack([column[0] for column in (first, *others)]).cumsum(0).unbind(0)
     cells = [first[0]]
     edge = torch.full_like(first[0], twice)  # G(i-1, 0) and G(i, 0)

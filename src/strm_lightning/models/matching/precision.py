@@ -1,4 +1,4 @@
-"""Arithmetic of matching: float32 at least, also for bfloat16 features and under autocast."""
+"""Matching in float32 or float64, also for bfloat16 features and under autocast."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in their common type, or in float32 where that is less precise."""
+    """Convert tensors to their common type, at least float32."""
     dtype = torch.float32
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -15,19 +15,19 @@ def at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def no_autocast(tensor: Tensor) -> AbstractContextManager[None]:
-    """Switch autocast off on the device of ``tensor``: similarities rounded to bfloat16 lose the order of classes."""
-    if tensor.device.type == "meta":  # has no autocast
+    """Disable autocast on the device of ``tensor``: rounding similarities to bfloat16 changes the order of classes."""
+    if tensor.device.type == "meta":  # autocast does not support it
         return nullcontext()
     return torch.autocast(tensor.device.type, enabled=False)
 
 
 def inner_products(support: Tensor, query: Tensor) -> Tensor:
-    """Inner products of vectors ``[..., S, F]`` and ``[..., Q, F]`` -> ``[..., Q, S]``, in float32 at least."""
+    """Compute inner products of ``[..., S, F]`` and ``[..., Q, F]`` -> ``[..., Q, S]``, in float32 or float64."""
     support, query = at_least_float32(support, query)
     with no_autocast(query):
         return query @ support.mT
 
 
 def safe_ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """``numerator / denominator``, with 1 for a denominator of 0: values and gradients stay finite."""
+    """Divide, with 1 in place of a denominator of 0, so that values and gradients are finite."""
     return numerator / torch.where(denominator == 0, 1, denominator)

@@ -1,4 +1,4 @@
-"""QC, query-class similarity on the features before frame-level enrichment (STRM, section 3.4)."""
+"""QC, query-class similarity on the features before frame-level enrichment (STRM)."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,10 @@ from strm_lightning.models.matching.tuples import TupleLinear, TupleMatching
 
 
 class QueryClass(TupleMatching):
-    """Query-class similarity on H, a second method beside any first one (``query_class`` of `STRMHead`).
+    """Query-class similarity on H, combined with any matching method (``query_class`` of `STRMHead`).
 
-    Encodes z of all tuples, ``[..., T, Dz]``. The logits of the tuple sizes are summed over Omega (STRM, equation of
-    section 3.4); the released code (``variant="official"``) averages them.
+    Encodes z of all tuples, ``[..., T, Dz]``. Logits are summed over Omega (STRM); the official code
+    (``variant="official"``) averages them.
 
     Args:
         spec: sizes of the features.
@@ -49,14 +49,14 @@ class QueryClass(TupleMatching):
     def explain(
         self, support: Encoded, query: Encoded, label: int, shot_mask: Bool[Tensor, "N K"] | None = None
     ) -> dict[str, Evidence]:
-        # The distance of a query tuple is given to its nearest support tuple.
+        # The distance of a query tuple is assigned to its nearest support tuple.
         present = slice(None) if shot_mask is None else shot_mask[label]
-        mine = self.by_size(support["relations"][label][present])
-        theirs = self.by_size(query["relations"])
+        s_relations = self.by_size(support["relations"][label][present])
+        q_relations = self.by_size(query["relations"])
         contributions: list[Tensor] = []
         weights: list[Tensor] = []
         for i, (branch, count) in enumerate(zip(self.branches, self.tuple_counts, strict=True)):
-            distances = torch.cdist(theirs[i].float(), mine[i].flatten(0, 1).float())
+            distances = torch.cdist(q_relations[i].float(), s_relations[i].flatten(0, 1).float())
             nearest = torch.zeros_like(distances).scatter_(1, distances.argmin(1, keepdim=True), 1.0)
             share = nearest.unflatten(-1, (-1, count)) / count
             shortest = distances.amin(1)[:, None, None]
@@ -77,16 +77,16 @@ class QueryClass(TupleMatching):
 
 
 class TupleRelation(nn.Module):
-    """Describe every tuple of a clip for the query-class similarity: ``z_t = relu(W_cls^T l_t)``.
+    """Project every tuple of a clip for the query-class similarity: ``z_t = relu(W_cls^T l_t)``.
 
-    With a bias, which the equation does not name: TRX's projections of tuples and the released code have one.
+    Unlike the equation, the projection has a bias, as TRX's projections and the official code have.
 
     Args:
         size: frames of a tuple, w.
         num_frames: frames of a clip, L.
         dim: channels of a frame, D.
-        out: channels of z: D in the paper, D/2 in the released code.
-        dropout: share of H that is dropped first; 0 in the paper, 0.1 in the released code.
+        out: channels of z: D in the paper, D/2 in the official code.
+        dropout: dropout rate of H; 0 in the paper, 0.1 in the official code.
     """
 
     def __init__(self, size: int, num_frames: int, dim: int, out: int, *, dropout: float = 0.0) -> None:
@@ -103,16 +103,15 @@ def query_class_similarity(
     support: Float[Tensor, "*B N K T Dz"],
     shot_mask: Bool[Tensor, "*B N K"] | None = None,
 ) -> Float[Tensor, "*B Q N"]:
-    """``M(Q, c) = 1/|Pi| sum_t max_j phi(z_t, z_j)``: the best match of each query tuple among a class's tuples.
+    """Compute ``M(Q, c) = 1/|Pi| sum_t max_j phi(z_t, z_j)``: the best match of each query tuple in a class, averaged.
 
-    The paper leaves the similarity phi open; this is minus the Euclidean distance, as in the released code. Only tuples
-    of clips that are present in ``shot_mask`` count.
+    The paper does not specify the similarity phi; it is minus the Euclidean distance here, as in the official code.
+    Clips that are absent in ``shot_mask`` are ignored.
     """
     num_queries, (way, shot, tuples) = query.shape[-3], support.shape[-4:-1]
     if shot_mask is not None:
         support = zero_absent(support, shot_mask)
-    # In float32 at least, and from the mean of the support: distances stay the same, and the differences of squares
-    # below keep their digits.
+    # Subtracting the mean of the support does not change distances and avoids cancellation in `cdist`.
     precise = torch.promote_types(query.dtype, torch.float32)
     q, s = query.flatten(-3, -2).to(precise), support.flatten(-4, -2).to(precise)
     if shot_mask is None:
@@ -120,7 +119,7 @@ def query_class_similarity(
     else:
         present = shot_mask.flatten(-2).sum(-1)[..., None, None] * tuples
         origin = (s.sum(-2, keepdim=True) / present).detach()
-    # Always by matrix products: the default chooses by the number of rows, which would be a guard in an exported graph.
+    # The default mode depends on the number of rows, which adds a guard to an exported graph.
     distance = torch.cdist(q - origin, s - origin, compute_mode="use_mm_for_euclid_dist")
     distance = rearrange(distance, "... (q t) (n k j) -> ... q t n k j", q=num_queries, n=way, k=shot, j=tuples)
     if shot_mask is not None:

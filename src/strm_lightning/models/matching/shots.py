@@ -1,4 +1,4 @@
-"""Support clips of a class: absent ones by a mask, and the mean over those that are present."""
+"""Masks of absent support clips, and means over the present ones."""
 
 from collections.abc import Sequence
 
@@ -10,15 +10,15 @@ from strm_lightning.errors import InputError
 
 
 def check_shot_mask(shot_mask: Tensor, way_and_shot: Sequence[int]) -> None:
-    """Refuse a mask that does not fit the support.
+    """Check that a mask fits the support.
 
     Args:
-        shot_mask: true where a clip is present.
+        shot_mask: True where a clip is present.
         way_and_shot: leading axes of the support, which end in N and K.
 
     Raises:
-        InputError: the mask is not of booleans ``[..., N, K]``, or leaves a class without a clip (not checked in
-            compiled code, where it would break the graph).
+        InputError: the mask is not boolean with shape ``[..., N, K]``, or a class has no clip (not checked in compiled
+            code, where it would break the graph).
     """
     if shot_mask.dtype != torch.bool or shot_mask.shape[-len(way_and_shot) :] != tuple(way_and_shot):
         raise InputError(
@@ -30,7 +30,7 @@ def check_shot_mask(shot_mask: Tensor, way_and_shot: Sequence[int]) -> None:
 
 
 def zero_absent(support: Tensor, shot_mask: Tensor | None) -> Tensor:
-    """Set absent clips ``[..., N, K, *features]`` to 0; ``where`` also stops the gradient of NaN and infinity."""
+    """Set absent clips ``[..., N, K, *features]`` to 0; unlike a product, ``where`` blocks gradients of NaN."""
     if shot_mask is None:
         return support
     extra = support.ndim - shot_mask.ndim
@@ -38,7 +38,7 @@ def zero_absent(support: Tensor, shot_mask: Tensor | None) -> Tensor:
 
 
 def prototypes(support: Float[Tensor, "*B N K Ls D"], shot_mask: Tensor | None = None) -> Float[Tensor, "*B N Ls D"]:
-    """The mean of the present clips of each class; absent clips must be 0 (`zero_absent`)."""
+    """Compute the mean of the present clips of each class; absent clips must be 0 (`zero_absent`)."""
     if shot_mask is None:
         return support.mean(-3)
     return support.sum(-3) / shot_mask.sum(-1).clamp_min(1)[..., None, None]
@@ -47,12 +47,12 @@ def prototypes(support: Float[Tensor, "*B N K Ls D"], shot_mask: Tensor | None =
 def mean_over_shots(
     scores: Float[Tensor, "*B Q S"], way: int, shot_mask: Tensor | None = None
 ) -> Float[Tensor, "*B Q N"]:
-    """Mean over the clips of each class of scores for single clips, class after class: ``S = N K``.
+    """Compute the mean score over the clips of each class.
 
     Args:
-        scores: one score for each query and support clip; absent clips may hold anything.
+        scores: one score for each query and support clip, ordered by class: ``S = N K``.
         way: number of classes N.
-        shot_mask: ``[..., N, K]``, true where a clip is present; None if all are.
+        shot_mask: ``[..., N, K]``, True where a clip is present; None if all are.
     """
     by_class = scores.unflatten(-1, (way, -1))
     if shot_mask is None:

@@ -1,4 +1,4 @@
-"""TRM, temporal relationship modelling: TRX's temporal cross-transformer (STRM, section 3.1; TRX, section 3.2)."""
+"""TRM, temporal relationship modelling: the temporal cross-transformer of TRX (Perrett et al., CVPR 2021)."""
 
 from collections.abc import Sequence
 
@@ -24,8 +24,8 @@ from strm_lightning.models.positions import PositionCode
 class TRM(TupleMatching):
     """Temporal relationship modelling on E, with one cross-transformer for each tuple size in Omega.
 
-    Encodes keys and values of all tuples, ``[..., T, d]``, the sizes one behind the other on ``T``. The logit of a
-    class is averaged over Omega (TRX, equation 8).
+    Encodes keys and values of all tuples, ``[..., T, d]``, with the tuple sizes concatenated along ``T``. Logits are
+    averaged over Omega.
 
     Args:
         spec: sizes of the features.
@@ -59,30 +59,29 @@ class TRM(TupleMatching):
     def explain(
         self, support: Encoded, query: Encoded, label: int, shot_mask: Bool[Tensor, "N K"] | None = None
     ) -> dict[str, Evidence]:
-        # A distance is given to the tuples of the support in proportion to the attention that they get.
+        # A distance is distributed over the support tuples in proportion to their attention.
         present = slice(None) if shot_mask is None else shot_mask[label]
-        mine = {name: self.by_size(support[name][label][present]) for name in _NAMES}
-        theirs = {name: self.by_size(query[name]) for name in _NAMES}
+        s_tuples = {name: self.by_size(support[name][label][present]) for name in _NAMES}
+        q_tuples = {name: self.by_size(query[name]) for name in _NAMES}
         contributions: list[Tensor] = []
         weights: list[Tensor] = []
         strongest = []
         for i, branch in enumerate(self.branches):
             members, tuples = branch.key.members, self.tuple_counts[i]
-            attention = attend(theirs["keys"][i][None], mine["keys"][i][None])[0].unflatten(-1, (-1, tuples))
-            prototypes = torch.einsum("tkj,kjd->td", attention, mine["values"][i])
-            distances = (theirs["values"][i] - prototypes).float().square().sum(-1)
+            attention = attend(q_tuples["keys"][i][None], s_tuples["keys"][i][None])[0].unflatten(-1, (-1, tuples))
+            prototypes = torch.einsum("tkj,kjd->td", attention, s_tuples["values"][i])
+            distances = (q_tuples["values"][i] - prototypes).float().square().sum(-1)
             share = attention.float() / tuples / len(self.tuple_sizes)
             cost = share * distances[:, None, None]
             contributions.append(spread_over_steps(-cost, members, self.spec.steps))
             weights.append(spread_over_steps(share, members, self.spec.steps))
             strongest.append(_strongest(attention, members))
-        best = max(strongest, key=lambda match: match[3])
         return {
             "trm": Evidence(
                 contributions=torch.stack(contributions).sum(0),
                 weights=torch.stack(weights).sum(0),
                 kind="attention",
-                strongest=best,
+                strongest=max(strongest, key=lambda match: match[3]),
             )
         }
 
@@ -103,7 +102,7 @@ def _strongest(
 
 
 class TemporalCrossTransformer(nn.Module):
-    """Keys and values of the tuples of one size, for `cross_transform`.
+    """Compute keys and values of the tuples of one size, for `cross_transform`.
 
     Args:
         size: frames of a tuple, w.
@@ -120,7 +119,7 @@ class TemporalCrossTransformer(nn.Module):
         self.norm_key = nn.LayerNorm(match_dim)
 
     def forward(self, frames: Float[Tensor, "*B L D"]) -> tuple[Float[Tensor, "*B T d"], Float[Tensor, "*B T d"]]:
-        """Keys and values of the tuples of each clip."""
+        """Compute keys and values of the tuples of each clip."""
         frames = self.position(frames)
         return self.norm_key(self.key(frames)), self.value(frames)
 
@@ -130,10 +129,10 @@ def attend(
     support_keys: Float[Tensor, "*B N K T d"],
     shot_mask: Bool[Tensor, "*B N K"] | None = None,
 ) -> Float[Tensor, "*B N QT KT"]:
-    """Attention of each query tuple to each support tuple of each class; sums to 1 over a class's tuples."""
+    """Compute the attention of each query tuple to each support tuple; it sums to 1 over the tuples of a class."""
     way, tuples = support_keys.shape[-4], support_keys.shape[-2]
     support_keys = zero_absent(support_keys, shot_mask)
-    # One product for all classes: the queries' keys are read once, not once a class.
+    # One product for all classes reads the queries' keys once instead of once per class.
     scores = query_keys.flatten(-3, -2) @ support_keys.flatten(-4, -2).mT
     scores = rearrange(scores, "... qt (n kt) -> ... n qt kt", n=way) * query_keys.shape[-1] ** -0.5
     if shot_mask is not None:
@@ -149,18 +148,18 @@ def cross_transform(
     support_values: Float[Tensor, "*B N K T d"],
     shot_mask: Bool[Tensor, "*B N K"] | None = None,
 ) -> Float[Tensor, "*B Q N"]:
-    """Logits of each query for each class from the tuples of one size.
+    """Compute the logits of each query for each class from the tuples of one size.
 
-    Each query tuple attends to all tuples of all support clips of a class, which makes that class's prototype for it.
-    The logit of a class is minus the squared distance between the query's values and its prototypes, averaged over the
-    query's tuples.
+    The prototype of a class for a query tuple is the attention-weighted mean of the values of all tuples of all support
+    clips of the class. The logit of a class is minus the squared distance between the query's values and their
+    prototypes, averaged over the query's tuples.
     """
     num_queries = query_keys.shape[-3]
     attention = attend(query_keys, support_keys, shot_mask)
-    support_values = zero_absent(support_values, shot_mask)  # an attention of 0 does not silence NaN
+    support_values = zero_absent(support_values, shot_mask)  # 0 * NaN is NaN
     prototypes = attention.to(support_values.dtype) @ support_values.flatten(-3, -2)
     difference = query_values.flatten(-3, -2).unsqueeze(-3) - prototypes
-    # A sum of a thousand squares does not fit bfloat16: summed in float32 at least.
+    # bfloat16 is too imprecise for a sum of a thousand squares.
     difference = difference.to(torch.promote_types(difference.dtype, torch.float32))
     distance = difference.square().sum(-1)
     return -rearrange(distance, "... n (q t) -> ... q n t", q=num_queries).mean(-1)

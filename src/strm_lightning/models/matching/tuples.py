@@ -1,4 +1,4 @@
-"""Ordered tuples of frames, and their linear projection without concatenation."""
+"""Ordered tuples of frames, their linear projection, and the base class of methods on tuples."""
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
@@ -16,10 +16,10 @@ from strm_lightning.models.matching.base import FeatureSpec, Matching
 
 
 def check_sizes(sizes: tuple[int, ...], num_frames: int) -> None:
-    """Refuse an Omega that a clip of ``num_frames`` frames cannot have.
+    """Check that Omega fits clips of ``num_frames`` frames.
 
     Raises:
-        ValueError: Omega is empty, names a size twice, or has a size below 1 or above ``num_frames``.
+        InputError: Omega is empty, contains a size twice, or contains a size below 1 or above ``num_frames``.
     """
     if not sizes or len(set(sizes)) < len(sizes) or not all(1 <= size <= num_frames for size in sizes):
         raise InputError(
@@ -28,21 +28,21 @@ def check_sizes(sizes: tuple[int, ...], num_frames: int) -> None:
 
 
 def num_tuples(sizes: tuple[int, ...], num_frames: int) -> tuple[int, ...]:
-    """How many ordered tuples of each size a clip has: L choose w."""
+    """Return the number of ordered tuples of each size: L choose w."""
     return tuple(comb(num_frames, size) for size in sizes)
 
 
 def tuple_members(size: int, num_frames: int) -> Int[Tensor, "w T"]:
-    """Frames of every ordered tuple of one size, ``[w, T]``."""
+    """Return the frame indices of all ordered tuples of one size, ``[w, T]``."""
     return torch.tensor(list(combinations(range(num_frames), size))).T.contiguous()
 
 
 class TupleLinear(nn.Linear):
-    """A linear layer on the concatenated frames of every ordered tuple, ``[..., L, D] -> [..., T, out]``.
+    """Linear layer on the concatenated frames of every ordered tuple, ``[..., L, D] -> [..., T, out]``.
 
-    ``W [f_a; f_b] = W_1 f_a + W_2 f_b``: each frame is projected once for each place it can have in a tuple, and the
-    projections are added. That is L w products instead of (L choose w) w: 3.5 times fewer for pairs of 8 frames, 7
-    times for triples. The weight has the shape ``[out, w D]`` of the plain layer, so its checkpoints fit.
+    ``W [f_a; f_b] = W_1 f_a + W_2 f_b``: each frame is projected once for each position in a tuple, and the projections
+    are added. That takes L w products instead of (L choose w) w: 3.5 times fewer for pairs of 8 frames, 7 times for
+    triples. The weight has the shape ``[out, w D]`` of a linear layer on concatenated frames.
 
     Args:
         size: frames of a tuple, w.
@@ -59,22 +59,25 @@ class TupleLinear(nn.Linear):
         self.register_buffer("members", tuple_members(size, num_frames), persistent=False)
 
     def forward(self, frames: Float[Tensor, "*B L D"]) -> Float[Tensor, "*B T out"]:
-        # [out, w D] -> [out w, D] is a view, so one product makes the projections for all places, and its gradient is
-        # the weight's own, where a product for each place would copy all of it together once more.
+        # [out, w D] -> [out w, D] is a view, so one product computes the projections for all positions. A product for
+        # each position would copy the gradient of the weight once more.
         projected = F.linear(frames, self.weight.view(-1, frames.shape[-1]))
         first, *others = rearrange(projected, "... l (out w) -> w ... l out", w=self.size)
-        places = zip((first + self.bias, *others), self.members, strict=True)
-        first, *others = (place.index_select(-2, frame) for place, frame in places)
+        positions = zip((first + self.bias, *others), self.members, strict=True)
+        first, *others = (projection.index_select(-2, frame) for projection, frame in positions)
         return sum(others, start=first)
 
 
 class TupleMatching(Matching):
-    """A method with one branch for each tuple size in Omega; branches are named 0, 1, ... in checkpoints.
+    """Base of methods with one branch for each tuple size in Omega; branches are named 0, 1, ... in checkpoints.
 
     Args:
         spec: sizes of the features.
         tuple_sizes: Omega, sizes of the frame tuples.
-        branch: makes the branch of one size.
+        branch: builds the branch of one size.
+
+    Raises:
+        InputError: Omega does not fit the time steps, see `check_sizes`.
     """
 
     def __init__(self, spec: FeatureSpec, tuple_sizes: Sequence[int], branch: Callable[[int], nn.Module]) -> None:

@@ -1,1 +1,1 @@
-"""Files of weights: reading, hashing, packages."""
+"""Weight files: safe reading, hashes, packaged weights."""

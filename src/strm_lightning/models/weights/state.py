@@ -1,4 +1,4 @@
-"""State dicts: their hash, and their names without the prefixes of `torch.compile`."""
+"""State dicts: hashes, and tensor names without the prefix of `torch.compile`."""
 
 from collections.abc import Mapping
 from hashlib import sha256
@@ -6,18 +6,18 @@ from hashlib import sha256
 import torch
 from torch import Tensor
 
-_COMPILED = "_orig_mod."  # `torch.compile(module)` puts the module's tensors below this name
+_COMPILED = "_orig_mod."  # prefix that `torch.compile(module)` adds
 
 
 def hash_state(state: Mapping[str, Tensor], about: str = "") -> str:
-    """SHA-256 of tensors with their names, shapes and types, 64 hexadecimal digits.
+    """Return the SHA-256 of tensors with their names, shapes and types, 64 hexadecimal digits.
 
-    The order of the tensors and their device do not matter. Support files keep this hash: a change of it makes the
-    existing files invalid.
+    It does not depend on the order of the tensors or on their device. Support files store this hash: changing the
+    computation makes existing files invalid.
 
     Args:
         state: tensors by name.
-        about: anything else that the hash should cover.
+        about: further text to include in the hash.
     """
     digest = sha256(about.encode())
     for name, tensor in sorted(state.items()):
@@ -27,5 +27,5 @@ def hash_state(state: Mapping[str, Tensor], about: str = "") -> str:
 
 
 def plain_name(name: str) -> str:
-    """Name of a tensor or module as it is without `torch.compile`."""
+    """Return the name of a tensor or module without the prefix of `torch.compile`."""
     return name.replace(_COMPILED, "")
