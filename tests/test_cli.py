@@ -204,7 +204,7 @@ def test_a_test_that_cannot_run_is_reported_before_training(
             ["fit", *TINY, "--data.split={train: [left, up], val: [left, still]}"],
             "'left' .train and val. in two stages",
         ),
-        (["fit", *TINY, "--model.backbone=gmlp_ti16_224"], "cannot take frames of 32 x 32 pixels"),
+        (["fit", *TINY, "--model.backbone=gmlp_ti16_224"], "does not accept frames of 32 x 32 pixels"),
     ],
 )
 def test_input_errors_are_one_line(
