@@ -3,9 +3,9 @@
     python experiments/benchmarks/protocol.py [--part protocol matching] [--backbone resnet18 --image_size 112]
 
 ``protocol`` generates 24 classes of 100 videos (320 x 240, H.264) and tests one model on the same 5-way 5-shot
-episodes, one query per class, without and with a bank. Without a bank the test would take hours: the median time of some
-episodes, measured before and after the test with a bank, is extrapolated. The test with a bank is measured completely,
-or in part with ``--videos`` and ``--episodes``. Both must make the same predictions.
+episodes, one query per class, without and with a bank. Without a bank the test would take hours: the median time of
+some episodes, measured before and after the test with a bank, is extrapolated. The test with a bank is measured
+completely, or in part with ``--videos`` and ``--episodes``. Both must make the same predictions.
 
 ``matching`` matches random features at the paper's sizes (ResNet-50: D 2048, d 1152) and compares its FLOP/s with those
 of a large matrix product, measured alternately.

@@ -63,7 +63,7 @@ def test_json_and_csv_for_programs(run, place: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(run("--csv=true", *files))))
     assert [(r["video"], r["label"]) for r in rows] == [(o["video"], o["label"]) for o in objects]
     assert float(rows[0]["probability"]) == objects[0]["probability"]
-    assert "give --json or --csv" in run("--json", "--csv", *files, status=2)
+    assert "--json and --csv exclude each other" in run("--json", "--csv", *files, status=2)
 
 
 def test_what_cannot_be_read_is_told_and_the_rest_goes_on(run, place: Path, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def _save(figures: "Mapping[str, Figure]", folder: Path) -> list[Path]:
 def _sources(run: Path) -> list[Path]:
     found = [run / name for name in (RESULTS, METRICS) if (run / name).is_file()] if run.is_dir() else [run]
     if not found or not found[0].is_file() or found[0].suffix not in (".json", ".csv"):
-        raise MissingFileError(f"nothing to plot in {run}: neither {RESULTS} of a test nor {METRICS} of a fit")
+        raise MissingFileError(f"nothing to plot in {run}: no {RESULTS} of a test, no {METRICS} of a fit")
     return found
 
 
