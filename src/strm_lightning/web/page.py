@@ -29,9 +29,8 @@ from starlette.middleware import Middleware
 MAX_CLASSES = 8
 _SHOWN = 3
 _DELETE_CACHE = (60, 600)  # seconds: gradio checks the uploaded files every minute and deletes those older than ten
-_PATHS: dict[
-    str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-] = {  # t in -1 .. 1 -> offsets to the right and down
+# Functions of t in -1 .. 1 that return offsets to the right and down.
+_PATHS: dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]] = {
     "slide left": lambda t: (-t, 0 * t),
     "slide right": lambda t: (t, 0 * t),
     "circle": lambda t: (np.sin(np.pi * t), -np.cos(np.pi * t)),
