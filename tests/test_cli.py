@@ -13,7 +13,7 @@ import torch
 from strm_lightning import errors
 from strm_lightning.cli.fit import STRMCLI
 from strm_lightning.cli.main import COMMANDS, TRAINING, main
-from strm_lightning.training.checkpoints import LastCheckpoint, WholeFiles
+from strm_lightning.training.checkpoints import AtomicCheckpointIO, LastCheckpoint
 from tests.test_module import data, module, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*", "ignore:.*does not have many workers.*")
@@ -316,7 +316,7 @@ def test_last_checkpoint_is_written_within_an_epoch(actions: Path, tmp_path: Pat
 
 
 def test_a_checkpoint_that_is_cut_off_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files, path = WholeFiles(), tmp_path / "last.ckpt"
+    files, path = AtomicCheckpointIO(), tmp_path / "last.ckpt"
     files.save_checkpoint({"step": 1}, path)
 
     def cut_off(checkpoint: Any, name: str) -> None:

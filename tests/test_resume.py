@@ -63,7 +63,7 @@ def test_a_checkpoint_inside_an_accumulation_resumes_exactly(
 
 def test_another_accumulation_is_refused_inside_one(actions: Path, tmp_path: Path) -> None:
     fit(actions, tmp_path, 3, enable_checkpointing=False, max_epochs=1, callbacks=[Saved(tmp_path, (2, 3))])
-    with pytest.raises(InputError, match=r"inside a gradient accumulation with accumulate_grad_batches 3.*here .* 4"):
+    with pytest.raises(InputError, match=r"within a gradient accumulation with accumulate_grad_batches 3.*here .* 4"):
         fit(actions, tmp_path, 4, enable_checkpointing=False, ckpt_path=tmp_path / "2.ckpt")
     run, _ = fit(actions, tmp_path, 4, enable_checkpointing=False, max_epochs=1, ckpt_path=tmp_path / "3.ckpt")
     assert run.global_step == 3

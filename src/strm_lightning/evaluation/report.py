@@ -19,6 +19,41 @@ from strm_lightning.fileio import write_atomically
 RESULTS = "results.json"
 
 
+def report_test(
+    trainer: L.Trainer,
+    data: EpisodeDataModule | None,
+    model: nn.Module,
+    options: Mapping[str, Any],
+    found: Sequence[tuple[tuple[int, int], EpisodeResults]],
+    checkpoint: Mapping[str, Any],
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """Build the report of a test, and save it as ``results.json`` in the folder of the run.
+
+    Args:
+        trainer: the trainer of the test; its first process saves the file.
+        data: data module of the test episodes; None for other loaders.
+        model: the tested `STRM`.
+        options: options of the model.
+        found: (way, shot) and predictions of each setting, the main one first.
+        checkpoint: source of the weights, see `describe_checkpoint`.
+        seconds: duration of each part of the test.
+
+    Returns:
+        The content of ``results.json``, see `build_report`.
+    """
+    device = device_name(trainer.strategy.root_device)
+    timing = {**seconds, "device": device, "processes": trainer.world_size}
+    if data is None:
+        report = report_of_episodes(found, checkpoint, timing)
+    else:
+        options = {**options, "precision": str(trainer.precision)}
+        report = build_report(data, model, options, dict(found), checkpoint, timing)
+    if trainer.is_global_zero:
+        save_results(run_folder(trainer), report)
+    return report
+
+
 def build_report(
     data: EpisodeDataModule,
     model: nn.Module,

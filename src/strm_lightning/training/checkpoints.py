@@ -1,4 +1,4 @@
-"""Write checkpoints whole and where a run can be resumed exactly; read them without running code that they hold."""
+"""Atomic writes of checkpoints, safe reading, and checkpoints within an epoch."""
 
 import re
 from datetime import timedelta
@@ -16,16 +16,16 @@ from strm_lightning.errors import InputError
 from strm_lightning.fileio import atomic_path
 from strm_lightning.models.weights.loading import load_tensors
 
-_WORDS = re.compile(r"best|last|hpc|(?i:registry)(:.*)?")  # Lightning finds the file of these itself
+_KEYWORDS = re.compile(r"best|last|hpc|(?i:registry)(:.*)?")  # Lightning resolves these to a file
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Write ``last.ckpt`` within an epoch too, so that a run that is killed loses minutes and not an epoch.
+    """Save ``last.ckpt`` at a time interval and at the end of each epoch.
 
-    It is written after an optimiser step only, never inside a gradient accumulation.
+    It is only saved after an optimiser step, not within a gradient accumulation.
 
     Args:
-        minutes: time between two of them; the end of each epoch writes one in any case.
+        minutes: time interval.
     """
 
     def __init__(self, minutes: float = 10.0) -> None:
@@ -40,11 +40,11 @@ class LastCheckpoint(ModelCheckpoint):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
-class WholeFiles(TorchCheckpointIO):
-    """Write a checkpoint beside its place, then rename it; read it without running code that it holds.
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write checkpoints atomically, and read them without executing code in them.
 
-    Lightning writes to the system's temporary folder and moves the file; from another file system that is a copy,
-    which a kill cuts off after the old file is gone. It reads files of a web server with ``weights_only=False``.
+    Lightning writes to the system's temporary folder and moves the file. Between file systems that is a copy, so a kill
+    can leave a truncated file in place of the old one. It also reads URLs with ``weights_only=False``.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
@@ -55,34 +55,34 @@ class WholeFiles(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, part, storage_options)
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
-        """Content of a checkpoint on the CPU; Lightning's ``map_location`` and ``weights_only`` have no effect."""
+        """Read a checkpoint to the CPU; Lightning's ``map_location`` and ``weights_only`` are ignored."""
         return read_checkpoint(path)
 
 
-def use_whole_files(trainer: L.Trainer) -> None:
-    """Make a trainer read and write its checkpoints by `WholeFiles`, unless a plugin of another kind does it."""
-    holder: Any = trainer.strategy
-    while hasattr(holder.checkpoint_io, "checkpoint_io"):  # a plugin around another one, such as AsyncCheckpointIO
-        holder = holder.checkpoint_io
-    if type(holder.checkpoint_io) is TorchCheckpointIO:
-        holder.checkpoint_io = WholeFiles()
+def use_atomic_checkpoints(trainer: L.Trainer) -> None:
+    """Replace Lightning's default checkpoint plugin of a trainer by `AtomicCheckpointIO`; other plugins are kept."""
+    owner: Any = trainer.strategy
+    while hasattr(owner.checkpoint_io, "checkpoint_io"):  # a wrapper such as AsyncCheckpointIO
+        owner = owner.checkpoint_io
+    if type(owner.checkpoint_io) is TorchCheckpointIO:
+        owner.checkpoint_io = AtomicCheckpointIO()
 
 
 def read_checkpoint(path: str | Path, what: str = "checkpoint") -> Any:
-    """Content of a checkpoint on the CPU: tensors and plain values only.
+    """Read a checkpoint of tensors and plain values to the CPU.
 
     Args:
-        path: a local file, or a file of a remote storage to which runs are written (``s3://`` and the like).
-        what: what names the file, for the error messages.
+        path: a local file, or a URL of remote storage such as ``s3://``.
+        what: name of the file in error messages.
 
     Raises:
-        MissingFileError: there is no such file.
-        InputError: the file is damaged, holds more than tensors and plain values, or is on a web server.
+        MissingFileError: the file does not exist.
+        InputError: the file is damaged, contains more than tensors and plain values, or is on a web server.
     """
     if "://" not in str(path):
         return load_tensors(path, what)
-    if _is_web(path):
-        raise InputError(f"{what} {path}: checkpoints are not read from a web server; download the file and name it")
+    if re.search(r"https?://", str(path), re.IGNORECASE):  # also in chained URLs such as simplecache::https://
+        raise InputError(f"{what} {path}: checkpoints are not read from a web server; download the file first")
     try:
         with get_filesystem(path).open(str(path), "rb") as file:
             return torch.load(file, "cpu", weights_only=True)
@@ -93,28 +93,24 @@ def read_checkpoint(path: str | Path, what: str = "checkpoint") -> Any:
 
 
 def check_checkpoint(path: str | Path) -> None:
-    """Refuse a ``--ckpt_path`` that cannot be read safely or is of something else, before anything is built.
+    """Check ``--ckpt_path`` before the model and the data are built.
 
-    Lightning's words ``last``, ``hpc`` and ``registry:NAME`` pass; `WholeFiles` reads the files that they stand for.
+    Lightning's keywords ``last``, ``hpc`` and ``registry:NAME`` are accepted; `AtomicCheckpointIO` reads their files.
 
     Raises:
-        MissingFileError: there is no such file.
+        MissingFileError: the file does not exist.
         InputError: it is damaged, unsafe, on a web server, or no checkpoint of `STRMModule`.
     """
     name = str(path)
-    if _WORDS.fullmatch(name):
-        if Path(name).exists():  # Lightning's command line would read its options from this file
-            raise InputError(f"--ckpt_path {name}: is a word of Lightning and a file here; give ./{name} for the file")
-        if name == "best":  # of an earlier fit in the same process, which a command line never has
+    if _KEYWORDS.fullmatch(name):
+        if Path(name).exists():  # Lightning's command line would read options from this file
+            raise InputError(f"--ckpt_path {name}: a keyword of Lightning and also a file; give ./{name} for the file")
+        if name == "best":  # Lightning means an earlier fit in the same process
             raise InputError("--ckpt_path best: name the file, such as runs/version_0/checkpoints/best.ckpt")
         return
     content = read_checkpoint(path, "--ckpt_path")
     if not isinstance(content, dict) or "hyper_parameters" not in content or "state_dict" not in content:
         raise InputError(
-            f"--ckpt_path {path}: not a checkpoint of `strm fit`; a file of the released code becomes one by "
-            "`strm convert`, and weights of a backbone go to --model.weights"
+            f"--ckpt_path {path}: not a checkpoint of `strm fit`; convert official checkpoints with `strm convert`, "
+            "and load weights of a backbone with --model.weights"
         )
-
-
-def _is_web(path: str | Path) -> bool:
-    return re.search(r"https?://", str(path), re.IGNORECASE) is not None

@@ -1,4 +1,4 @@
-"""How much memory a training step will take, said before it is taken."""
+"""Estimate the memory of a training step before training."""
 
 import copy
 import weakref
@@ -12,19 +12,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from strm_lightning.data.datamodule import EpisodeDataModule
+from strm_lightning.messages import format_bytes
 from strm_lightning.models.strm import STRM
 from strm_lightning.training.module import STRMModule
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryOfStep:
-    """Bytes that one training step takes on a device.
+    """Memory of one training step in bytes.
 
     Attributes:
         weights: parameters and buffers.
-        gradients: gradients of what learns.
-        optimizer: the optimiser's state.
-        activations: the most that the forward and backward pass hold at once, pixels included.
+        gradients: gradients of trainable parameters.
+        optimizer: state of the optimiser.
+        activations: peak of the tensors of the forward and backward pass, including pixels.
     """
 
     weights: int
@@ -34,7 +35,7 @@ class MemoryOfStep:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all parts."""
         return sum(getattr(self, f.name) for f in fields(self))
 
     def __str__(self) -> str:
@@ -53,51 +54,52 @@ def memory_of_step(
     dtype: torch.dtype = torch.float32,
     states_per_parameter: int = 0,
 ) -> MemoryOfStep:
-    """Measure a training step without computing it, on tensors that have shapes and no contents (device ``meta``).
+    """Measure the memory of a training step on the device ``meta``, whose tensors have no data.
 
-    A copy of the model goes through the forward and backward pass of one episode of the real shapes, chunks and
-    recomputation included, while every storage that comes and goes is counted; the most that is held at once is the
-    estimate. What a GPU adds is left out: the context (0.3 .. 0.5 GB), workspaces of convolutions, fragmentation.
+    A copy of the model runs the forward and backward pass of one batch with the real shapes, chunks and recomputation
+    included; the peak size of all allocated storages is the estimate. It does not include the CUDA context
+    (0.3 .. 0.5 GB), workspaces of convolutions, and fragmentation.
 
     Args:
-        model: what will be trained.
+        model: the model to train.
         way: classes of an episode, N.
         shot: support clips of a class, K.
         queries: query clips of an episode, Q.
         image_size: height and width of a clip in pixels.
         batch_size: episodes of a step.
-        dtype: of the activations; under bf16-mixed ``torch.bfloat16``, and weights are then counted once more in it.
-        states_per_parameter: numbers that the optimiser keeps for each parameter: 0 for plain SGD, 2 for Adam.
+        dtype: type of the activations. With bf16-mixed it is ``torch.bfloat16``; autocast's copies of weights are then
+            included.
+        states_per_parameter: values that the optimiser stores for each parameter: 0 for plain SGD, 2 for Adam.
     """
     twin = copy.deepcopy(model).to("meta", dtype).train()
-    for parameter in twin.parameters():  # held from step to step, so not counted among what comes and goes
+    for parameter in twin.parameters():  # allocated before the step, so that gradients are not counted twice
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    counter = _Storages(twin)
+    counter = _StorageCounter(twin)
     shape = (model.head.num_frames, 3, image_size, image_size)
     with counter:
         support = torch.empty(batch_size, way, shot, *shape, dtype=torch.uint8, device="meta")
         query = torch.empty(batch_size, queries, *shape, dtype=torch.uint8, device="meta")
         twin(support, query).combined().sum().backward()
-    learned = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    trainable = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     copies = sum(p.nbytes for p in twin.parameters()) if dtype != torch.float32 else 0  # autocast's
     return MemoryOfStep(
         weights=sum(t.nbytes for t in (*model.parameters(), *model.buffers())) + copies,
-        gradients=learned,
-        optimizer=states_per_parameter * learned,
+        gradients=trainable,
+        optimizer=states_per_parameter * trainable,
         activations=counter.peak,
     )
 
 
 class MemoryEstimate(L.Callback):
-    """Say before a training run how much memory a step will take, next to what the device has.
+    """Print the estimated memory of a step before training, and the memory of the device; see `memory_of_step`.
 
-    Put ``strm_lightning.training.memory.MemoryEstimate`` among ``trainer.callbacks``. Computed by `memory_of_step`.
+    Add ``strm_lightning.training.memory.MemoryEstimate`` to ``trainer.callbacks``.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         module, data = cast(STRMModule, pl_module), cast(EpisodeDataModule, trainer.datamodule)  # type: ignore[attr-defined]
         if stage != "fit" or module.freeze_backbone or not trainer.is_global_zero:
-            return  # maps of a frozen backbone are stored, and the heads take little
+            return  # the maps of a frozen backbone are stored, and the head needs little memory
         precision = str(trainer.precision)
         dtype = (
             torch.bfloat16 if precision.startswith("bf16") else torch.float16 if "16" in precision else torch.float32
@@ -123,20 +125,20 @@ def _device(device: torch.device) -> str:
     if device.type != "cuda":
         return ""
     total = torch.cuda.get_device_properties(device).total_memory
-    return f"; {torch.cuda.get_device_name(device)} has {total / 1e9:.1f} GB"
+    return f"; {torch.cuda.get_device_name(device)} has {format_bytes(total)}"
 
 
-class _Storages(TorchDispatchMode):
-    """Count the bytes of all storages that operations make, while they live.
+class _StorageCounter(TorchDispatchMode):
+    """Count the bytes of the storages that operations allocate, and their peak.
 
     Args:
-        model: its own storages are not counted.
+        model: its storages are not counted.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
-        held = (*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None))
-        self.alive = {tensor.untyped_storage()._cdata: 0 for tensor in held}
+        own = (*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None))
+        self.alive = {tensor.untyped_storage()._cdata: 0 for tensor in own}
         self.now = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""STRMModule: STRM as a LightningModule - build, step, log, optimise."""
+"""STRMModule: the LightningModule of STRM and the other matching methods."""
 
 import io
 import os
@@ -40,51 +40,47 @@ from strm_lightning.evaluation.fingerprint import feature_options
 from strm_lightning.evaluation.handover import Handover
 from strm_lightning.evaluation.matching import match_from_bank
 from strm_lightning.evaluation.pictures import log_pictures
-from strm_lightning.evaluation.report import (
-    build_report,
-    device_name,
-    report_of_episodes,
-    run_folder,
-    save_results,
-)
+from strm_lightning.evaluation.report import report_test, run_folder
 from strm_lightning.evaluation.results import EpisodeAccuracy, EpisodeResults
+from strm_lightning.messages import check_choice, check_positive
 from strm_lightning.models.strm import STRM, own_classes
 from strm_lightning.models.weights.state import plain_name
-from strm_lightning.training.checkpoints import read_checkpoint, use_whole_files
+from strm_lightning.training.checkpoints import read_checkpoint, use_atomic_checkpoints
 from strm_lightning.training.sync_batchnorm import use_timm_sync_batchnorm
 
 _Module = TypeVar("_Module", bound="STRMModule")
 
 
 class STRMModule(L.LightningModule):
-    """Train and test STRM or TRX on episodes, under a stock Lightning Trainer.
+    """Train and test STRM, TRX or another matching method on episodes.
 
-    The loss is ``L_TM + qc_weight L_QC``, both cross-entropies over the classes of the episode, and the prediction the
-    arg max of the logits joined with the same weight (paper, section 3.5). Validation and test encode each video once
-    and match episodes from that bank (`EpisodeDataModule.evaluation`).
+    The loss is ``L_TM + qc_weight L_QC``, both cross-entropies over the classes of the episode; the prediction is the
+    arg max of the logits combined with the same weight (STRM). Validation and test encode each video once and match
+    episodes from the stored features (`EpisodeDataModule.evaluation`).
 
     Args:
         backbone: a timm model name.
         optimizer: ``sgd``, ``adam`` or ``adamw``.
-        lr: learning rate, at its highest.
-        momentum: momentum of SGD; the released recipe has none.
+        lr: maximum learning rate.
+        momentum: momentum of SGD; the official recipe has none.
         weight_decay: weight decay.
         schedule: ``constant``; ``milestones`` multiplies by ``gamma`` at each; ``one_cycle`` and ``cosine`` end at 0.
-        milestones: optimiser steps at which ``milestones`` acts.
-        gamma: factor of ``milestones``.
+        milestones: optimiser steps of the schedule ``milestones``.
+        gamma: factor of the schedule ``milestones``.
         qc_weight: lambda, the weight of QC in the loss and in the prediction.
-        loss_reduction: cross-entropy as ``mean`` over queries, or as their ``sum`` as released (which divides by 16 and
-            accumulates over 16 episodes: ``trainer.accumulate_grad_batches: 16`` does both).
-        freeze_backbone: leave the backbone as it is. Its maps are then computed once for each video and only the heads
-            train, hundreds of times faster; pixels are augmented only as far as ``frozen_views`` goes.
-        frozen_views: random views (frames, crop, flip) of each training video whose maps are kept.
-        bank_dir: folder where banks of features are kept: the next test of the same weights on the same videos, cut in
-            the same way, encodes nothing; with a frozen backbone neither does the next training.
-        bank_limit_gb: gigabytes of main memory that a bank of features may take before it goes to a temporary file.
-        **model_options: options of `STRM` and, through it, of `STRMHead`.
+        loss_reduction: cross-entropy as ``mean`` or ``sum`` over queries. The official code uses the sum, divides by 16
+            and accumulates over 16 episodes; ``trainer.accumulate_grad_batches: 16`` does both.
+        freeze_backbone: do not train the backbone. Its maps are then computed once for each video and only the head is
+            trained, which is hundreds of times faster; pixels are augmented only by ``frozen_views``.
+        frozen_views: random views (frames, crop, flip) of each training video to store the maps of.
+        bank_dir: folder of stored feature banks. A later test of the same weights on the same clips, or with a frozen
+            backbone a later training, does not encode again.
+        bank_limit_gb: maximum size of a feature bank in main memory, in GB; larger banks are memory-mapped files.
+        **model_options: options of `STRM` and `STRMHead`.
 
     Raises:
-        ValueError: an option is none of the choices, or the model cannot be built.
+        InputError: an option is wrong, or the model cannot be built.
+        MissingFileError: ``weights`` does not exist.
     """
 
     def __init__(
@@ -107,13 +103,13 @@ class STRMModule(L.LightningModule):
         **model_options: Any,
     ) -> None:
         super().__init__()
-        # Set per run, not saved: a checkpoint's options take precedence over those of a command line.
+        # Set per run, not saved: options of a checkpoint override those of the command line.
         self.save_hyperparameters(ignore=["bank_dir", "bank_limit_gb"])
         self.hparams["milestones"] = list(milestones)
-        _check_choice(optimizer=(optimizer, _OPTIMIZERS), schedule=(schedule, ("constant", "milestones", *_ANNEALED)))
-        _check_choice(loss_reduction=(loss_reduction, ("mean", "sum")))
-        if frozen_views < 1:
-            raise InputError(f"frozen_views is {frozen_views}: give a positive number")
+        check_choice("optimizer", optimizer, _OPTIMIZERS)
+        check_choice("schedule", schedule, ("constant", "milestones", *_ANNEALED))
+        check_choice("loss_reduction", loss_reduction, ("mean", "sum"))
+        check_positive(frozen_views=frozen_views)
         self.model = STRM(backbone, **model_options)
         self.model.backbone.requires_grad_(not freeze_backbone)
         self.qc_weight, self.loss_reduction = qc_weight, loss_reduction
@@ -121,36 +117,36 @@ class STRMModule(L.LightningModule):
         self.bank_dir, self.bank_limit_gb = bank_dir, bank_limit_gb
         self._maps: dict[Stage, FeatureBank] = {}
         self._encoded: FeatureBank | None = None
-        self._loaders: list[Any] = []  # of the validation or test that is running
+        self._loaders: list[Any] = []  # of the current validation or test
         self._records: list[EpisodeAccuracy] = []
         self._shapes: dict[int, tuple[int, int]] = {}  # way and shot of each loader
         self._losses: dict[str, MeanMetric] = {}
-        self._source: dict[str, Any] | None = None  # the checkpoint that the weights are of
+        self._source: dict[str, Any] | None = None  # metadata of the loaded checkpoint
         self._encoding_s = self._matching_since = 0.0
         self._results: EpisodeResults | None = None
         self._report: dict[str, Any] | None = None
         self._handover = Handover()
         self._dropout_seed = 0
-        self._accumulated = 0  # batches whose gradients wait for the next optimiser step
-        self._resumed: dict[str, Any] = {}  # what a checkpoint says of a fit that goes on
+        self._accumulated = 0  # batches since the last optimiser step
+        self._resumed: dict[str, Any] = {}  # state of a resumed fit
 
     @property
     def results(self) -> EpisodeResults | None:
-        """Predictions of the last validation or test; None before one."""
-        self._take_results()
+        """Predictions of the last validation or test; None before the first."""
+        self._receive_results()
         return self._results
 
     @property
     def report(self) -> dict[str, Any] | None:
-        """What the last test wrote to ``results.json``; None before one."""
-        self._take_results()
+        """Content of ``results.json`` of the last test; None before the first."""
+        self._receive_results()
         return self._report
 
     # Training -----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         use_timm_sync_batchnorm(self.trainer)
-        use_whole_files(self.trainer)
+        use_atomic_checkpoints(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, EpisodeDataModule):
             self.model.backbone.check_size(data.transform.image_size)
@@ -160,45 +156,45 @@ class STRMModule(L.LightningModule):
                     f"nothing to train: matching {self.model.head.matching_name!r} has no weights and the backbone is "
                     "frozen; test it (strm test), choose another matching, or set model.freeze_backbone: false"
                 )
-            self._maps = {}  # a fit that was interrupted by an error has left its own
+            self._maps = {}  # after an error, a fit leaves its maps
         if self.freeze_backbone or self.model.backbone.batch_norm == "frozen":
-            warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # the frozen ones: they are meant
+            warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # intended
 
     def on_fit_start(self) -> None:
         self._source, self._accumulated = None, 0
         if not self.trainer.ckpt_path:
             self._resumed = {}
-        # A resumed run drops what the first one would have dropped, whatever its own seed is.
-        own_seed = int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))
-        self._dropout_seed = self.trainer.strategy.broadcast(self._resumed.pop("dropout_seed", own_seed))
+        # A resumed run uses the dropout seed of the first run, not its own seed.
+        seed = int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed()))
+        self._dropout_seed = self.trainer.strategy.broadcast(self._resumed.pop("dropout_seed", seed))
 
     def on_train_start(self) -> None:
         loaders = loaders_of(self.trainer, "train")
         for loader in loaders:
             align_progress(self.trainer, loader)
-        # Not in on_fit_start: a learning-rate or batch-size finder trains before that hook.
+        # Not in on_fit_start, because learning-rate and batch-size finders train before that hook.
         if any(map(without_clips, loaders)) and "train" not in self._maps:
             self._maps["train"] = self._encode_maps("train", views=self.frozen_views)
 
     def on_fit_end(self) -> None:
-        self._maps = {}  # of these videos, and large
+        self._maps = {}  # they are large
 
     @property
     def train_views(self) -> int:
-        """Views of each training video whose features this module keeps; 0 where it learns from pixels.
+        """Number of stored views of each training video; 0 if the module is trained on pixels.
 
-        `EpisodeDataModule.train_dataloader` asks for it.
+        `EpisodeDataModule.train_dataloader` reads it.
         """
         return self.frozen_views if self.freeze_backbone else 0
 
     def train(self, mode: bool = True) -> "STRMModule":
         super().train(mode)
         if mode and self.freeze_backbone:
-            self.model.backbone.eval()  # batch norm keeps its statistics
+            self.model.backbone.eval()  # do not update batch norm statistics
         return self
 
     def forward(self, support: Tensor, query: Tensor) -> MatchLogits:
-        """Logits of ``query [..., Q, L, 3, H, W]`` for the classes of ``support [..., N, K, L, 3, H, W]``."""
+        """Compute logits of ``query [..., Q, L, 3, H, W]`` for classes of ``support [..., N, K, L, 3, H, W]``."""
         return self.model(support, query)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -213,7 +209,7 @@ class STRMModule(L.LightningModule):
 
     def training_step(self, episode: Episode, batch_idx: int) -> Tensor:
         episode = episode.batched()
-        with self._dropout_of_step():
+        with self._seeded_dropout():
             logits = self._logits(episode)
         losses = self.losses(logits, episode.query_labels)
         combined = logits.combined(self.qc_weight)
@@ -223,20 +219,26 @@ class STRMModule(L.LightningModule):
         return losses["loss"]
 
     def losses(self, logits: MatchLogits, labels: Tensor) -> dict[str, Tensor]:
-        """The joint ``loss`` of a batch of episodes and its parts, such as ``loss_trm`` and ``loss_qc``."""
+        """Compute the losses of a batch of episodes.
 
-        def cross_entropy(head: Tensor) -> Tensor:
-            total = F.cross_entropy(head.flatten(0, -2), labels.flatten(), reduction=self.loss_reduction)
-            return (
-                total / len(labels) if self.loss_reduction == "sum" else total
-            )  # a sum over the queries of an episode
+        Args:
+            logits: logits ``[B, Q, N]``.
+            labels: label of each query, ``[B, Q]``.
 
-        first = cross_entropy(logits.trm)
-        losses = {f"loss_{self.model.head.matching_name}": first}
+        Returns:
+            The total ``loss`` and its parts, such as ``loss_trm`` and ``loss_qc``.
+        """
+
+        def cross_entropy(logits: Tensor) -> Tensor:
+            loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction=self.loss_reduction)
+            return loss / len(labels) if self.loss_reduction == "sum" else loss  # the sum is per episode
+
+        matching_loss = cross_entropy(logits.trm)
+        losses = {f"loss_{self.model.head.matching_name}": matching_loss}
         if logits.qc is None:
-            return {"loss": first, **losses}
+            return {"loss": matching_loss, **losses}
         losses["loss_qc"] = cross_entropy(logits.qc)
-        return {"loss": first + self.qc_weight * losses["loss_qc"], **losses}
+        return {"loss": matching_loss + self.qc_weight * losses["loss_qc"], **losses}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         options = cast("dict[str, Any]", self.hparams)
@@ -252,7 +254,7 @@ class STRMModule(L.LightningModule):
             steps = self.trainer.estimated_stepping_batches
             if steps == float("inf"):
                 raise InputError(
-                    f"schedule {options['schedule']!r} ends at a known optimiser step: set trainer.max_epochs or "
+                    f"schedule {options['schedule']!r} needs the number of optimiser steps: set trainer.max_epochs or "
                     "trainer.max_steps (trainer.max_time may end the run earlier), or model.schedule: constant"
                 )
             scheduler = _ANNEALED[options["schedule"]](optimizer, int(steps))
@@ -272,7 +274,7 @@ class STRMModule(L.LightningModule):
             return
         stages = {loader.dataset.generator.stage for loader in loaders}
         if len(stages) > 1:
-            raise InputError(f"predict with the episodes of one stage at a time, not of {' and '.join(sorted(stages))}")
+            raise InputError(f"predict needs episodes of one stage, not of {' and '.join(sorted(stages))}")
         self._encoded = self._encode_clips(stages.pop())
         self._encoded.move(self.device)
 
@@ -286,23 +288,23 @@ class STRMModule(L.LightningModule):
         self._evaluate(episode, dataloader_idx)
 
     def predict_step(self, episode: Episode, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Predictions of a batch of ``B`` episodes.
+        """Predict the queries of a batch of ``B`` episodes.
 
         Returns:
-            ``index [B]``, the episodes' numbers; ``logits [B, Q, N]``, combined as in a test; ``predicted [B, Q]``, the
-            class of each query among the N of its episode; ``class_ids [B, N]``, the classes of the video set that
-            these are. Episodes that only even out the processes' steps are left out.
+            ``index [B]``: index of each episode; ``logits [B, Q, N]``: combined logits; ``predicted [B, Q]``: label of
+            each query, 0 .. N-1; ``class_ids [B, N]``: class of the video set for each label. Padding episodes, which
+            give all processes the same number of steps, are left out.
         """
         episode = episode.batched()
         logits = self._logits(episode).combined(self.qc_weight)
         counted = _counted(loaders_of(self.trainer, "test")[dataloader_idx], episode)
-        found = {
+        predictions = {
             "index": episode.index,
             "logits": logits,
             "predicted": logits.argmax(-1),
             "class_ids": episode.class_ids,
         }
-        return {name: tensor[counted] for name, tensor in found.items()}
+        return {name: tensor[counted] for name, tensor in predictions.items()}
 
     def on_validation_epoch_end(self) -> None:
         self._end_evaluation("val")
@@ -332,8 +334,8 @@ class STRMModule(L.LightningModule):
         if setting == 0:
             counted = _counted(self._loaders[0], episode)
             weight = int(counted.sum())
-            which = counted if weight else slice(None)  # every process has the same metrics, also one of padding alone
-            for name, loss in self.losses(logits[which], episode.query_labels[which]).items():
+            rows = counted if weight else slice(None)  # a process with only padding needs the same metrics
+            for name, loss in self.losses(logits[rows], episode.query_labels[rows]).items():
                 metric = self._losses.setdefault(name, MeanMetric().to(self.device))
                 metric.update(loss.float(), weight)
 
@@ -355,25 +357,15 @@ class STRMModule(L.LightningModule):
             rates = {f"{stage}/accuracy_loader_{n}": r.accuracy for n, r in enumerate(every)}
             self.log_dict(rates, sync_dist=True)
         if stage == "test":
-            timing: dict[str, Any] = {
-                "encoding_s": self._encoding_s,
-                "matching_s": perf_counter() - self._matching_since,
-            }
-            timing |= {"device": device_name(self.device), "processes": self.trainer.world_size}
+            seconds = {"encoding_s": self._encoding_s, "matching_s": perf_counter() - self._matching_since}
             source = describe_checkpoint(self._source, self.trainer.ckpt_path)
-            options = {**self.hparams, "precision": str(self.trainer.precision)}
-            if data:
-                self._report = build_report(data, self.model, options, dict(found), source, timing)
-            else:
-                self._report = report_of_episodes(found, source, timing)
-            if self.trainer.is_global_zero:
-                save_results(run_folder(self.trainer), self._report)
+            self._report = report_test(self.trainer, data, self.model, self.hparams, found, source, seconds)
         if self.trainer.is_global_zero:
             self._handover.give(results, self._report)
 
-    def _take_results(self) -> None:
-        if given := self._handover.take():
-            self._results, self._report = given
+    def _receive_results(self) -> None:
+        if received := self._handover.take():
+            self._results, self._report = received
 
     # Features, from pixels or from a bank ---------------------------------------------------------------------------
 
@@ -383,7 +375,7 @@ class STRMModule(L.LightningModule):
         if self._encoded is not None:
             return match_from_bank(self.model.head, self._encoded, episode, self.device)
         if "train" not in self._maps or not self.trainer.training:
-            raise InputError("these episodes have no clips, and there is no bank of features for them")
+            raise InputError("the episodes have no clips, and there is no feature bank for them")
         head, maps, ids = self.model.head, self._maps["train"], episode.to("cpu")
         support = PooledMaps(**maps.get(ids.support_ids, ids.support_views)).to(self.device)
         query = PooledMaps(**maps.get(ids.query_ids, ids.query_views)).to(self.device)
@@ -393,7 +385,7 @@ class STRMModule(L.LightningModule):
         head = self.model.head
         fitting = self.trainer.state.fn == "fit"
         if not (self.freeze_backbone and (fitting or self.bank_dir)):
-            keep = None if fitting else self._keep(self.model)  # while they learn, weights never come back
+            keep = None if fitting else self._keep(self.model)  # weights change in training
             return self._fill(stage, lambda clips: head.encode(self.model.encode(clips)), keep=keep)
         maps = self._maps.get(stage)
         if maps is None or not set(coming_rows(self.trainer, stage)) <= set(maps.rows.tolist()):
@@ -406,7 +398,7 @@ class STRMModule(L.LightningModule):
             for rows in maps.rows.split(64)
         )
         with self.trainer.precision_plugin.forward_context():
-            bank.fill(batches, lambda found: head.encode(head.enrich_pooled(found)), device=self.device)
+            bank.fill(batches, lambda pooled: head.encode(head.enrich_pooled(pooled)), device=self.device)
         return bank
 
     def _encode_maps(self, stage: Stage, *, views: int = 0) -> FeatureBank:
@@ -425,8 +417,8 @@ class STRMModule(L.LightningModule):
         return Keep(Path(self.bank_dir).expanduser(), network, options)
 
     @contextmanager
-    def _dropout_of_step(self) -> Iterator[None]:
-        """Make dropout a function of (seed, step, rank), so that a resumed run drops what an uninterrupted one does."""
+    def _seeded_dropout(self) -> Iterator[None]:
+        """Seed dropout with (seed, step, rank), so that a resumed run is the same as an uninterrupted one."""
         devices = [self.device] if self.device.type == "cuda" else []
         key = (self._dropout_seed, self.trainer.fit_loop.epoch_loop.total_batch_idx, self.global_rank)
         with torch.random.fork_rng(devices):
@@ -436,13 +428,13 @@ class STRMModule(L.LightningModule):
     # Checkpoints --------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # The checkpoint holds all weights: loading it asks for no others.
+        # The checkpoint contains all weights, so loading it needs no pretrained weights.
         if "hyper_parameters" in checkpoint:
             checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "pretrained": False, "weights": None}
         checkpoint["state_dict"] = {plain_name(name): value for name, value in checkpoint["state_dict"].items()}
         if classes := own_classes(self.model):
             checkpoint["own_classes"] = classes
-        if "optimizer_states" in checkpoint:  # else only the weights are wanted
+        if "optimizer_states" in checkpoint:  # not with save_weights_only
             checkpoint["dropout_seed"] = self._dropout_seed
             if self._accumulated:
                 checkpoint["pending_gradients"] = self._pending_gradients()
@@ -451,32 +443,32 @@ class STRMModule(L.LightningModule):
         self._source = {name: value for name, value in checkpoint.items() if name in SOURCE_KEYS}
         names = ("dropout_seed", "pending_gradients")
         self._resumed = {name: checkpoint[name] for name in names if checkpoint.get(name) is not None}
-        mine, theirs = own_classes(self.model), checkpoint.get("own_classes", {})
-        if missing := {name: of for name, of in theirs.items() if mine.get(name) != of}:
-            name, of = next(iter(missing.items()))
+        classes, saved = own_classes(self.model), checkpoint.get("own_classes", {})
+        if missing := {name: kind for name, kind in saved.items() if classes.get(name) != kind}:
+            name, kind = next(iter(missing.items()))
             raise InputError(
-                f"the checkpoint's {name} is a {of}, a class of your own that the checkpoint does not hold: build "
-                "STRMModule, put your part in, and load with trainer.test(module, ckpt_path=...) or load_state_dict"
+                f"the checkpoint's {name} is a {kind}, a class of your own that the checkpoint does not contain: build "
+                "STRMModule, set this part, and load with trainer.test(module, ckpt_path=...) or load_state_dict"
             )
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load tensors by name, with or without the prefixes of `torch.compile`.
+        """Load a state dict, with or without the prefixes of `torch.compile`.
 
         Raises:
-            InputError: ``strict`` is set and names differ, or shapes differ.
+            InputError: shapes differ, or names differ and ``strict`` is set.
         """
-        mine = self.state_dict()
-        names = {plain_name(name): name for name in mine}
+        own = self.state_dict()
+        names = {plain_name(name): name for name in own}
         state = {names.get(plain_name(name), name): value for name, value in state_dict.items()}
-        wrong = [name for name in mine.keys() & state.keys() if mine[name].shape != state[name].shape]
+        wrong = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
         if strict:
-            wrong += mine.keys() ^ state.keys()
+            wrong += own.keys() ^ state.keys()
         if wrong:
             name = min(wrong)
-            sizes = [list(of[name].shape) if name in of else "absent" for of in (state, mine)]
+            shapes = [list(tensors[name].shape) if name in tensors else "absent" for tensors in (state, own)]
             raise InputError(
-                f"the checkpoint is of another model: {len(wrong)} tensors differ, such as {name!r}: {sizes[0]} in the "
-                f"checkpoint, {sizes[1]} here; build the model with the checkpoint's options (model.tuple_sizes, "
+                f"the checkpoint is of another model: {len(wrong)} tensors differ, such as {name!r}: {shapes[0]} in "
+                f"the checkpoint, {shapes[1]} in the model; use the options of the checkpoint (model.tuple_sizes, "
                 "model.backbone, ...)"
             )
         return super().load_state_dict(state, strict=strict, assign=assign)
@@ -491,58 +483,61 @@ class STRMModule(L.LightningModule):
         weights_only: bool | None = None,
         **kwargs: Any,
     ) -> _Module:
-        """The module of a checkpoint, as Lightning's method of this name, without running code that the file holds.
+        """Load a module from a checkpoint like Lightning's method, but without executing code in the file.
 
         Args:
-            checkpoint_path: a local file, a file of a remote storage (``s3://`` and the like), or an open file.
-            map_location: where to put the tensors; see `torch.load`.
-            hparams_file: a YAML file of options that replace those of the checkpoint.
-            strict: whether names of tensors that differ are an error; shapes that differ always are.
-            weights_only: True or None; False is refused.
-            **kwargs: options that replace those of the checkpoint.
+            checkpoint_path: a local file, a URL of remote storage such as ``s3://``, or an open file.
+            map_location: device of the tensors; see `torch.load`.
+            hparams_file: a YAML file of options that override those of the checkpoint.
+            strict: whether different names of tensors are an error; different shapes always are.
+            weights_only: True or None; False is an error.
+            **kwargs: options that override those of the checkpoint.
 
         Raises:
-            MissingFileError: there is no such file.
+            MissingFileError: the file does not exist.
             InputError: the file is damaged, unsafe, on a web server, or of another model.
         """
         if weights_only is False:
-            raise InputError("weights_only=False: checkpoints of STRMModule are tensors and plain values; leave it out")
+            raise InputError("weights_only=False is not supported: checkpoints contain only tensors and plain values")
         source: Any = checkpoint_path
         if isinstance(source, (str, Path)):
             content = read_checkpoint(source)
             if not isinstance(content, dict) or "state_dict" not in content:
-                raise InputError(f"checkpoint {source}: not one of STRMModule")
+                raise InputError(f"checkpoint {source}: not a checkpoint of STRMModule")
         else:
             content = torch.load(source, "cpu", weights_only=True)
-        # Lightning gets what was read safely: some of its versions load any pickle here.
+        # Pass the safely read content to Lightning, since some versions of its method load any pickle.
         buffer = io.BytesIO()
         torch.save(content, buffer)
         buffer.seek(0)
         return super().load_from_checkpoint(buffer, map_location, hparams_file, strict, **kwargs)
 
     def _pending_gradients(self) -> dict[str, Any] | None:
-        """Gradients of the batches since the last optimiser step, by rank; a resumed run needs them."""
+        """Return the gradients since the last optimiser step, by rank, for a resumed run."""
         strategy = self.trainer.strategy
         kinds = (SingleDeviceStrategy, DDPStrategy)
         if not isinstance(strategy, kinds) or strategy.handles_gradient_accumulation:
             rank_zero_warn(
-                f"this checkpoint is inside a gradient accumulation, and {type(strategy).__name__} shards gradients: a "
-                f"run resumed from it loses those of {self._accumulated} batches"
+                f"this checkpoint is within a gradient accumulation, and {type(strategy).__name__} shards gradients: a "
+                f"run resumed from it loses the gradients of {self._accumulated} batches"
             )
             return None
-        mine = {plain_name(n): p.grad.to("cpu", copy=True) for n, p in self.named_parameters() if p.grad is not None}
-        ranks: list[Any] = [mine] * self.trainer.world_size
+        own = {plain_name(n): p.grad.to("cpu", copy=True) for n, p in self.named_parameters() if p.grad is not None}
+        ranks: list[Any] = [own] * self.trainer.world_size
         if self.trainer.world_size > 1:
-            torch.distributed.all_gather_object(ranks, mine)
+            torch.distributed.all_gather_object(ranks, own)
         return {"batches": self._accumulated, "of": self.trainer.accumulate_grad_batches, "ranks": ranks}
 
     def _restore_gradients(self, batches: int, of: int, ranks: Sequence[Mapping[str, Tensor]]) -> None:
-        now = {"accumulate_grad_batches": self.trainer.accumulate_grad_batches, "processes": self.trainer.world_size}
-        then = {"accumulate_grad_batches": of, "processes": len(ranks)}
-        if now != then:
+        current = {
+            "accumulate_grad_batches": self.trainer.accumulate_grad_batches, "processes": self.trainer.world_size
+        }  # fmt: skip
+        saved = {"accumulate_grad_batches": of, "processes": len(ranks)}
+        if current != saved:
+            was, now = (", ".join(f"{name} {value}" for name, value in x.items()) for x in (saved, current))
             raise InputError(
-                f"the checkpoint was written inside a gradient accumulation with {_listed(then)}; here {_listed(now)}; "
-                "resume with the same, or from a checkpoint of the end of an epoch"
+                f"the checkpoint was saved within a gradient accumulation with {was}, but here {now}; resume with the "
+                "same values, or from a checkpoint of the end of an epoch"
             )
         gradients = ranks[self.global_rank]
         for name, parameter in self.named_parameters():
@@ -561,22 +556,12 @@ _ANNEALED: dict[str, Any] = {
 
 
 def _num_episodes(loader: Any) -> int | None:
-    """Episodes of a loader that count; None for all, where it is not of an `EpisodeDataset`."""
+    """Return the number of episodes of a loader without padding; None if its dataset is no `EpisodeDataset`."""
     dataset = getattr(loader, "dataset", None)
     return len(dataset) if isinstance(dataset, EpisodeDataset) else None
 
 
 def _counted(loader: Any, episode: Episode) -> Tensor:
-    """Which episodes of a batch count, ``[B]``; the others even out the processes' steps."""
+    """Return a mask ``[B]`` of the episodes of a batch that are not padding."""
     number = _num_episodes(loader)
     return torch.ones_like(episode.index, dtype=torch.bool) if number is None else episode.index < number
-
-
-def _check_choice(**options: tuple[str, Any]) -> None:
-    for name, (value, choices) in options.items():
-        if value not in choices:
-            raise InputError(f"{name} {value!r}: choose one of {', '.join(choices)}")
-
-
-def _listed(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())

@@ -107,13 +107,9 @@ class FrameMatching(Matching):
     def match(
         self, support: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
     ) -> dict[str, Tensor]:
+        options = self.alignment_options()
         logits = frame_alignment(
-            support["steps"],
-            query["steps"],
-            self.method,
-            shots=self.shots,
-            shot_mask=shot_mask,
-            **self.alignment_options(),
+            support["steps"], query["steps"], self.method, shots=self.shots, shot_mask=shot_mask, **options
         )
         return {self.method: self._scaled(logits)}
 
@@ -130,11 +126,9 @@ class FrameMatching(Matching):
             return None
         clips = support["steps"][label]
         clips = clips if shot_mask is None else clips[shot_mask[label]]
-        size = self.fixed_options["tuple_size"]
+        eps, size = self.fixed_options["eps"], self.fixed_options["tuple_size"]
         with torch.inference_mode(False), torch.enable_grad():
-            cosine = frame_cosines(
-                clips.detach().clone(), query["steps"][None].detach().clone(), self.fixed_options["eps"], size
-            )
+            cosine = frame_cosines(clips.detach().clone(), query["steps"][None].detach().clone(), eps, size)
             cosine = cosine[0].detach().requires_grad_()
             options = {name: value for name, value in self.alignment_options().items() if name in _OF_SCORES}
             joined = rearrange(cosine, "k i j -> i (k j)") if self.shots == "joint" else cosine
