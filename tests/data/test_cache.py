@@ -311,7 +311,7 @@ prepare(sys.argv[1], sys.argv[2], short_side=48, jobs=1)
 def test_a_killed_run_goes_on_where_it_was(source: Path, frames_before: int, tmp_path: Path) -> None:
     out = tmp_path / "cache"
     command = [sys.executable, "-c", KILLED, str(source), str(out)]
-    environment = os.environ | {"PYTHONPATH": str(Path(convert.__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(convert.__file__).parents[3])}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as process:
         said = [process.stdout.readline() for _ in range(frames_before)]
         process.send_signal(signal.SIGKILL)

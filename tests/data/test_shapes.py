@@ -256,7 +256,7 @@ print(dataset.moving_shapes(Path(sys.argv[1]), clips_per_class=1, size=48, num_f
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
-    source = str(Path(dataset.__file__).parents[3])
+    source = str(Path(dataset.__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": source}
     return subprocess.Popen(
         [sys.executable, "-c", CALL, str(folder)], stdout=subprocess.PIPE, env=environment, text=True
@@ -280,7 +280,7 @@ def test_a_run_killed_in_the_middle_is_completed_by_the_next(
     (partial,) = tmp_path.glob("*.partial")
     kept = next(partial.rglob("*.mp4"))
     written = kept.stat().st_mtime_ns
-    (kept.parent / "0000.1.tmp").write_bytes(b"half a vid")
+    (kept.parent / ".0000.mp4.0123456789ab.part").write_bytes(b"half a vid")
     root = moving_shapes(tmp_path, clips_per_class=1, **SMALL)
     assert files(root) == few(whole)
     assert (root / kept.relative_to(partial)).stat().st_mtime_ns == written

@@ -1,8 +1,8 @@
-"""Moving shapes: a small data set of real video files, drawn on first use, whose actions are told by motion alone.
+"""Moving shapes: a small data set of video files, drawn on first use, whose classes differ only in motion.
 
-Things of random shape, texture and size, or hands that hold or point, move over random backdrops among things that
-stand still, seen by an unsteady camera at an uneven pace. Only how they move is the class's: see `motions` for the
-actions and their split, `scene` for what one clip holds, `dataset` for the files.
+Objects of random shape, texture and size, or hands that hold objects or point, move over random backdrops with static
+objects, camera shake and varying speed. Only the motion depends on the class: see `motions` for the actions and their
+split, `scene` for the contents of a clip, and `dataset` for the files.
 """
 
 from strm_lightning.moving_shapes.dataset import moving_shapes

@@ -1,4 +1,4 @@
-"""One of the processes that draw moving shapes; `dataset.moving_shapes` starts them."""
+"""Worker process that draws moving shapes; started by `dataset.moving_shapes`."""
 
 from strm_lightning.moving_shapes.dataset import work
 

@@ -1,6 +1,6 @@
-"""Backdrops of moving shapes, and the colours and noise of all their pictures: float32 of 0 .. 1, ``[3, H, W]``.
+"""Random backdrops, colours and noise of moving shapes, as float32 images ``[3, H, W]`` from 0 to 1.
 
-Arithmetic is elementwise throughout, so that the pixels do not depend on how many threads there are.
+All arithmetic is elementwise, so that the pixels do not depend on the number of threads.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ Generator = np.random.Generator
 
 
 def backdrop(rng: Generator, n: int) -> Float[Array, "3 n n"]:
-    """A random scene: gradients, noise, tiles, clutter, a room or a landscape, more or less in focus, with shadows."""
+    """Draw a random scene: gradients, noise, tiles, patches, a room or a landscape, with random blur and shadows."""
     scene = np.zeros((3, n, n), np.float32)
     kinds = (gradient, clouds, patches, tiles, _room, _landscape)
     kinds[rng.choice(len(kinds), p=(0.08, 0.14, 0.18, 0.08, 0.32, 0.2))](scene, rng)
@@ -26,25 +26,25 @@ def backdrop(rng: Generator, n: int) -> Float[Array, "3 n n"]:
 
 
 def colour(rng: Generator) -> Float[Array, "3 1 1"]:
-    """A colour of any hue and brightness, muted more often than not."""
+    """Draw a colour of any hue and brightness, mostly of low saturation."""
     vivid = 0.55 * rng.random() ** 1.7
     return planes(np.clip(rng.uniform(0.08, 0.95) + vivid * rng.uniform(-1, 1, 3), 0.02, 0.98))
 
 
 def planes(values: Array) -> Float[Array, "3 1 1"]:
-    """One value for each of red, green and blue, as a picture of one pixel."""
+    """Reshape red, green and blue to an image of one pixel."""
     return values.astype(np.float32).reshape(3, 1, 1)
 
 
 def wander(rng: Generator, n: int, knots: int) -> Float[Array, " n"]:
-    """A smooth random line between -1 and 1."""
+    """Draw a smooth random curve between -1 and 1 with ``knots`` knots."""
     low, high, between = _knots(n, knots - 1)
     values = rng.uniform(-1, 1, knots)
     return np.asarray(values[low] + between * (values[high] - values[low]))
 
 
 def noise(rng: Generator, n: int, cells: int) -> Float[Array, "n n"]:
-    """Smooth noise between -1 and 1 with about ``cells`` bumps a side."""
+    """Draw smooth noise between -1 and 1 with about ``cells`` bumps a side."""
     low, high, between = _knots(n, cells)
     values = rng.uniform(-1, 1, (cells + 1, cells + 1)).astype(np.float32)
     between = between.astype(np.float32)
@@ -53,7 +53,7 @@ def noise(rng: Generator, n: int, cells: int) -> Float[Array, "n n"]:
 
 
 def _knots(n: int, cells: int) -> tuple[Array, Array, Array]:
-    """For each of ``n`` places, the knots on either side of it and how far, smoothed, it is between them."""
+    """Return, for each of ``n`` positions, the knots below and above it and its smoothed fraction between them."""
     at = np.linspace(0, cells, n)
     low = np.minimum(at.astype(int), cells - 1)
     between = at - low
@@ -61,7 +61,7 @@ def _knots(n: int, cells: int) -> tuple[Array, Array, Array]:
 
 
 def gradient(scene: Array, rng: Generator) -> None:
-    """Fill with two colours that blend into each other."""
+    """Fill with a linear gradient of two colours."""
     line = np.linspace(-1, 1, scene.shape[1], dtype=np.float32)
     angle, first = rng.uniform(0, 2 * np.pi), colour(rng)
     ramp = np.clip(0.5 + 0.5 * (np.cos(angle) * line[:, None] + np.sin(angle) * line), 0, 1)
@@ -100,7 +100,7 @@ def patches(scene: Array, rng: Generator) -> None:
 
 
 def _room(scene: Array, rng: Generator) -> None:
-    """A wall, a floor or table top, doors, windows or shelves on the one and things that stand on the other."""
+    """Fill with a wall with doors, windows or shelves, and a floor or table top with objects on it."""
     level = rng.uniform(0.3, 0.85)
     _box(scene, rng, 0.0, 1.0, 0.0, 1.0)
     scene *= 0.6
@@ -120,7 +120,7 @@ def _room(scene: Array, rng: Generator) -> None:
 
 
 def _landscape(scene: Array, rng: Generator) -> None:
-    """Sky, one or more skylines of hills, trees or houses, and ground."""
+    """Fill with sky and one or more skylines of hills, trees or houses."""
     n = scene.shape[1]
     rows = np.linspace(0, 1, n, dtype=np.float32)[:, None]
     sky, haze = planes(np.array([0.45, 0.65, 0.9]) * rng.uniform(0.6, 1.1)), planes(rng.uniform(0.6, 1, 3))
@@ -136,7 +136,7 @@ def _landscape(scene: Array, rng: Generator) -> None:
 
 
 def _box(scene: Array, rng: Generator, top: float, bottom: float, left: float, right: float) -> None:
-    """Paint a box of one colour, shaded along its width; edges are shares of the scene."""
+    """Paint a box of one colour, shaded along its width; edges are fractions of the scene."""
     rows, columns = (
         slice(*(int(max(0.0, edge) * scene.shape[1]) for edge in e)) for e in ((top, bottom), (left, right))
     )
@@ -145,7 +145,7 @@ def _box(scene: Array, rng: Generator, top: float, bottom: float, left: float, r
 
 
 def _ellipse(scene: Array, rng: Generator, y: float, x: float, radius: float) -> None:
-    """Paint an upright ellipse of one colour about a place, in shares of the scene."""
+    """Paint an axis-aligned ellipse of one colour; centre and radius are fractions of the scene."""
     n, (a, b), fill = scene.shape[1], radius * rng.uniform(0.5, 1.5, 2), colour(rng)
     rows, columns = (slice(max(int((c - r) * n), 0), max(int((c + r) * n) + 2, 0)) for c, r in ((y, b), (x, a)))
     line = np.arange(n, dtype=np.float32) / n

@@ -1,4 +1,4 @@
-"""The files of moving shapes: drawn on first use by all cores, whole or not there."""
+"""The video files of moving shapes, drawn on first use by several processes."""
 
 import hashlib
 import os
@@ -17,15 +17,15 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from strm_lightning.errors import InputError
-from strm_lightning.fileio import cache_folder, write_atomically
+from strm_lightning.fileio import cache_folder, sweep_parts, write_atomically
 from strm_lightning.moving_shapes.motions import ACTIONS
 from strm_lightning.moving_shapes.scene import render_clip
 
 Recipe = tuple[int, int, float, int]  # size, num_frames, clutter, seed
 
-_VERSION = 2  # part of the folder's name: raise it when the pixels change
+_VERSION = 2  # part of the folder name; increase it when the pixels change
 _FPS = 12
-_CLIPS_A_PROCESS = 16  # fewer are drawn sooner than an interpreter starts
+_CLIPS_A_PROCESS = 16  # drawing fewer clips is faster than starting an interpreter
 
 
 def moving_shapes(
@@ -41,26 +41,26 @@ def moving_shapes(
 ) -> Path:
     """Return a folder of videos ``<class>/<serial>.mp4`` of moving shapes, drawn on first use.
 
-    A clip is a function of (seed, class, serial), size and length alone. The folder appears under its name only when
-    it is whole; a run that was killed is taken up where it stopped, and a second process waits for the first.
+    A clip depends only on (seed, class, serial), size, length and clutter. The folder gets its final name when it is
+    complete. A run continues after one that was killed, and a second process waits for the first.
 
     Args:
-        folder: where to keep the data set; the user's cache folder if None (see `cache_folder`).
+        folder: parent folder of the data set; the user's cache folder if None (see `cache_folder`).
         clips_per_class: videos of each action.
         size: height and width in pixels, even.
         num_frames: frames of each video.
-        clutter: how hard the actions are to see, 0 to 1; see `render_clip`.
-        seed: another seed gives another data set.
-        jobs: processes that draw; one for each core if None.
-        progress: show a bar while drawing.
+        clutter: amount of clutter, 0 to 1; see `render_clip`.
+        seed: seed of the data set.
+        jobs: number of processes; the number of cores if None.
+        progress: show a progress bar.
 
     Raises:
-        ValueError: a number that makes no data set.
-        OSError: the folder cannot be written (``STRM_CACHE`` may name another one).
-        RuntimeError: a process that draws came to a bad end.
+        InputError: an argument is out of range.
+        OSError: the folder cannot be written (``STRM_CACHE`` sets another cache folder).
+        RuntimeError: a worker process failed.
     """
     if not 0 <= clutter <= 1:
-        raise InputError(f"clutter of moving shapes goes from 0 to 1; got {clutter}")
+        raise InputError(f"clutter of moving shapes must be 0 to 1; got {clutter}")
     if size < 32 or size % 2 or num_frames < 2 or clips_per_class < 1 or seed < 0:
         raise InputError(
             "moving shapes need an even size of at least 32 pixels, 2 frames, 1 clip a class and a seed of at least 0; "
@@ -79,12 +79,11 @@ def moving_shapes(
         clips = [f"{action}/{serial:04d}" for serial, action in product(range(clips_per_class), ACTIONS)]
         missing = [clip for clip in clips if not (partial / f"{clip}.mp4").exists()]
         drawn = _draw_all(missing, partial, (size, num_frames, clutter, seed), jobs=_cores() if jobs is None else jobs)
-        for _ in tqdm(
-            drawn, "drawing moving shapes, once", len(missing), unit="clip", disable=None if progress else True
-        ):
+        quiet = None if progress else True
+        for _ in tqdm(drawn, "drawing moving shapes (first use)", len(missing), unit="clip", disable=quiet):
             pass
-        for leftover in partial.glob("*/*.tmp"):
-            leftover.unlink()
+        for action in ACTIONS:
+            sweep_parts(partial / action, older_than_s=0.0)  # of a run that was killed
         partial.rename(root)
     return root
 
@@ -94,19 +93,19 @@ def _cores() -> int:
 
 
 def _draw_all(clips: list[str], folder: Path, recipe: Recipe, *, jobs: int) -> Iterator[str]:
-    """Draw the clips named and yield each name once its file is there."""
+    """Draw clips and yield the name of each when its file is written."""
     jobs = max(1, min(jobs, len(clips) // _CLIPS_A_PROCESS))
     if jobs == 1:
         yield from _draw(clips, folder, *recipe)
         return
-    # Fresh interpreters: a fork of a process that holds torch may hang, and multiprocessing's spawn imports the main
-    # module again, which takes seconds where that is Lightning. All write to one pipe, which ends them if we die.
+    # New interpreters, since a fork of a process with torch may deadlock, and multiprocessing's spawn imports the main
+    # module again, which takes seconds with Lightning. All write to one pipe, so they end if this process is killed.
     command = [sys.executable, "-m", "strm_lightning.moving_shapes", *map(str, (folder, *recipe))]
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     reading, writing = os.pipe()
     workers = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=writing, env=environment)  # noqa: S603 (our own module)
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=writing, env=environment)  # noqa: S603 (a module of this package)
         for _ in range(jobs)
     ]
     os.close(writing)
@@ -119,8 +118,8 @@ def _draw_all(clips: list[str], folder: Path, recipe: Recipe, *, jobs: int) -> I
             yield from (name.strip() for name in names)
         if failed := [worker.wait() for worker in workers if worker.wait()]:
             raise RuntimeError(
-                f"{len(failed)} of {jobs} processes that draw moving shapes in {folder} ended with status {failed[0]}; "
-                "what they say is above, and another run goes on from there"
+                f"{len(failed)} of {jobs} processes that draw moving shapes in {folder} failed, status {failed[0]}; "
+                "their errors are above, and the next run continues with the missing clips"
             )
     finally:
         for worker in workers:
@@ -139,7 +138,7 @@ def _draw(clips: list[str], folder: Path, size: int, num_frames: int, clutter: f
 
 
 def _encode(clip: UInt8[np.ndarray, "L H W 3"]) -> bytes:
-    """An H.264 mp4 of a clip; one thread, so that the bytes do not depend on the machine's cores."""
+    """Encode a clip as H.264 in mp4, with one thread, so that the bytes do not depend on the cores."""
     buffer = BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=_FPS, options={"preset": "superfast", "crf": "25"})
@@ -153,7 +152,7 @@ def _encode(clip: UInt8[np.ndarray, "L H W 3"]) -> bytes:
 
 
 def work() -> None:
-    """Draw the clips named on standard input; say so of each on standard output."""
+    """Draw the clips listed on standard input; print the name of each finished clip."""
     folder, size, num_frames, clutter, seed = sys.argv[1:]
     try:
         for clip in _draw(

@@ -1,8 +1,8 @@
-"""The motions of moving shapes: what each action does, in a box of -1 .. 1 (x to the right, y down).
+"""Motions of the actions of moving shapes, in a box from -1 to 1 (x to the right, y down).
 
-A motion turns progress, eased and with pauses already, into tracks: where each mover is, how large, how turned, how
-visible. It knows nothing of pixels, colours or time; reversing the progress reverses the action, so the frames of
-``slide_left`` and ``slide_right`` are drawn from the same distribution and only their order tells them apart.
+A motion converts progress, with easing and pauses, to the position, size, rotation and opacity of each object. It does
+not depend on pixels, colours or time. Reversed progress gives the reversed action, so the frames of ``slide_left`` and
+``slide_right`` have the same distribution and differ only in order.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,15 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Track:
-    """One mover at ``F`` moments, relative to its own size and to the box of the clip's path."""
+    """One object at ``F`` moments.
+
+    Attributes:
+        xy: position in the box.
+        scale: factor of the size.
+        turn: angle in radians.
+        width: factor of the width.
+        opacity: from 0 to 1.
+    """
 
     xy: Float[Array, "F 2"]
     scale: Float[Array, " F"]
@@ -28,7 +36,7 @@ class Track:
 
 
 Motion = Callable[[Array, np.random.Generator, float], list[Track]]
-"""Progress ``[F]`` in 0 .. 1, a generator and the mover's radius in units of the box -> tracks."""
+"""Function of progress ``[F]`` from 0 to 1, a generator, and the radius of the object in units of the box."""
 
 
 def _track(xy: Array, *, scale: Array | float = 1, turn: Array | float = 0, width: Array | float = 1,
@@ -51,11 +59,11 @@ def _axis(rng: np.random.Generator) -> Array:
     return np.array([np.cos(angle), np.sin(angle)])
 
 
-# --- one mover draws a figure, shakes, turns, grows, fades ------------------------------------------------------------
+# --- one object -------------------------------------------------------------------------------------------------------
 
 
 def _draw(line: Line) -> Motion:
-    """Follow a line at constant speed, slower at the corners of figures that have any."""
+    """Follow a line at constant speed, slower at corners."""
     lengths = np.linalg.norm(np.diff(line, axis=0), axis=1)
     marks = np.concatenate([[0.0], np.cumsum(lengths)]) / lengths.sum()
 
@@ -87,7 +95,7 @@ def _spin(sense: int) -> Motion:
 
 
 def _resize(sense: int, depth: float) -> Motion:
-    """Grow (+1) or shrink (-1); with ``depth`` also nearer to the foreground, lower in the frame."""
+    """Grow (1) or shrink (-1); with ``depth``, also move down or up, as on a ground plane."""
 
     def motion(t: Array, rng: np.random.Generator, _: float) -> list[Track]:
         up = t if sense > 0 else 1 - t
@@ -117,7 +125,7 @@ def _roll(sense: int) -> Motion:
 
 def _fall_and_bounce(t: Array, rng: np.random.Generator, _: float) -> list[Track]:
     drift, keep = rng.uniform(-0.5, 0.5), rng.uniform(0.6, 0.75)
-    clock = t * (1 + 2 * keep + 2 * keep**2)  # the first fall takes 1, each bounce is `keep` times as long as the last
+    clock = t * (1 + 2 * keep + 2 * keep**2)  # the first fall takes 1, each bounce `keep` times the previous
     first, second = 1.0, 1 + 2 * keep
     hop = np.where(clock < second, (clock - first) / (2 * keep), (clock - second) / (2 * keep**2))
     hop_height = np.where(clock < second, keep**2, keep**4) * 4 * hop * (1 - hop)
@@ -137,11 +145,11 @@ def _fade(sense: int) -> Motion:
     return motion
 
 
-# --- several movers ---------------------------------------------------------------------------------------------------
+# --- several objects --------------------------------------------------------------------------------------------------
 
 
 def _pair(where: Callable[[Array, float], tuple[Array, Array]]) -> Motion:
-    """Two movers on one line of random direction, at the two distances from its middle that ``where`` gives."""
+    """Two objects on a line of random direction; ``where`` returns their positions on it."""
 
     def motion(t: Array, rng: np.random.Generator, radius: float) -> list[Track]:
         axis = _axis(rng)
@@ -178,7 +186,7 @@ def _orbit(sense: int) -> Motion:
 
 
 def _sideways(sense: int, where: Callable[[Array, float], tuple[Array, Array]]) -> Motion:
-    """Two movers on a level line; ``where`` gives their places for the action to the right."""
+    """Two objects on a horizontal line; ``where`` returns their positions for the action to the right."""
 
     def motion(t: Array, rng: np.random.Generator, radius: float) -> list[Track]:
         level = rng.uniform(-0.1, 0.1)
@@ -188,18 +196,18 @@ def _sideways(sense: int, where: Callable[[Array, float], tuple[Array, Array]]) 
 
 
 def _collide(t: Array, r: float) -> tuple[Array, Array]:
-    """The first runs into the second and stays; the second moves on."""
+    """The first hits the second and stops; the second moves on."""
     return np.minimum(-1 + 2 * (1 - r) * t, -r), np.maximum(r, r + 2 * (1 - r) * (t - 0.5))
 
 
 def _push(t: Array, r: float) -> tuple[Array, Array]:
-    """The first reaches the second and takes it along."""
+    """The first reaches the second and pushes it."""
     first = -1 + (2 - 2 * r) * t
     return first, np.maximum(first + 2 * r, 0)
 
 
 def _follow(t: Array, r: float) -> tuple[Array, Array]:
-    """The first goes, the second comes after it when it has stopped."""
+    """The first moves and stops, then the second follows."""
     lead = 2.4 * r
     return -1 + lead + (2 - lead) * _smooth(t * 1.6), -1 + (2 - lead) * _smooth((t - 0.375) * 1.6)
 
@@ -247,7 +255,7 @@ MOTIONS: dict[str, Motion] = {name: _draw(line) for name, line in FIGURES.items(
 }
 
 ACTIONS: tuple[str, ...] = tuple(MOTIONS)
-"""Names of all actions, in a fixed order; they are the folders' names on disk."""
+"""Names of all actions, in a fixed order; they are the names of the class folders."""
 
 _VAL = (
     "slide_down_left", "check_mark_flipped", "triangle_clockwise", "zigzag_up", "letter_z_reversed", "bowl_left",
@@ -264,9 +272,8 @@ SPLIT: dict[str, tuple[str, ...]] = {
     "val": _VAL,
     "test": _TEST,
 }
-"""Training, validation and test actions: disjoint, and fixed.
+"""Training, validation and test actions, disjoint and fixed.
 
-How far from training are the test actions? No test action is trained on, but most have a near relative there: the same
-motion mirrored, reversed or in the other sense of rotation (``roll_left`` against ``roll_right``). A model that ignores
-direction and order cannot use that; one that has learnt to see them can.
+Most test actions have a similar training action: the same motion mirrored, reversed or rotating in the other direction
+(``roll_left`` and ``roll_right``), which only a model that uses direction and order can distinguish.
 """

@@ -1,7 +1,7 @@
-"""What moves in moving shapes: things of any look, and hands on arms, painted on bounding boxes.
+"""Moving objects of moving shapes: random objects, and hands on arms.
 
-``paint`` gives, for ``m`` moments and the pixels of a box, coverage ``[m, h, w]`` and colours ``[3, m, h, w]`` times
-coverage; edges are smoothed over a pixel.
+The ``paint`` methods return, for ``m`` moments and the pixels of a bounding box, colours ``[3, m, h, w]`` times
+coverage, and coverage ``[m, h, w]``; edges are antialiased.
 """
 
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 
 @dataclass(frozen=True)
 class Look:
-    """Outline, texture and rim of a thing; its radius is given where it is painted.
+    """Appearance of an object of radius 1.
 
     Attributes:
         outline: distance of the edge from the centre, at most 1, in each of 256 directions (see `_DIRECTIONS`).
-        hole: radius of a hole in the middle, or 0.
-        texture: colours in the thing's own axes, from -1 to 1, row by row of 64.
+        hole: radius of a hole in the centre, or 0.
+        texture: 64 x 64 colours, in row order, over -1 to 1 in the axes of the object.
         rim: colour along the edge, or None.
     """
 
@@ -34,7 +34,7 @@ class Look:
 
     @staticmethod
     def random(rng: Generator, ground: float) -> "Look":
-        """Draw a look that stands out from a ground of that brightness; a disc is never plain, to be seen turning."""
+        """Draw a look in contrast to a background of brightness ``ground``; a disc has a texture, to show rotation."""
         outline = _OUTLINES[rng.integers(len(_OUTLINES))](rng)
         outline /= outline.max()
         texture = np.empty((3, 64, 64), np.float32)
@@ -50,7 +50,15 @@ class Look:
         return Look(outline.astype(np.float32), hole, np.clip(texture, 0, 1).reshape(3, -1), rim)
 
     def paint(self, dx: Array, dy: Array, radius: Array, turn: Array, width: Array) -> tuple[Array, Array]:
-        """Paint it at offsets from its middle, in pixels, ``dx [m, 1, w]`` and ``dy [m, h, 1]``, the rest ``[m]``."""
+        """Paint the object.
+
+        Args:
+            dx: offsets from the centre in pixels, ``[m, 1, w]``.
+            dy: offsets from the centre in pixels, ``[m, h, 1]``.
+            radius: in pixels, ``[m]``.
+            turn: angle in radians, ``[m]``.
+            width: factor of the width, ``[m]``; negative values mirror it.
+        """
         width = np.where(np.abs(width) > 0.08, width, 0.08)
         along, across = np.cos(turn) / radius, np.sin(turn) / radius
         u = dx * _each(along / width) + dy * _each(across / width)
@@ -71,14 +79,14 @@ class Look:
 
 @dataclass(frozen=True)
 class Limbs:
-    """``K`` capsules of one skin, each before the last, rounded by their shading.
+    """``K`` shaded capsules of one colour, each in front of the previous one.
 
     Attributes:
-        ends: both ends of each at each moment, in pixels.
-        radii: at either end, in pixels.
-        skin: their colour.
-        cloth: colour of a sleeve.
-        sleeve: share of the length that it covers, from the second end on.
+        ends: both ends of each capsule at each moment, in pixels.
+        radii: radius at each end, in pixels.
+        skin: colour of the capsules.
+        cloth: colour of the sleeve.
+        sleeve: fraction of the length covered by the sleeve, from the second end.
     """
 
     ends: Float[Array, "F K 2 2"]
@@ -88,7 +96,7 @@ class Limbs:
     sleeve: float = 0.0
 
     def paint(self, x: Array, y: Array, moments: list[int]) -> tuple[Array, Array]:
-        """Paint them at pixels ``x [1, w]`` and ``y [h, 1]``."""
+        """Paint the capsules at pixels ``x [1, w]`` and ``y [h, 1]``."""
         ax, ay, bx, by = (
             self.ends[moments].astype(np.float32).reshape(-1, len(self.radii), 4, 1, 1).transpose(2, 0, 1, 3, 4)
         )
@@ -100,7 +108,7 @@ class Limbs:
         off = np.sqrt(px * px + py * py)
         part = _unit(radius - off + _HALF)
         left = _ONE - part
-        for k in range(len(self.radii) - 2, -1, -1):  # what is before each hides it
+        for k in range(len(self.radii) - 2, -1, -1):  # hide the parts behind other capsules
             part[:, k] *= left[:, k + 1]
             left[:, k] *= left[:, k + 1]
         round_ = np.minimum(off / radius, _ONE)
@@ -111,17 +119,19 @@ class Limbs:
 
 @dataclass(frozen=True)
 class Hand:
-    """A hand on a forearm that comes in over the frame's edge; lengths are shares of the frame, angles radians.
+    """A hand on a forearm that enters from the edge of the frame; lengths are fractions of the frame, angles radians.
 
     Attributes:
-        anchor: where the arm comes from, outside the frame.
-        give: how much of the tip's movement the anchor takes part in.
-        bend: between forearm and hand.
-        fingers: direction of each stretched finger; none is a fist.
-        reach: from the middle of the palm to the tip.
-        palm: its radius.
-        sleeve: share of the forearm that is covered.
-        side: the thumb's, 1 or -1.
+        anchor: end of the forearm, outside the frame.
+        give: fraction of the movement of the tip that the anchor follows.
+        bend: angle between forearm and hand.
+        fingers: direction of each extended finger; none for a fist.
+        reach: distance from the centre of the palm to the tip.
+        palm: radius of the palm.
+        sleeve: fraction of the forearm that is covered.
+        side: side of the thumb, 1 or -1.
+        skin: colour of the hand.
+        cloth: colour of the sleeve.
     """
 
     anchor: Float[Array, "2"]
@@ -137,7 +147,7 @@ class Hand:
 
     @staticmethod
     def random(rng: Generator) -> "Hand":
-        """Draw a hand: most point with one finger and come from below, as one's own does."""
+        """Draw a hand; most point with one finger and enter from below."""
         along, edge = rng.uniform(0.05, 0.95), rng.choice(4, p=(0.55, 0.2, 0.17, 0.08))
         count = int(rng.choice([1, 0, 2, 4], p=(0.64, 0.16, 0.08, 0.12)))
         spread, palm, tone = rng.uniform(0.2, 0.35), rng.uniform(0.03, 0.1), rng.integers(len(_SKINS) - 1)
@@ -156,7 +166,7 @@ class Hand:
         )
 
     def limbs(self, tip: Float[Array, "F 2"], size: int) -> list[Limbs]:
-        """Forearm and hand, in the order to paint them; the tip is in pixels."""
+        """Return forearm and hand, in painting order; ``tip`` is the position of the finger tip in pixels."""
         palm, anchor = self.palm * size, self.anchor * size + self.give * (tip - tip.mean(axis=0))
         back = anchor - tip
         angle = np.arctan2(back[:, 1], back[:, 0]) + self.bend
@@ -191,14 +201,14 @@ def _each(values: Array) -> Array:
 
 
 def _unit(values: Array) -> Array:
-    return np.asarray(values.clip(_ZERO, _ONE))  # scalars of another type make it twice as slow
+    return np.asarray(values.clip(_ZERO, _ONE))  # bounds of another type make it twice as slow
 
 
-# --- outlines: the edge's distance in each direction ------------------------------------------------------------------
+# --- outlines: distance of the edge in each direction -----------------------------------------------------------------
 
 _PLACES = (np.arange(256) + 0.5) / 64 - 2
 _DIRECTIONS = np.arctan2(np.copysign(1 - np.abs(1 - np.abs(_PLACES)), _PLACES), 1 - np.abs(_PLACES))
-"""Angles evenly spaced along a square that stands on its corner, which costs no arctangent to find one's place on."""
+"""Angles at even steps along a square rotated by 45 degrees; the step of a point is found without an arctangent."""
 
 
 def _disc(_: Generator) -> Array:
@@ -238,7 +248,7 @@ def _around(radii: Array) -> Array:
 
 
 def _edge(corners: Float[Array, "N 2"]) -> Array:
-    """The outline of a polygon all of whose edge is seen from its middle."""
+    """Return the outline of a star-shaped polygon."""
     part = np.linspace(0, 1, 48)[:, None]
     x, y = np.concatenate([a + part * (b - a) for a, b in pairwise([*corners, corners[0]])]).T
     return np.asarray(np.interp(_DIRECTIONS, np.arctan2(y, x), np.hypot(x, y), period=2 * np.pi))

@@ -1,4 +1,4 @@
-"""Figures that a mover of moving shapes draws with its position: lines in a box of -1 .. 1, x to the right, y down."""
+"""Figures that are drawn by the path of an object: lines in a box from -1 to 1, x to the right, y down."""
 
 from collections.abc import Callable
 
@@ -31,7 +31,7 @@ def _flipped(points: Array) -> Array:
 
 
 def _quarter_turn(points: Array) -> Array:
-    """What went to the right goes down."""
+    """Rotate by 90 degrees clockwise, from right to down."""
     return points[:, ::-1] * [-1, 1]
 
 

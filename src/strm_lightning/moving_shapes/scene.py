@@ -1,4 +1,4 @@
-"""One clip of moving shapes: what is where at which moment, and the frames that come of it."""
+"""Render one clip of moving shapes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,36 +7,36 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from strm_lightning.errors import InputError
+from strm_lightning.messages import did_you_mean
 from strm_lightning.moving_shapes.backdrops import Array, Generator, backdrop, wander
 from strm_lightning.moving_shapes.motions import ACTIONS, MOTIONS, Track
 from strm_lightning.moving_shapes.movers import Hand, Look
 from strm_lightning.moving_shapes.outlines import FIGURES
 
-_MOMENTS = 4  # moments within a frame at which places are known, for motion blur
+_MOMENTS = 4  # moments of a frame, for motion blur
 _SEVERAL = frozenset(a for a in ACTIONS if len(MOTIONS[a](np.zeros(1), np.random.default_rng(0), 0.3)) > 1)
-_OPEN = ([2], [1, 2], [0, 2, 3], [0, 1, 2, 3])  # those to average over, by how many are needed
+_OPEN = ([2], [1, 2], [0, 2, 3], [0, 1, 2, 3])  # moments to average, by the number needed
 
 
 def render_clip(
     action: str, rng: Generator, *, size: int = 128, num_frames: int = 24, clutter: float = 1.0
 ) -> UInt8[Array, "L H W 3"]:
-    """Draw one clip of an action; all that is random about it comes from ``rng``.
+    """Render one clip of an action.
 
     Args:
         action: one of `ACTIONS`.
-        rng: source of everything random.
+        rng: random generator of the clip.
         size: height and width in pixels.
         num_frames: frames of the clip.
-        clutter: how much there is, from 0 to 1, of what makes an action hard to see: an unsteady camera, things and
-            hands that have nothing to do with it, rests, an uneven pace, and small movers.
+        clutter: amount, from 0 to 1, of camera shake, static and moving distractors, hands, pauses, changes of speed
+            and small objects.
 
     Raises:
-        ValueError: there is no such action.
+        InputError: the action is unknown.
     """
     if action not in MOTIONS:
-        raise InputError(
-            f"no action {action!r} among moving shapes; the {len(ACTIONS)} there are: {', '.join(ACTIONS)}"
-        )
+        hint = did_you_mean(action, ACTIONS)
+        raise InputError(f"unknown action {action!r}: {hint}choose one of {', '.join(ACTIONS)}")
     margin = size // 8
     canvas = backdrop(rng, size + 2 * margin)
     camera = clutter * _camera(rng, num_frames) * size
@@ -61,13 +61,13 @@ def render_clip(
         picture *= gain[frame]
         picture += grain[y : y + size, x : x + size]
         np.clip(picture, 0, 255, out=picture)
-        for channel in range(3):  # several times faster than a transposed copy
+        for channel in range(3):  # faster than a transposed copy
             clip[frame, :, :, channel] = picture[channel]
     return clip
 
 
 def _look(canvas: Array, corner: Array, picture: Array, spare: Array) -> None:
-    """Fill a picture with the part of a canvas at a corner (x, y) that may lie between pixels."""
+    """Copy the part of a canvas at a corner (x, y) to a picture, with bilinear interpolation."""
     x, y = np.floor(corner).astype(int)
     right, down = corner - (x, y)
     size = picture.shape[1]
@@ -82,15 +82,16 @@ _Layer = Callable[[Array, Array, list[int]], tuple[Array, Array]]
 
 @dataclass(frozen=True)
 class _Sprite:
-    """Something to paint at each frame, blurred by its movement while the shutter is open.
+    """An object with motion blur.
 
     Attributes:
-        layer: colours ``[3, m, h, w]`` times coverage, and coverage ``[m, h, w]``, at pixels (x, y) at ``m`` moments.
-        low: least x and y it reaches in each frame, in pixels.
-        high: greatest x and y.
-        needed: moments to average over in each frame.
-        still: looks the same in every frame.
-        mine: moves with the viewer, not with what the camera sees.
+        layer: function of pixels x, y and ``m`` moments that returns colours ``[3, m, h, w]`` times coverage, and
+            coverage ``[m, h, w]``.
+        low: minimum x and y in each frame, in pixels.
+        high: maximum x and y in each frame, in pixels.
+        needed: number of moments to average in each frame.
+        still: whether it is the same in all frames.
+        with_camera: whether it moves with the camera (a hand of the viewer), not with the scene.
     """
 
     layer: _Layer
@@ -98,38 +99,44 @@ class _Sprite:
     high: Float[Array, "L 2"]
     needed: Int[Array, " L"]
     still: bool
-    mine: bool
+    with_camera: bool
 
     @staticmethod
     def of(
         layer: _Layer,
-        places: Float[Array, "F E 2"],
+        points: Float[Array, "F E 2"],
         reach: Float[Array, " F"],
         travel: Float[Array, " F"],
         *,
         step: float = 2.5,
-        mine: bool = False,
+        with_camera: bool = False,
     ) -> "_Sprite":
-        """Find the boxes of a layer within ``reach`` of its places, to be blurred in steps of so many pixels.
+        """Compute the bounding boxes and motion blur of a layer.
 
-        ``travel`` is any movement of its edge besides that of its places.
+        Args:
+            layer: see `_Sprite`.
+            points: points of the object at each moment, in pixels.
+            reach: distance of the edge from the points, in pixels.
+            travel: position of the edge relative to the points, in pixels.
+            step: largest movement between two moments, in pixels.
+            with_camera: see `_Sprite`.
         """
-        frames = places.reshape(-1, _MOMENTS * places.shape[1], 2)
+        frames = points.reshape(-1, _MOMENTS * points.shape[1], 2)
         reach = reach.reshape(-1, _MOMENTS).max(axis=1, keepdims=True) + 1.5
-        way = np.abs(places[_MOMENTS - 1 :: _MOMENTS] - places[::_MOMENTS]).max(axis=(1, 2))
-        way = np.maximum(way, np.abs(travel[_MOMENTS - 1 :: _MOMENTS] - travel[::_MOMENTS]))
+        moved = np.abs(points[_MOMENTS - 1 :: _MOMENTS] - points[::_MOMENTS]).max(axis=(1, 2))
+        moved = np.maximum(moved, np.abs(travel[_MOMENTS - 1 :: _MOMENTS] - travel[::_MOMENTS]))
         return _Sprite(
             layer=layer,
             low=frames.min(axis=1) - reach,
             high=frames.max(axis=1) + reach,
-            needed=np.clip(np.ceil(way / step), 1, len(_OPEN)).astype(int),
-            still=bool(np.ptp(places, axis=0).max() == 0 and np.ptp(travel) == 0),
-            mine=mine,
+            needed=np.clip(np.ceil(moved / step), 1, len(_OPEN)).astype(int),
+            still=bool(np.ptp(points, axis=0).max() == 0 and np.ptp(travel) == 0),
+            with_camera=with_camera,
         )
 
     def stamp(self, picture: Float[Array, "3 H W"], frame: int, shift: Float[Array, "2"]) -> None:
-        """Paint it into a picture that shows the world at a shift of (x, y) pixels."""
-        dx, dy = (0.0, 0.0) if self.mine else shift
+        """Paint one frame into a picture that shows the scene shifted by (x, y) pixels."""
+        dx, dy = (0.0, 0.0) if self.with_camera else shift
         (left, top), (right, bottom) = self.low[frame].tolist(), self.high[frame].tolist()
         rows, columns = (
             slice(max(int(a), 0), max(int(b) + 1, 0)) for a, b in ((top + dy, bottom + dy), (left + dx, right + dx))
@@ -146,7 +153,7 @@ class _Sprite:
 
 
 def _thing(look: Look, xy: Array, radius: float, track: Track) -> _Sprite:
-    """A thing on a track; ``xy [F, 2]`` and the radius are in pixels."""
+    """Create the sprite of an object on a track; ``xy [F, 2]`` and the radius are in pixels."""
     radii = radius * track.scale
 
     def layer(x: Array, y: Array, moments: list[int]) -> tuple[Array, Array]:
@@ -162,14 +169,19 @@ def _arm(hand: Hand, tip: Array, size: int) -> list[_Sprite]:
     still = np.zeros(len(tip))
     return [
         _Sprite.of(
-            limbs.paint, limbs.ends.reshape(len(tip), -1, 2), still + limbs.radii.max(), still, step=4.0, mine=True
+            limbs.paint,
+            limbs.ends.reshape(len(tip), -1, 2),
+            still + limbs.radii.max(),
+            still,
+            step=4.0,
+            with_camera=True,
         )
         for limbs in hand.limbs(tip, size)
     ]
 
 
 def _pace(rng: Generator, moments: Array, clutter: float) -> tuple[Array, float, float]:
-    """Progress of the action at moments of 0 .. 1, with rests and changes of speed, and the lengths of both rests."""
+    """Return the progress of the action at moments from 0 to 1, and the durations of the rests before and after."""
     before, after = rng.uniform(0, 0.27 * clutter, 2)
     t = np.clip((moments - before) / (1 - before - after), 0, 1)
     way = np.concatenate([[0], np.cumsum(np.exp(rng.uniform(0, 0.9 * clutter) * wander(rng, 64, 5)))])
@@ -179,7 +191,7 @@ def _pace(rng: Generator, moments: Array, clutter: float) -> tuple[Array, float,
 
 
 def _camera(rng: Generator, num_frames: int) -> Float[Array, "L 2"]:
-    """How far the camera looks aside at each frame, x and y, in frames, less than 1/8."""
+    """Return the shift (x, y) of the camera in each frame, as a fraction of the frame, below 1/8."""
     drift, shake = rng.choice([0, 0.01, 0.03, 0.08], p=(0.35, 0.25, 0.22, 0.18)), rng.choice([0, 0.003, 0.008])
     lines = [drift * wander(rng, num_frames, 4) + shake * wander(rng, num_frames, num_frames) for _ in "xy"]
     return np.stack(lines, axis=1)
@@ -212,7 +224,7 @@ def _movers(action: str, rng: Generator, ground: float, size: int, num_frames: i
 def _placed(
     tracks: list[Track], rng: Generator, extent: float, moments: Array, clutter: float, *, is_figure: bool
 ) -> list[Array]:
-    """Tracks in frames: turned, stretched and shaken a little, somewhere in the frame."""
+    """Return the positions of tracks in the frame, at a random place, slightly rotated, stretched and shaken."""
     angle, stretch = (rng.normal(0, 0.1), np.exp(rng.normal(0, 0.15))) if is_figure else (0.0, 1.0)
     matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * [stretch, 1 / stretch]
     tremor = rng.uniform(0, 0.025 * clutter) * np.stack(
@@ -225,7 +237,7 @@ def _placed(
 
 
 def _visit(place: Array, hand: Hand, moments: Array, before: float, after: float) -> Array:
-    """The way of a hand that comes in over the frame's edge before the action, or leaves after it."""
+    """Return the path of a hand that enters the frame before the action, or leaves it afterwards."""
     coming = np.clip(1 - 1.3 * moments / before, 0, 1) if before > 0.06 else 0 * moments
     going = np.clip(1 - 1.3 * (1 - moments) / after, 0, 1) if after > 0.06 else 0 * moments
     return np.asarray(place + (coming**1.5 + going**1.5)[:, None] * (hand.anchor - 0.5))
@@ -234,7 +246,7 @@ def _visit(place: Array, hand: Hand, moments: Array, before: float, after: float
 def _bystanders(
     rng: Generator, ground: float, size: int, num_frames: int, clutter: float
 ) -> tuple[list[_Sprite], list[_Sprite]]:
-    """Things that stand still or drift slowly, behind the movers and, now and then, before them."""
+    """Create static and slowly drifting objects behind and, sometimes, in front of the movers."""
     moments = num_frames * _MOMENTS
     layers: tuple[list[_Sprite], list[_Sprite]] = ([], [])
     one = np.ones(moments)

@@ -54,7 +54,7 @@ class Converter:
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise
-            raise VideoError(f"{name}: the file name {name.rpartition('/')[2]}{SUFFIX} is too long") from error
+            raise VideoError(f"{name}: its name is too long for the file {name.rpartition('/')[2]}{SUFFIX}") from error
 
     def estimated_bytes(self, name: str) -> int:
         """Estimate the bytes of the clip file of a video.
