@@ -29,9 +29,10 @@ _STYLE: dict[str, Any] = {"font.size": 8, "font.family": "DejaVu Sans", "text.co
 def draw(explanation: Explanation, path: str | Path | None = None) -> Figure:
     """Draw an explanation.
 
-    Rows from top to bottom: the query overlaid with its patch weights, the query, and the best example of the best
-    class. The width and opacity of a line grow with the weight of a pair of frames; the strongest match is framed. On
-    the right: the probability of each class, and the differences of the logits of TRM and QC from the best class.
+    Rows from top to bottom: the query overlaid with its patch weights, if there are any; the query; the best example of
+    the best class. The width and opacity of a line grow with the weight of a pair of frames in the evidence of the
+    matching method. The strongest match is framed. On the right: the probability of each class, and the differences of
+    the logits of the matching method and of QC from the best class.
 
     Args:
         explanation: the explanation.
@@ -158,11 +159,11 @@ def _bars(figure: Figure, explanation: Explanation, left: float, bottom: float, 
     labels = list(explanation.prediction.probabilities)[:_CLASSES]
     middle = (bottom + top) / 2 if explanation.qc is not None else bottom
     upper = figure.add_axes((left, middle + 0.06, 0.985 - left, top - middle - 0.06))
-    rows = np.arange(len(labels), dtype=float)
+    places = np.arange(len(labels), dtype=float)
     values = [explanation.prediction.probabilities[label] for label in labels]
-    upper.barh(rows, values, color=[_TRM if i == 0 else "#b8c4ce" for i in range(len(labels))], height=0.62)
-    for row, value in zip(rows.tolist(), values, strict=True):
-        upper.text(value + 0.02, row, f"{value:.2f}", va="center", fontsize=7)
+    upper.barh(places, values, color=[_TRM if i == 0 else "#b8c4ce" for i in range(len(labels))], height=0.62)
+    for place, value in zip(places.tolist(), values, strict=True):
+        upper.text(value + 0.02, place, f"{value:.2f}", va="center", fontsize=7)
     upper.set(xlim=(0, 1.2), xticks=[])
     upper.set_title("probability", fontsize=8, loc="left", pad=3)
     _label_bars(upper, labels)
@@ -172,8 +173,8 @@ def _bars(figure: Figure, explanation: Explanation, left: float, bottom: float, 
     best = labels[0]
     trm = np.array([explanation.trm[best] - explanation.trm[label] for label in labels])
     qc = explanation.qc_weight * np.array([explanation.qc[best] - explanation.qc[label] for label in labels])
-    lower.barh(rows - 0.18, trm, color=_TRM, height=0.34, label="TRM")
-    lower.barh(rows + 0.18, qc, color=_QC, height=0.34, label=f"QC (x {explanation.qc_weight:g})")
+    lower.barh(places - 0.18, trm, color=_TRM, height=0.34, label="TRM")
+    lower.barh(places + 0.18, qc, color=_QC, height=0.34, label=f"QC (x {explanation.qc_weight:g})")
     lower.axvline(0, color=_QUIET, linewidth=0.6)
     lower.tick_params(axis="x", labelsize=6, length=2, color=_QUIET)
     lower.locator_params(axis="x", nbins=4)
