@@ -15,9 +15,8 @@ import pytest
 import torch
 
 from strm_lightning.classifier import FewShotClassifier
-from strm_lightning.classifier.matchers import PatchMatcher
 from strm_lightning.classifier.uploads import Guard, Uploads, upload_folder
-from strm_lightning.models import Backbone
+from strm_lightning.models import STRM, Backbone
 from tests.classifier.conftest import HOW, moving, save_weights, write_video
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -32,7 +31,7 @@ SECONDS = 60_000  # ms; drawing and encoding share the machine with the browser
 
 
 @pytest.fixture(scope="module")
-def address(bare: PatchMatcher, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address(bare: STRM, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("page")
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
     from strm_lightning.classifier import web
@@ -197,7 +196,7 @@ def test_uploads_have_a_limit_together(address: str) -> None:
     assert ask(address, "/gradio_api/process_recording", body=2_000_000) == 413
 
 
-def test_kept_clips_and_uploads_under_way_count(monkeypatch: pytest.MonkeyPatch, bare: PatchMatcher, tmp_path) -> None:
+def test_kept_clips_and_uploads_under_way_count(monkeypatch: pytest.MonkeyPatch, bare: STRM, tmp_path) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     uploads = Uploads(10_000_000)
     path = write_video(tmp_path / "a.mp4", moving("up"))
