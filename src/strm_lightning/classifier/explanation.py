@@ -1,7 +1,7 @@
 """Explanation of a prediction: the logits of every class and how they are made."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from strm_lightning.classifier.predictions import Prediction
 from strm_lightning.classifier.support import EncodedClip, SupportSet
-from strm_lightning.models.matching.base import Evidence
+from strm_lightning.models.matching.base import Encoded, Evidence
+from strm_lightning.models.strm import STRM
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,10 @@ class ClassEvidence:
 
     Attributes:
         clips: names of its clips.
-        by_logit: evidence of each named logit, such as ``trm`` and ``qc``; empty for a matching method that gives none.
-        clip_scores: how much each clip matters, ``[K]``: its weight in the first logit, or else the logit of the class
-            with this clip alone.
+        by_logit: evidence of each named logit, such as ``trm`` and ``qc``; a matching method may give none.
+        clip_scores: how much each clip matters, ``[K]``: its weight in the evidence of the matching method; without
+            evidence, the logit of this clip as a class of its own, among all clips as classes where a logit depends on
+            the other classes.
     """
 
     clips: Sequence[str]
@@ -30,8 +32,8 @@ class ClassEvidence:
 
     @property
     def main(self) -> Evidence | None:
-        """Evidence of the matching method itself."""
-        return next(iter(self.by_logit.values()), None)
+        """Evidence of the matching method itself, or None."""
+        return next((evidence for name, evidence in self.by_logit.items() if name != "qc"), None)
 
     @property
     def best_clip(self) -> int:
@@ -114,7 +116,7 @@ def explain(
         trm=by_label(logits.trm),
         qc=None if logits.qc is None else by_label(logits.qc),
         qc_weight=support.qc_weight,
-        evidence={label: _evidence(support, label, clip) for label in labels},
+        evidence=_evidence(support, clip),
         patch_weights=None if weights is None else weights.float().cpu().numpy(),
         frames=pixels.numpy(),
         thumbnails={label: np.stack([c.thumbnail.numpy() for c in support.clips[label]]) for label in labels},
@@ -123,18 +125,35 @@ def explain(
     )
 
 
-def _evidence(support: SupportSet, label: str, clip: EncodedClip) -> ClassEvidence:
-    head, clips = support.model.head, support.features(label)
-    found = head.explain({name: tensor[None] for name, tensor in clips.items()}, clip.features, 0)
-    main = next(iter(found.values()), None)
-    if main is None:  # each clip as a class of its own
-        alone = {name: tensor.unsqueeze(1) for name, tensor in clips.items()}
-        query = {name: tensor[None] for name, tensor in clip.features.items()}
-        scores = head.match_encoded(alone, query).trm[0]
+def _evidence(support: SupportSet, clip: EncodedClip) -> dict[str, ClassEvidence]:
+    found = {label: _by_logit(support.model, support.features(label), clip) for label in support.labels}
+    names = {label: [example.name for example in support.clips[label]] for label in found}
+    made = {label: ClassEvidence(names[label], by_logit, np.empty(0)) for label, by_logit in found.items()}
+    if any(evidence.main is None for evidence in made.values()):
+        scores = _each_alone(support, clip)
     else:
-        scores = main.clip_scores
-    names = [example.name for example in support.clips[label]]
-    return ClassEvidence(names, found, scores.float().cpu().numpy())
+        scores = {label: evidence.main.clip_scores for label, evidence in made.items() if evidence.main is not None}
+    return {label: replace(made[label], clip_scores=scores[label].float().cpu().numpy()) for label in made}
+
+
+def _by_logit(model: STRM, clips: Encoded, clip: EncodedClip) -> dict[str, Evidence]:
+    return model.head.explain({name: tensor[None] for name, tensor in clips.items()}, clip.features, 0)
+
+
+def _each_alone(support: SupportSet, clip: EncodedClip) -> dict[str, Float[Tensor, " K"]]:
+    """Logit of each clip as a class of its own, by class."""
+    head = support.model.head
+    query = {name: tensor[None] for name, tensor in clip.features.items()}
+
+    def match(clips: Encoded) -> Tensor:
+        return head.match_encoded({name: tensor.unsqueeze(1) for name, tensor in clips.items()}, query).trm[0]
+
+    if head.matching.per_class:
+        return {label: match(support.features(label)) for label in support.labels}
+    by_class = [support.features(label) for label in support.labels]
+    together = match({name: torch.cat([clips[name] for clips in by_class]) for name in clip.features})
+    shots = [len(support.clips[label]) for label in support.labels]
+    return dict(zip(support.labels, together.split(shots), strict=True))
 
 
 def _frames(frames: tuple[int, ...]) -> str:

@@ -101,6 +101,7 @@ class SupportSet:
         """Features of a class's clips, leading axis ``K``."""
         return _stack([clip.features for clip in self.clips[label]])
 
+    @torch.no_grad()
     def match(self, query: Encoded) -> MatchLogits:
         """Logits ``[Q, N]`` of encoded queries for the classes in the order of `labels`."""
         total = len(next(iter(query.values())))
@@ -116,6 +117,7 @@ class SupportSet:
         assert trm is not None
         return MatchLogits(trm=trm[:, order], qc=None if qc is None else qc[:, order])
 
+    @torch.no_grad()
     def leave_one_out(self, limit: int = 512) -> tuple[Float[Tensor, "n N"], Int[Tensor, " n"]]:
         """Combined logits of support clips, each against all the others, and their classes.
 
