@@ -250,6 +250,15 @@ class TestBadInput:
         assert not any(math.isnan(p) for p in prediction.probabilities.values())
 
 
+def test_a_model_in_training_mode_is_used_in_evaluation_mode(examples) -> None:
+    """Dropout and the statistics of a batch would make predictions depend on chance and on the other clips."""
+    model = make_model(variant="official", qc_dim=6)
+    expected = FewShotClassifier(model, HOW).fit(examples).predict(moving("up", 3))
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert FewShotClassifier(model.train(), HOW).fit(examples).predict(moving("up", 3)) == expected
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
 def test_other_weights_have_another_fingerprint() -> None:
     prints = {fingerprint(make_model(seed)) for seed in (0, 0, 1)}
     assert len(prints) == 2
