@@ -248,10 +248,10 @@ def test_second_gradients(method: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "otom"}, r"method 'otom' is unknown; did you mean otam\? choose one of mean, pairs"),
-        ({"method": "dtw"}, "choose one of mean, pairs, max, diagonal, linear, chamfer, bi_mhm, otam"),
-        ({"method": "max", "shots": "prototypes"}, "did you mean prototype"),
-        ({"method": "otam", "direction": "querry"}, "direction 'querry' is unknown; did you mean query"),
+        ({"method": "otom"}, r"method 'otom': did you mean 'otam'\? choose 'mean' or 'pairs'"),
+        ({"method": "dtw"}, "method 'dtw': choose " + " or ".join(map(repr, OPTIONS))),
+        ({"method": "max", "shots": "prototypes"}, r"shots 'prototypes': did you mean 'prototype'\?"),
+        ({"method": "otam", "direction": "querry"}, r"direction 'querry': did you mean 'query'\?"),
         *(
             ({"method": method, "shots": "joint"}, f"'joint' is not defined for '{method}', only for max, chamfer")
             for method in OPTIONS
@@ -285,7 +285,7 @@ def test_wrong_options_are_refused_in_one_line(options: dict, message: str) -> N
 @pytest.mark.parametrize("options", [{"method": "diagonal"}, {"method": "linear", "weight": torch.ones(3, 4)}])
 def test_diagonal_and_linear_need_equal_lengths(options: dict) -> None:
     support, query = episode()
-    with pytest.raises(InputError, match=f"'{options['method']}' needs as many frames .* not 3 and 4"):
+    with pytest.raises(InputError, match=f"'{options['method']}' needs clips of the same number of frames .* not 3 and 4"):
         frame_alignment(support, query[:, :3], **options)
 
 

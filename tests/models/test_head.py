@@ -3,16 +3,15 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
-from strm_lightning.models.qc import query_class_similarity
 from torch import Tensor
 from torch.nn import functional as F
 
 from strm_lightning.episode import VideoFeatures
 from strm_lightning.models import STRMHead
+from strm_lightning.models.matching.qc import query_class_similarity
 from tests import reference
 
 CASES = {
@@ -192,13 +191,11 @@ def test_absent_shots_have_no_influence_on_values_and_gradients(head: STRMHead, 
         found.append([logits.trm, logits.qc, *torch.autograd.grad(logits.combined().sum(), inputs)])
     for with_zero, with_absent in zip(*found, strict=True):
         torch.testing.assert_close(with_zero, with_absent, rtol=0, atol=0)
-    # Nor from tuples that are in a bank or a support file already.
-    tuples = [head.tuples(VideoFeatures(patch_level=x, frame_level=x)) for x in (clean, query)]
-    spoilt = replace(
-        tuples[0],
-        **{n: t.masked_fill(~mask[..., None, None], absent) for n, t in vars(tuples[0]).items()},
-    )
-    torch.testing.assert_close(head.match_tuples(spoilt, tuples[1], mask), head.match_tuples(*tuples, mask))
+    # Nor from encoded clips that are in a bank or a support file already.
+    encoded = [head.encode(VideoFeatures(patch_level=x, frame_level=x)) for x in (clean, query)]
+    spoilt = {name: x.masked_fill(~mask[..., None, None], absent) for name, x in encoded[0].items()}
+    mine, theirs = head.match_encoded(spoilt, encoded[1], mask), head.match_encoded(*encoded, mask)
+    torch.testing.assert_close((mine.trm, mine.qc), (theirs.trm, theirs.qc), rtol=0, atol=0)
 
 
 def test_absent_shots_do_not_move_the_origin_of_distances(head: STRMHead) -> None:
