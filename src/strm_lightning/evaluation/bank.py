@@ -204,6 +204,8 @@ class FeatureBank:
                 if about["format"] != _FORMAT or about["fingerprint"] != fingerprint:
                     return None
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            if sums.keys() != tensors.keys():
+                raise ValueError(f"it holds {sorted(tensors)} instead of {sorted(sums)}")
             bank = cls(about["rows"], views=about["views"])
             bank.tensors = _checked(tensors, len(bank.rows) * bank.views)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
