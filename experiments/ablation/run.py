@@ -35,13 +35,14 @@ from tqdm import tqdm
 
 from strm_lightning import EpisodeDataModule, STRMModule
 from strm_lightning.data.splits import Stage
-from strm_lightning.episode import Episode, PooledMaps, TupleFeatures
+from strm_lightning.episode import Episode, PooledMaps
 from strm_lightning.evaluation.bank import FeatureBank
 from strm_lightning.evaluation.encoding import datamodule_of
 from strm_lightning.evaluation.fingerprint import bank_fingerprint
 from strm_lightning.evaluation.results import half_interval
 from strm_lightning.evaluation.tables import markdown_table
 from strm_lightning.models.enrichment.pooling import pool_maps, scale
+from strm_lightning.models.matching.base import Encoded
 
 FOLDER = Path(__file__).parent
 VARIANTS = {
@@ -107,23 +108,23 @@ class Plan:
         return self.out / "maps" / f"{use}{'-centered' if center else ''}.safetensors"
 
 
-class _Scaled(FeatureBank[PooledMaps]):
-    """Maps as `scale_clip` has them."""
+class _Scaled(FeatureBank):
+    """Pooled maps with `scale_clip`."""
 
-    def get(self, rows: Any, views: Any = None) -> PooledMaps:
-        return scale(super().get(rows, views))
+    def get(self, rows: Any, views: Any = None) -> Encoded:
+        return vars(scale(PooledMaps(**super().get(rows, views))))
 
 
 class Stored(STRMModule):
     """STRMModule, but for where the maps of a frozen backbone come from: they are there already."""
 
-    banks: dict[Use, FeatureBank[PooledMaps]]
+    banks: dict[Use, FeatureBank]
 
-    def _encode_maps(self, stage: Stage, *, views: int = 0) -> FeatureBank[PooledMaps]:
+    def _encode_maps(self, stage: Stage, *, views: int = 0) -> FeatureBank:
         if stage == "train":
             return self.banks["training"]
         rows = _rows(datamodule_of(self.trainer, stage), stage)
-        part: FeatureBank[PooledMaps] = FeatureBank(rows.tolist())
+        part = FeatureBank(rows.tolist())
         part.put(torch.stack([rows, torch.zeros_like(rows)], 1), self.banks["testing"].get(rows))
         return part
 
@@ -145,13 +146,13 @@ def encode(plan: Plan) -> None:
         paths = {center: plan.maps(use, center) for center in (False, True)}
         if all(FeatureBank.load(path, mark) for path in paths.values()):
             continue
-        banks: dict[bool, FeatureBank[PooledMaps]] = {c: FeatureBank(rows, views=max(views, 1)) for c in paths}
+        banks = {c: FeatureBank(rows, views=max(views, 1)) for c in paths}
         backbone.to(device)
         with torch.no_grad():
             for keys, clips in tqdm(data.video_loader("test", rows, views=views), f"Encoding for {use}", unit="batch"):
                 maps = backbone(clips.to(device))
                 for center, bank in banks.items():
-                    bank.put(keys, pool_maps(maps, grid, center_clip=center))
+                    bank.put(keys, vars(pool_maps(maps, grid, center_clip=center)))
         backbone.to("cpu")
         for center, bank in banks.items():
             bank.save(paths[center], mark)
@@ -174,7 +175,7 @@ def run(plan: Plan, variant: str, split: int, seed: int) -> dict[str, list[float
     return test(module.eval(), data)
 
 
-def _load(plan: Plan, kind: Any, use: Use, center: bool) -> FeatureBank[PooledMaps]:
+def _load(plan: Plan, kind: Any, use: Use, center: bool) -> FeatureBank:
     path = plan.maps(use, center)
     with safe_open(path, "pt") as file:
         about = json.loads(file.metadata()["bank"])
@@ -185,15 +186,15 @@ def _load(plan: Plan, kind: Any, use: Use, center: bool) -> FeatureBank[PooledMa
 
 @torch.inference_mode()
 def test(module: Stored, data: EpisodeDataModule) -> dict[str, list[float]]:
-    """Match all test episodes from tuples that are computed once for each video, forwards and backwards."""
+    """Match all test episodes from clips that are encoded once, the queries forwards and backwards."""
     head, rows = module.model.head, _rows(data, "test")
-    banks: dict[str, FeatureBank[TupleFeatures]] = {way: FeatureBank(rows.tolist()) for way in ("", " reversed")}
+    banks = {way: FeatureBank(rows.tolist()) for way in ("", " reversed")}
     for part in rows.split(64):
-        maps = module.banks["testing"].get(part)
+        maps = PooledMaps(**module.banks["testing"].get(part))
         keys = torch.stack([part, torch.zeros_like(part)], 1)
-        banks[""].put(keys, head.tuples(head.enrich_pooled(maps)))
+        banks[""].put(keys, head.encode(head.enrich_pooled(maps)))
         backwards = PooledMaps(grid=maps.grid.flip(-3), mean=maps.mean.flip(-2))
-        banks[" reversed"].put(keys, head.tuples(head.enrich_pooled(backwards)))
+        banks[" reversed"].put(keys, head.encode(head.enrich_pooled(backwards)))
     found: dict[str, list[float]] = {}
     for setting, (_, shot) in enumerate(data.test_settings):
         sampler = data.sampler("test", setting)
@@ -201,7 +202,7 @@ def test(module: Stored, data: EpisodeDataModule) -> dict[str, list[float]]:
             episodes = Episode.stack([sampler.draw(0, int(number))[0] for number in numbers])
             support = banks[""].get(episodes.support_ids)
             for way, bank in banks.items():
-                logits = head.match_tuples(support, bank.get(episodes.query_ids)).combined(module.qc_weight)
+                logits = head.match_encoded(support, bank.get(episodes.query_ids)).combined(module.qc_weight)
                 right = (logits.argmax(-1) == episodes.query_labels).double().mean(-1)
                 found.setdefault(f"{shot}-shot{way}", []).extend(right.tolist())
     return found

@@ -30,7 +30,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 from strm_lightning import EpisodeDataModule, STRMModule
 from strm_lightning.data.episodes import EpisodeDataset, EpisodeSampler
-from strm_lightning.episode import TupleFeatures
 from strm_lightning.evaluation.bank import FeatureBank
 from strm_lightning.evaluation.matching import match_from_bank
 from strm_lightning.models.head import STRMHead
@@ -142,12 +141,12 @@ def matching(options: argparse.Namespace, dim: int = 2048, match_dim: int = 1152
     query, support = WAY * TUPLES, WAY * SHOT * TUPLES
     for qc_dim, name in ((dim, "D"), (dim // 2, "D/2")):
         head = STRMHead(dim, match_dim=match_dim, qc_dim=qc_dim).eval()
-        bank: FeatureBank[TupleFeatures] = FeatureBank(range(CLASSES * VIDEOS))
+        bank = FeatureBank(range(CLASSES * VIDEOS))
         generator = torch.Generator().manual_seed(0)
         for rows in bank.rows.split(100):
             sizes = (match_dim, match_dim, qc_dim)
             keys, values, relations = (torch.randn(len(rows), TUPLES, n, generator=generator) for n in sizes)
-            found = TupleFeatures(keys=keys, values=values, relations=relations.relu_())
+            found = {"keys": keys, "values": values, "qc.relations": relations.relu_()}
             bank.put(torch.stack([rows, torch.zeros_like(rows)], 1), found)
         print(f"{bank.describe()}; D {dim}, d {match_dim}, QC {name}; {options.threads} threads", flush=True)
         # Scores and prototypes of TRM, distances of QC; two operations a multiply-add.
