@@ -100,7 +100,7 @@ class STRMHead(nn.Module):
             check_sizes(self.tuple_sizes, num_frames)
         self.matching_name = matching
         method = build_matching(matching, spec, _options(matching, matching_options, tuple_sizes, match_dim))
-        if matching == "qc" or matching in self._modules or matching in self.__dict__ or hasattr(type(self), matching):
+        if matching in ("qc", "reads") or matching in self._modules or matching in self.__dict__ or hasattr(type(self), matching):
             raise InputError(f"matching {matching!r}: the head has an attribute of that name; choose another name")
         self.add_module(matching, method)
         self.qc = QueryClass(spec, tuple_sizes=self.tuple_sizes, qc_dim=qc_dim) if query_class else None
@@ -210,8 +210,7 @@ class STRMHead(nn.Module):
                 wanted = f"[..., {axes}, {self.num_frames}, {self.dim}]"
                 raise InputError(f"{name} features of shape {list(level.shape)}: this head matches {wanted}")
         if shot_mask is not None:
-            level = next(t for t in vars(support).values() if isinstance(t, Tensor))
-            check_shot_mask(shot_mask, level.shape[: shot_mask.ndim])
+            check_shot_mask(shot_mask, support.tensors()[0].shape[: shot_mask.ndim])
             # Values of absent clips, NaN among them, must not reach a product: its gradient would be NaN.
             support = support.map(lambda tensor: zero_absent(tensor, shot_mask))
         return self.match_encoded(self.encode(support), self.encode(query), shot_mask)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from strm_lightning.episode import VideoFeatures
-from strm_lightning.errors import InputError
+from strm_lightning.errors import InputError, InputTypeError
 from strm_lightning.messages import did_you_mean
 
 Encoded: TypeAlias = dict[str, Tensor]
@@ -194,13 +194,22 @@ def register_matching(name: str) -> Callable[[Method], Method]:
         name: a Python identifier that no other method has.
 
     Raises:
-        InputError: the name is taken or no identifier, or an option is not a keyword with a default value.
+        InputError: the name is taken or no identifier, ``__init__`` does not take the spec, or an option is not
+            keyword-only with a default value.
         InputTypeError: the class is not a `Matching`.
     """
 
     def register(method: Method) -> Method:
         if not name.isidentifier():
             raise InputError(f"matching {name!r}: a name consists of letters, digits and underscores")
+        if not issubclass(method, Matching):
+            raise InputTypeError(f"matching {name!r}: {_place(method)} is no subclass of Matching")
+        parameters = list(inspect.signature(method.__init__).parameters.values())
+        if len(parameters) < 2 or parameters[1].kind not in (
+            inspect.Parameter.POSITIONAL_ONLY,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        ):
+            raise InputError(f"matching {name!r}: __init__ of {_place(method)} must take the spec first")
         other = _registry.get(name)
         if other is not None and not _is_redefinition(other, method):
             raise InputError(f"matching {name!r} is registered twice: by {_place(other)} and by {_place(method)}")
