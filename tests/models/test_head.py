@@ -7,10 +7,12 @@ import sys
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from strm_lightning.episode import VideoFeatures
 from strm_lightning.models import STRMHead
+from strm_lightning.models.enrichment.pooling import pool_maps
 from strm_lightning.models.matching.qc import query_class_similarity
 from tests import reference
 
@@ -306,6 +308,48 @@ for way, shot, queries in ((3, 2, 4), (5, 3, 7)):
 def test_heads_compile_whole_and_for_any_episode() -> None:
     """One graph without breaks, for other ways, shots and queries too, with and without a mask."""
     run_script(COMPILE)
+
+
+COMPILE_TRAINING = """
+import torch
+from strm_lightning.models import STRM
+
+model = STRM("test_resnet", pretrained=False, num_frames=4, match_dim=8, qc_dim=8)
+compiled = torch.compile(model, backend="aot_eager")
+for size in (32, 64):  # maps of 1x1 and of 2x2
+    compiled(torch.rand(2, 1, 4, 3, size, size), torch.rand(2, 4, 3, size, size)).combined().square().mean().backward()
+assert all(parameter.grad is not None for parameter in model.parameters())
+"""
+
+
+@pytest.mark.slow
+def test_a_training_step_compiles_on_maps_of_one_place() -> None:
+    run_script(COMPILE_TRAINING)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (3, 1), (2, 2), (7, 7)])
+def test_patches_have_the_strides_that_compiled_graphs_expect(size: tuple[int, int]) -> None:
+    """`torch.compile` infers strides on fake tensors; where the kernels give others, its views fail."""
+    norm = torch.nn.BatchNorm2d(6)
+
+    def strides(frames: Tensor) -> tuple[tuple[int, ...], ...]:
+        pooled = pool_maps(norm(frames).unflatten(0, (2, 4)), 4)
+        return pooled.grid.stride(), pooled.mean.stride()
+
+    frames = torch.randn(8, 6, *size).to(memory_format=torch.channels_last)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        expected = strides(mode.from_tensor(frames))
+    assert strides(frames) == expected
+
+
+@pytest.mark.parametrize("options", [{}, {"center_clip": True, "scale_clip": True}])
+def test_maps_of_one_place_are_pooled_like_larger_ones(options: dict) -> None:
+    maps = torch.randn(2, 4, 6, 1, 1, dtype=torch.float64, requires_grad=True)
+    pooled = pool_maps(maps, 3, **options), pool_maps(maps.expand(-1, -1, -1, 2, 2), 3, **options)
+    torch.testing.assert_close(vars(pooled[0]), vars(pooled[1]))
+    weight = torch.randn(2, 4, 9, 6, dtype=torch.float64)
+    found = [torch.autograd.grad((each.grid * weight).sum(), maps)[0] for each in pooled]
+    torch.testing.assert_close(*found)
 
 
 def run_script(script: str) -> None:
