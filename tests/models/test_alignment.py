@@ -285,7 +285,9 @@ def test_wrong_options_are_refused_in_one_line(options: dict, message: str) -> N
 @pytest.mark.parametrize("options", [{"method": "diagonal"}, {"method": "linear", "weight": torch.ones(3, 4)}])
 def test_diagonal_and_linear_need_equal_lengths(options: dict) -> None:
     support, query = episode()
-    with pytest.raises(InputError, match=f"'{options['method']}' needs clips of the same number of frames .* not 3 and 4"):
+    with pytest.raises(
+        InputError, match=f"'{options['method']}' needs clips of the same number of frames .* not 3 and 4"
+    ):
         frame_alignment(support, query[:, :3], **options)
 
 

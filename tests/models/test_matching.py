@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import jaxtyping
@@ -87,11 +86,11 @@ def combined(head: STRMHead, *arguments: Any) -> Tensor:
 
 
 @pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, type[Matching]]]:
+def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, type[Matching]]:
     """A copy of the registry, without the methods of other tests."""
     copy = dict(base._registry)
     monkeypatch.setattr(base, "_registry", copy)
-    yield copy
+    return copy
 
 
 @pytest.fixture
@@ -345,7 +344,7 @@ FULL = {"patch_enrichment": True, "frame_enrichment": True, "query_class": True}
     ],
 )
 def test_combinations_that_are_accepted(name: str, options: dict[str, Any], of_head: dict[str, Any]) -> None:
-    head, plain = make(name, options, **of_head), make(name, options, **{"num_frames": of_head.get("num_frames", L)})
+    head, plain = make(name, options, **of_head), make(name, options, num_frames=of_head.get("num_frames", L))
     maps = clips(WAY, SHOT)[:, :, : head.num_frames], clips(QUERIES, seed=2)[:, : head.num_frames]
     logits = head.match(*map(head.enrich, maps))
     assert logits.trm.isfinite().all()
@@ -443,7 +442,7 @@ class Prototype(Matching):
         mask = torch.ones(support["mean"].shape[:-1], dtype=torch.bool) if shot_mask is None else shot_mask
         clips = torch.where(mask.unsqueeze(-1), support["mean"], 0)
         prototypes = clips.sum(-2) / mask.sum(-1, keepdim=True)
-        return {"prototype": -torch.cdist(query["mean"], prototypes) ** self.power}
+        return {"prototype": -(torch.cdist(query["mean"], prototypes) ** self.power)}
 
 
 def test_an_own_method_is_built_by_its_name(registry: dict[str, type[Matching]]) -> None:
@@ -494,7 +493,12 @@ def test_a_method_of_maps(registry: dict[str, type[Matching]]) -> None:
     spoilt = support.map(lambda t: t.masked_fill(~mask.reshape(WAY, SHOT, *[1] * (t.ndim - 2)), torch.nan))
     torch.testing.assert_close(combined(head, spoilt, query, mask), combined(head, support, query, mask))
     assert combined(head, spoilt, query, mask).isfinite().all()
-    for switch in ({"proj_dim": 3}, {"patch_enrichment": True}, {"patch_pooling": "layout"}, {"frame_enrichment": True}):
+    for switch in (
+        {"proj_dim": 3},
+        {"patch_enrichment": True},
+        {"patch_pooling": "layout"},
+        {"frame_enrichment": True},
+    ):
         with pytest.raises(InputError, match="has no effect with matching 'of_maps', which reads maps"):
             make("of_maps", **switch)
 
@@ -552,7 +556,7 @@ def test_what_is_no_method_is_refused(registry: dict[str, type[Matching]], untyp
 
     with pytest.raises(InputError, match=r"__init__ of .*WithoutSpec must take the spec first"):
         register_matching("mine")(WithoutSpec)
-    with pytest.raises(InputTypeError, match="'mine': torch.nn.modules.linear.Linear is no subclass of Matching"):
+    with pytest.raises(InputTypeError, match=r"'mine': torch\.nn\.modules\.linear\.Linear is no subclass of Matching"):
         register_matching("mine")(torch.nn.Linear)  # type: ignore[type-var]
     for name in ("two words", "2d", "a.b", ""):
         with pytest.raises(InputError, match="a name consists of letters, digits and underscores"):
