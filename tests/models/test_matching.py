@@ -155,7 +155,9 @@ def test_absent_clips_have_no_influence_on_values_and_gradients(
         direct = head.match_encoded(encoded, head.encode(query), mask).combined(1.0)
         of_method = {key: tensor for key, tensor in encoded.items() if not key.startswith("qc.")}
         alone = head.matching.match(of_method, head.matching.encode(query), mask)
-        found.append([logits, direct, *alone.values(), *gradients])
+        with torch.inference_mode():
+            tested = head.match_encoded(encoded, head.encode(query), mask).combined(1.0)
+        found.append([logits, direct, tested, *alone.values(), *gradients])
     for with_zero, with_absent in zip(*found, strict=True):
         assert with_absent.isfinite().all()
         torch.testing.assert_close(with_zero, with_absent, rtol=0, atol=0)
@@ -373,6 +375,14 @@ def test_combinations_that_are_accepted(name: str, options: dict[str, Any], of_h
         ("otam", {}, {"query_class": True, "tuple_sizes": (5,)}, r"tuple_sizes \[5\].*num_frames = 4"),
         ("otam", {"features": "patch"}, {}, "features 'patch': did you mean 'patches'"),
         ("otam", {"direction": "back"}, {}, "direction 'back': choose 'both' or 'query' or 'support'"),
+        ("otam", {"features": 3}, {}, "features 3: choose 'frames' or 'patches'"),
+        ("otam", {"smoothing": "fast"}, {}, "matching_options: smoothing of 'otam' is 'fast': give a number"),
+        ("otam", {"smoothing": None}, {}, "smoothing of 'otam' is None: give a number"),
+        ("otam", {"smoothing": True}, {}, "smoothing of 'otam' is True: give a number"),
+        ("otam", {"debias": 1}, {}, "debias of 'otam' is 1: give true or false"),
+        ("otam", {"tuple_size": 2.5}, {}, "tuple_size of 'otam' is 2.5: give a whole number"),
+        ("otam", {"tuple_dim": "8"}, {}, "tuple_dim of 'otam' is '8': give a whole number or null"),
+        ("kernel_ridge", {"kernels": "lag"}, {}, "kernels of 'kernel_ridge' is 'lag': give a list"),
         ("otam", {"smoothing": -0.1}, {}, "smoothing is -0.1"),
         ("otam", {"shots": "joint"}, {}, "shots 'joint' is not defined for 'otam'"),
         ("chamfer", {"tuple_size": 5}, {}, "tuple_size is 5: give 1 to 4"),
@@ -461,6 +471,7 @@ def test_an_own_method_is_built_by_its_name(registry: dict[str, type[Matching]])
     assert head.floats_per_pair(head.encode(query)) == D
     with pytest.raises(InputError, match="'prototype' has no option 'powre'; did you mean 'power'"):
         make("prototype", {"powre": 2.0})
+    assert make("prototype", {"power": 2}).matching.options == {"power": 2}  # a whole number is a number
 
 
 class OfMaps(Matching):
