@@ -136,6 +136,29 @@ def test_motion_is_recognised_with_patches_under_shifts(weights: Path) -> None:
         assert classifier.score([moving(motion, 9) for motion in videos], [*videos]) == 1, name
 
 
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("name", [*UNTRAINED, *TRAINED, "trm"])
+def test_values_of_absent_clips_do_not_count(name: str, grad: bool) -> None:
+    """Of encoded clips, with and without gradients: without, nothing sets them to zero first."""
+    matching, options = (UNTRAINED | TRAINED | {"trm": ("trm", {})})[name]
+    head = make_model(matching=matching, matching_options=options).head
+    mask = torch.tensor([[True, True], [True, False]])
+    with torch.no_grad():
+        maps = torch.randn(5, 4, head.in_dim, 4, 4, generator=torch.Generator().manual_seed(0))
+        encoded = head.encode(head.enrich(maps))
+    support = {key: tensor[:4].unflatten(0, (2, 2)) for key, tensor in encoded.items()}
+    query = {key: tensor[4:] for key, tensor in encoded.items()}
+    results = []
+    for value in (0.0, torch.nan, torch.inf):
+        for tensor in support.values():
+            tensor[1, 1] = value
+        with torch.set_grad_enabled(grad):
+            results.append(head.match_encoded(support, query, mask).combined(0.1).detach())
+    assert torch.isfinite(results[0]).all()
+    torch.testing.assert_close(results[1], results[0])
+    torch.testing.assert_close(results[2], results[0])
+
+
 def test_methods_that_must_be_trained_are_refused_in_one_line(weights: Path) -> None:
     cases = [
         ("trm", {}, r"matching 'trm' has weights that must be trained: train it \(strm fit\)"),

@@ -49,6 +49,7 @@ class _Chunk:
     columns: list[int]
     features: Encoded
     mask: Bool[Tensor, "N K"]
+    full: bool  # no shot is absent: matching without a mask copies nothing
 
 
 class SupportSet:
@@ -110,7 +111,10 @@ class SupportSet:
         size = max(1, _FLOATS_AT_ONCE // self._floats_per_query(query))
         for start in range(0, total, size):
             part = {name: tensor[start : start + size] for name, tensor in query.items()}
-            found = [self.model.head.match_encoded(chunk.features, part, chunk.mask) for chunk in self._arranged()]
+            found = [
+                self.model.head.match_encoded(chunk.features, part, None if chunk.full else chunk.mask)
+                for chunk in self._arranged()
+            ]
             rows.append(tuple(_join([getattr(f, head) for f in found], 1) for head in ("trm", "qc")))
         order = columns.argsort()
         trm, qc = (_join([row[head] for row in rows], 0) for head in (0, 1))
@@ -183,7 +187,7 @@ class SupportSet:
         for row, clips in enumerate(members):  # the clips now look into the chunk: nothing is held twice
             for k, clip in enumerate(clips):
                 clip.features = {name: tensor[row, k] for name, tensor in features.items()}
-        return _Chunk(columns, features, mask.to(self.device))
+        return _Chunk(columns, features, mask.to(self.device), full=bool(mask.all()))
 
 
 def _stack(parts: Sequence[Encoded]) -> Encoded:

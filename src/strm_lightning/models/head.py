@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -100,7 +101,12 @@ class STRMHead(nn.Module):
             check_sizes(self.tuple_sizes, num_frames)
         self.matching_name = matching
         method = build_matching(matching, spec, _options(matching, matching_options, tuple_sizes, match_dim))
-        if matching in ("qc", "reads") or matching in self._modules or matching in self.__dict__ or hasattr(type(self), matching):
+        if (
+            matching in ("qc", "reads")
+            or matching in self._modules
+            or matching in self.__dict__
+            or hasattr(type(self), matching)
+        ):
             raise InputError(f"matching {matching!r}: the head has an attribute of that name; choose another name")
         self.add_module(matching, method)
         self.qc = QueryClass(spec, tuple_sizes=self.tuple_sizes, qc_dim=qc_dim) if query_class else None
@@ -221,7 +227,8 @@ class STRMHead(nn.Module):
         """`match` from encoded clips, with leading axes ``[..., N, K]`` and ``[..., Q]``."""
         if shot_mask is not None:
             check_shot_mask(shot_mask, next(iter(support.values())).shape[: shot_mask.ndim])
-            support = {name: zero_absent(tensor, shot_mask) for name, tensor in support.items()}
+            if torch.is_grad_enabled():  # methods ignore absent values, but their gradient of NaN would be NaN
+                support = {name: zero_absent(tensor, shot_mask) for name, tensor in support.items()}
         logits = self.matching.match(_of_method(support), _of_method(query), shot_mask)
         first, *others = logits.values()
         qc = None
