@@ -326,6 +326,9 @@ def test_bad_checkpoints_are_refused(checkpoint: Path, tmp_path: Path) -> None:
         FewShotClassifier.from_checkpoint(tmp_path)
     broken = tmp_path / "broken.ckpt"
     broken.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot be read safely; it is damaged or cut off"):
+        FewShotClassifier.from_checkpoint(broken)
+    torch.save({"state_dict": {}}, broken)
     with pytest.raises(ValueError, match="not one of STRMModule"):
         FewShotClassifier.from_checkpoint(broken)
     content = torch.load(checkpoint, weights_only=True)

@@ -123,7 +123,10 @@ def _print(report: Report, video: str, found: Found) -> None:
 
 
 def _warn(message: str) -> None:
-    tqdm.write(f"warning: {message}", file=sys.stderr)
+    if sys.stderr.isatty():
+        tqdm.write(f"warning: {message}", file=sys.stderr)
+    else:  # in a log a bar starts late; `tqdm.write` would draw it at once
+        sys.stderr.write(f"warning: {message}\n")
 
 
 def _check(
