@@ -8,6 +8,7 @@ import torch
 
 from strm_lightning import FewShotClassifier
 from strm_lightning.classifier.clips import Preprocessing, read_clip
+from strm_lightning.models import STRM
 from strm_lightning.models.matching.base import matching_class, matching_names, source_hash
 from tests.classifier.conftest import HOW, bare_model, make_model, moving
 
@@ -27,6 +28,8 @@ METHODS |= {
     "max over shots": ("max", {"shots": "joint"}),
     "bi_mhm with positions": ("bi_mhm", {"positions": True, "eps": 0.0}),
 }
+BY_WEIGHT = ("trm", "chamfer++", "max over shots")  # a logit is no mean over clips
+OF_ALL_CLASSES = ("ridge", "lag_energy", "kernel_ridge")
 
 
 @pytest.fixture(params=MODELS)
@@ -78,7 +81,9 @@ def test_every_method_explains_or_shows_each_clip(method: str, examples) -> None
         shots = len(examples[label])
         assert evidence.main.contributions.shape == evidence.main.weights.shape == (shots, 4, 4)
         assert (evidence.main.weights >= 0).all()
-        assert evidence.frame_weights(shots - 1).sum() == pytest.approx(evidence.clip_scores[-1], rel=1e-4)
+        np.testing.assert_array_equal(evidence.frame_weights(shots - 1), evidence.main.weights[-1])
+        if method in BY_WEIGHT:
+            np.testing.assert_allclose(evidence.clip_scores, evidence.main.weights.sum((1, 2)), rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", [m for m, (name, _) in METHODS.items() if name in LINEAR and m != "chamfer++"])
@@ -106,8 +111,8 @@ def test_the_path_of_otam_is_what_is_drawn(examples) -> None:
     assert explanation.evidence["left"].main.kind == "alignment"
 
 
-@pytest.mark.parametrize("method", ["mean", "lag", "energy", "motionmap", "meanpatch"])
-def test_without_evidence_each_clip_is_matched_alone(method: str, examples) -> None:
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in (*BY_WEIGHT, *OF_ALL_CLASSES)])
+def test_clips_have_the_scores_that_they_have_alone(method: str, examples) -> None:
     classifier = of_method(method, examples)
     explanation = classifier.explain(moving("left", 9))
     for label, evidence in explanation.evidence.items():
@@ -117,7 +122,7 @@ def test_without_evidence_each_clip_is_matched_alone(method: str, examples) -> N
             assert evidence.clip_scores[k] == pytest.approx(logit, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("method", ["ridge", "lag_energy", "kernel_ridge"])
+@pytest.mark.parametrize("method", OF_ALL_CLASSES)
 def test_where_a_logit_depends_on_all_classes_each_clip_is_a_class_among_all_clips(method: str, examples) -> None:
     classifier = of_method(method, examples)
     explanation = classifier.explain(moving("left", 9))
@@ -128,6 +133,15 @@ def test_where_a_logit_depends_on_all_classes_each_clip_is_a_class_among_all_cli
         np.testing.assert_allclose(evidence.clip_scores, expected, rtol=1e-4, atol=1e-5)
         if method == "ridge":  # linear in the labels, so the clips of a class add up to its logit
             assert evidence.clip_scores.sum() == pytest.approx(explanation.logits[label], rel=1e-4)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("trm", "linear", *OF_ALL_CLASSES)])
+def test_the_best_clip_is_the_query_itself(method: str, examples) -> None:
+    name, options = METHODS[method]
+    torch.manual_seed(0)
+    model = STRM("test_resnet", pretrained=False, num_frames=4, matching=name, matching_options=options)
+    explanation = FewShotClassifier(model, HOW).fit(examples).explain(examples["left"][1])
+    assert explanation.evidence["left"].best_clip == 1
 
 
 def test_another_method_with_qc_has_evidence_of_qc_only(examples) -> None:
@@ -231,6 +245,7 @@ def test_a_backbone_without_training_explains_itself(bare, examples) -> None:
     assert explanation.best_class == "left"
     evidence = explanation.evidence["left"]
     assert evidence.best_clip == 2
+    assert evidence.clip_scores[2] == pytest.approx(1, rel=1e-4)
     assert evidence.main.contributions.sum((1, 2))[2] == pytest.approx(1 / 3, rel=1e-4)  # a cosine of 1, of 3 clips
     assert evidence.main.strongest is None
     assert "strongest match" not in str(explanation)

@@ -11,7 +11,6 @@ from torch import Tensor
 from strm_lightning.classifier.predictions import Prediction
 from strm_lightning.classifier.support import EncodedClip, SupportSet
 from strm_lightning.models.matching.base import Encoded, Evidence
-from strm_lightning.models.strm import STRM
 
 
 @dataclass(frozen=True)
@@ -21,9 +20,9 @@ class ClassEvidence:
     Attributes:
         clips: names of its clips.
         by_logit: evidence of each named logit, such as ``trm`` and ``qc``; a matching method may give none.
-        clip_scores: how much each clip matters, ``[K]``: its weight in the evidence of the matching method; without
-            evidence, the logit of this clip as a class of its own, among all clips as classes where a logit depends on
-            the other classes.
+        clip_scores: how much each clip matters, ``[K]``: its own score where a logit is the mean over clips; else its
+            weight in the evidence of the matching method; without evidence, its logit as a class of its own (among all
+            clips as classes where a logit depends on the other classes).
     """
 
     clips: Sequence[str]
@@ -126,24 +125,29 @@ def explain(
 
 
 def _evidence(support: SupportSet, clip: EncodedClip) -> dict[str, ClassEvidence]:
-    found = {label: _by_logit(support.model, support.features(label), clip) for label in support.labels}
-    names = {label: [example.name for example in support.clips[label]] for label in found}
-    made = {label: ClassEvidence(names[label], by_logit, np.empty(0)) for label, by_logit in found.items()}
-    if any(evidence.main is None for evidence in made.values()):
-        scores = _each_alone(support, clip)
-    else:
-        scores = {label: evidence.main.clip_scores for label, evidence in made.items() if evidence.main is not None}
-    return {label: replace(made[label], clip_scores=scores[label].float().cpu().numpy()) for label in made}
+    head, query = support.model.head, {name: tensor[None] for name, tensor in clip.features.items()}
+    evidence: dict[str, ClassEvidence] = {}
+    alone: dict[str, Tensor] = {}
+    for label in support.labels:
+        clips = support.features(label)
+        names = [example.name for example in support.clips[label]]
+        by_logit = head.explain({name: tensor[None] for name, tensor in clips.items()}, clip.features, 0)
+        found = ClassEvidence(names, by_logit, np.empty(0))
+        scores = head.matching.clip_scores(_without_qc(clips), _without_qc(query))
+        if scores is not None:
+            of_clips = scores[0]
+        elif found.main is not None:
+            of_clips = found.main.clip_scores
+        else:
+            alone = alone or _each_alone(support, query)
+            of_clips = alone[label]
+        evidence[label] = replace(found, clip_scores=of_clips.float().cpu().numpy())
+    return evidence
 
 
-def _by_logit(model: STRM, clips: Encoded, clip: EncodedClip) -> dict[str, Evidence]:
-    return model.head.explain({name: tensor[None] for name, tensor in clips.items()}, clip.features, 0)
-
-
-def _each_alone(support: SupportSet, clip: EncodedClip) -> dict[str, Float[Tensor, " K"]]:
+def _each_alone(support: SupportSet, query: Encoded) -> dict[str, Float[Tensor, " K"]]:
     """Logit of each clip as a class of its own, by class."""
     head = support.model.head
-    query = {name: tensor[None] for name, tensor in clip.features.items()}
 
     def match(clips: Encoded) -> Tensor:
         return head.match_encoded({name: tensor.unsqueeze(1) for name, tensor in clips.items()}, query).trm[0]
@@ -151,9 +155,13 @@ def _each_alone(support: SupportSet, clip: EncodedClip) -> dict[str, Float[Tenso
     if head.matching.per_class:
         return {label: match(support.features(label)) for label in support.labels}
     by_class = [support.features(label) for label in support.labels]
-    together = match({name: torch.cat([clips[name] for clips in by_class]) for name in clip.features})
+    together = match({name: torch.cat([clips[name] for clips in by_class]) for name in query})
     shots = [len(support.clips[label]) for label in support.labels]
     return dict(zip(support.labels, together.split(shots), strict=True))
+
+
+def _without_qc(encoded: Encoded) -> Encoded:
+    return {name: tensor for name, tensor in encoded.items() if not name.startswith("qc.")}
 
 
 def _frames(frames: tuple[int, ...]) -> str:

@@ -30,9 +30,10 @@ def draw(explanation: Explanation, path: str | Path | None = None) -> Figure:
     """Draw an explanation, and save it where a path is given (.png, .pdf, .svg).
 
     From top to bottom: where the model looked in the query, the query, the example that mattered most of the best
-    class. A line between two frames is as strong as the attention between them; the strongest pair of tuples is framed.
-    For a model without attention, lines connect the frames that are compared, and the top row shows what changed.
-    On the right: the probability of each class, and TRM's and QC's share in its distance behind the best.
+    class. A line between two frames is as strong as their match in the evidence of the matching method, such as the
+    attention between them; the strongest pair of tuples is framed. Without PLE the top row shows what changed, if the
+    method gives it. On the right: the probability of each class, and the shares of the matching method and of QC in its
+    distance behind the best.
     """
     path = None if path is None else check_name(path)
     evidence = explanation.evidence[explanation.best_class]
@@ -165,7 +166,13 @@ def _bars(figure: Figure, explanation: Explanation, left: float, bottom: float, 
     best = labels[0]
     trm = np.array([explanation.trm[best] - explanation.trm[label] for label in labels])
     qc = explanation.qc_weight * np.array([explanation.qc[best] - explanation.qc[label] for label in labels])
-    lower.barh(places - 0.18, trm, color=_TRM, height=0.34, label="TRM")
+    lower.barh(
+        places - 0.18,
+        trm,
+        color=_TRM,
+        height=0.34,
+        label="TRM" if explanation.matching == "trm" else explanation.matching,
+    )
     lower.barh(places + 0.18, qc, color=_QC, height=0.34, label=f"QC (x {explanation.qc_weight:g})")
     lower.axvline(0, color=_QUIET, linewidth=0.6)
     lower.tick_params(axis="x", labelsize=6, length=2, color=_QUIET)
