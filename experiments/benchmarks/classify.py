@@ -1,6 +1,6 @@
 """Time from a video file to its label, split into decoding, encoding and matching; and how matching grows.
 
-    python experiments/benchmarks/classify.py [--seconds 4] [--rounds 5] [--threads 1] [--matching lag | --ckpt best.ckpt]
+    python experiments/benchmarks/classify.py [--seconds 4] [--rounds 5] [--threads 1] [--matching lag | --ckpt a.ckpt]
 
 The video is made here (640 x 480, 30 frames a second, H.264); the examples' features are random, since matching takes
 as long whatever they are. ``--matching patches`` is what ``strm classify`` does without a checkpoint; other methods

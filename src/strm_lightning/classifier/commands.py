@@ -46,8 +46,8 @@ def classify(
         videos: video files, or folders of them.
         support: folder of examples, with a folder of clips for each class; or a file that ``--save_support`` wrote,
             which names its model.
-        ckpt: checkpoint of a trained model; without, a bare backbone compares patches frame by frame, or the model that
-            a file of examples names.
+        ckpt: checkpoint of a trained model; null for the matching ``patches`` on a pretrained backbone, or for the model
+            that a file of examples names.
         backbone: timm model, where there is no ``ckpt``; null for EfficientNet-Lite0.
         weights: a file of its weights; null for the pretrained ones (of EfficientNet-Lite0 from the extra ``weights``).
         threshold: probability below which a video is ``unknown``; ``fit`` finds a better measure on the examples; null
@@ -256,7 +256,7 @@ def demo(
     """Open a web page on this computer that recognises actions from a few clips of each.
 
     Args:
-        ckpt: checkpoint of a trained model; without, a bare backbone compares patches frame by frame.
+        ckpt: checkpoint of a trained model; null for the matching ``patches`` on a pretrained backbone.
         backbone: timm model, where there is no ``ckpt``; null for EfficientNet-Lite0.
         weights: a file of its weights; null for the pretrained ones (of EfficientNet-Lite0 from the extra ``weights``).
         host: address to listen on; 0.0.0.0 lets other computers in, and whoever reaches it may use it.
