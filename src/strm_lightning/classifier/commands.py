@@ -46,8 +46,8 @@ def classify(
         videos: video files, or folders of them.
         support: folder of examples, with a folder of clips for each class; or a file that ``--save_support`` wrote,
             which names its model.
-        ckpt: checkpoint of a trained model; null for the matching ``patches`` on a pretrained backbone, or for the model
-            that a file of examples names.
+        ckpt: checkpoint of a trained model; null for the matching ``patches`` on a pretrained backbone, or for the
+            model that a file of examples names.
         backbone: timm model, where there is no ``ckpt``; null for EfficientNet-Lite0.
         weights: a file of its weights; null for the pretrained ones (of EfficientNet-Lite0 from the extra ``weights``).
         threshold: probability below which a video is ``unknown``; ``fit`` finds a better measure on the examples; null
