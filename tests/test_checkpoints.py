@@ -21,7 +21,7 @@ from tests.test_cli import TINY, said
 from tests.test_module import data, module, trainer
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:\\s*(By default only one Jsonargparse|``\\w)"),  # called by Lightning
+    pytest.mark.filterwarnings("ignore:(?s).*(deprecated in v4|only one Jsonargparse)"),  # Lightning's calls
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
     pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*"),
