@@ -1,14 +1,14 @@
-"""Ablation of the heads of a recipe over class splits and seeds, on the same test episodes.
+"""Ablate the heads of a recipe over class splits and seeds, on the same test episodes: as `strm fit` does, only faster.
 
     python experiments/ablation/run.py experiments/egogestar.yaml runs/ablation --root FOLDER
 
-Each variant is a YAML file in this folder, added to the recipe. The results equal those of `strm fit` with the same
-files, split and seed (a test compares both), but the maps of the frozen backbone are computed once for all splits,
-seeds and variants, and several runs train in parallel. All variants are tested on the same episodes, so differences are
-paired. As a control they are also tested with reversed queries.
+Each variant is a file in this folder, put behind the recipe. What `strm fit` would find for the same files, split and
+seed is what is found here (a test holds the two against each other); but the frozen backbone's maps of the whole data
+set are computed once for all splits, seeds and variants, and several runs train side by side. Every variant is tested
+on the same episodes, so that differences are paired; as a control also with the queries played backwards.
 
-Each run writes a file to the output folder. A repeated call trains only the runs that are missing, then prints the
-tables.
+Each run is a file in the output folder: a call that was cut off goes on where it was, and one that finds all runs done
+only prints the tables.
 """
 
 import json
@@ -31,17 +31,18 @@ import yaml
 from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors import safe_open
+from strm_lightning.data.splits.split.split.split.split import Stage
 from tqdm import tqdm
 
 from strm_lightning import EpisodeDataModule, STRMModule
-from strm_lightning.data.splits.stages import Stage
-from strm_lightning.episode import Episode, PooledMaps, TupleFeatures
+from strm_lightning.episode import Episode, PooledMaps
 from strm_lightning.evaluation.bank import FeatureBank
 from strm_lightning.evaluation.encoding import datamodule_of
 from strm_lightning.evaluation.fingerprint import bank_fingerprint
 from strm_lightning.evaluation.results import half_interval
 from strm_lightning.evaluation.tables import markdown_table
 from strm_lightning.models.enrichment.pooling import pool_maps, scale
+from strm_lightning.models.matching.base import Encoded
 
 FOLDER = Path(__file__).parent
 VARIANTS = {
@@ -58,7 +59,7 @@ VARIANTS = {
     "center_layout": "STRM, center_clip, layout",
     "center_layout_scale": "STRM, center_clip, layout, scale_clip",
 }
-# Rows of the table of differences: name, first and second variant.
+# What to call the step from one variant to the next, for the table of differences.
 STEPS = {
     "PLE alone": ("trx", "ple"),
     "FLE alone": ("trx", "fle"),
@@ -79,10 +80,10 @@ Use = Literal["training", "testing"]  # random frames and crop, or the central o
 
 @dataclass(frozen=True)
 class Plan:
-    """Options that all runs share.
+    """What all runs share.
 
     Attributes:
-        recipe: ``data``, ``model`` and ``trainer`` options of the recipe.
+        recipe: ``data``, ``model`` and ``trainer`` options of the recipe, as the YAML file has them.
         out: folder of the runs and of the stored maps.
     """
 
@@ -90,7 +91,7 @@ class Plan:
     out: Path
 
     def data(self, split: int) -> EpisodeDataModule:
-        """Set up the data module of a class split."""
+        """The data module of a class split, set up."""
         data = EpisodeDataModule(**self.recipe["data"] | {"split_seed": split})
         data.prepare_data()
         data.setup("fit")
@@ -98,32 +99,32 @@ class Plan:
         return data
 
     def model(self, variant: str) -> dict[str, Any]:
-        """Return the options of `STRMModule`: those of the recipe, overridden by those of the variant."""
+        """Options of `STRMModule`: the recipe's, and behind them those of the variant's file."""
         behind = yaml.safe_load((FOLDER / f"{variant}.yaml").read_text())["model"]
         return self.recipe["model"] | behind | {"num_frames": self.recipe["data"].get("num_frames", 8)}
 
     def maps(self, use: Use, center: bool) -> Path:
-        """Return the file of the pooled maps of all videos."""
+        """The file of the pooled maps of all videos."""
         return self.out / "maps" / f"{use}{'-centered' if center else ''}.safetensors"
 
 
-class _Scaled(FeatureBank[PooledMaps]):
-    """A bank that applies `scale_clip` to its maps."""
+class _Scaled(FeatureBank):
+    """Pooled maps with `scale_clip`."""
 
-    def get(self, rows: Any, views: Any = None) -> PooledMaps:
-        return scale(super().get(rows, views))
+    def get(self, rows: Any, views: Any = None) -> Encoded:
+        return vars(scale(PooledMaps(**super().get(rows, views))))
 
 
 class Stored(STRMModule):
-    """STRMModule that reads the maps of its frozen backbone from banks on disk."""
+    """STRMModule, but for where the maps of a frozen backbone come from: they are there already."""
 
-    banks: dict[Use, FeatureBank[PooledMaps]]
+    banks: dict[Use, FeatureBank]
 
-    def _encode_maps(self, stage: Stage, *, views: int = 0) -> FeatureBank[PooledMaps]:
+    def _encode_maps(self, stage: Stage, *, views: int = 0) -> FeatureBank:
         if stage == "train":
             return self.banks["training"]
         rows = _rows(datamodule_of(self.trainer, stage), stage)
-        part: FeatureBank[PooledMaps] = FeatureBank(rows.tolist())
+        part = FeatureBank(rows.tolist())
         part.put(torch.stack([rows, torch.zeros_like(rows)], 1), self.banks["testing"].get(rows))
         return part
 
@@ -133,7 +134,7 @@ def _rows(data: EpisodeDataModule, stage: Stage) -> torch.Tensor:
 
 
 def encode(plan: Plan) -> None:
-    """Store the pooled maps of all videos, with and without `center_clip`, unless they exist."""
+    """Store the pooled maps of every video, with and without `center_clip`, unless they are there."""
     data, options = plan.data(0), plan.model("trx")
     rows = sorted({int(row) for videos in data.videos.values() for members in videos.members for row in members})
     backbone = Stored(**options).model.backbone.eval()
@@ -145,20 +146,20 @@ def encode(plan: Plan) -> None:
         paths = {center: plan.maps(use, center) for center in (False, True)}
         if all(FeatureBank.load(path, mark) for path in paths.values()):
             continue
-        banks: dict[bool, FeatureBank[PooledMaps]] = {c: FeatureBank(rows, views=max(views, 1)) for c in paths}
+        banks = {c: FeatureBank(rows, views=max(views, 1)) for c in paths}
         backbone.to(device)
         with torch.no_grad():
             for keys, clips in tqdm(data.video_loader("test", rows, views=views), f"Encoding for {use}", unit="batch"):
                 maps = backbone(clips.to(device))
                 for center, bank in banks.items():
-                    bank.put(keys, pool_maps(maps, grid, center_clip=center))
+                    bank.put(keys, vars(pool_maps(maps, grid, center_clip=center)))
         backbone.to("cpu")
         for center, bank in banks.items():
             bank.save(paths[center], mark)
 
 
 def run(plan: Plan, variant: str, split: int, seed: int) -> dict[str, list[float]]:
-    """Train a variant; return the accuracy of every test episode by number of shots and direction of the query."""
+    """Train a variant as `strm fit` does; accuracy of every test episode, by number of shots and direction of play."""
     data, options = plan.data(split), plan.model(variant)
     L.seed_everything(seed, verbose=False)
     module = Stored(**options)
@@ -174,7 +175,7 @@ def run(plan: Plan, variant: str, split: int, seed: int) -> dict[str, list[float
     return test(module.eval(), data)
 
 
-def _load(plan: Plan, kind: Any, use: Use, center: bool) -> FeatureBank[PooledMaps]:
+def _load(plan: Plan, kind: Any, use: Use, center: bool) -> FeatureBank:
     path = plan.maps(use, center)
     with safe_open(path, "pt") as file:
         about = json.loads(file.metadata()["bank"])
@@ -185,30 +186,30 @@ def _load(plan: Plan, kind: Any, use: Use, center: bool) -> FeatureBank[PooledMa
 
 @torch.inference_mode()
 def test(module: Stored, data: EpisodeDataModule) -> dict[str, list[float]]:
-    """Match all test episodes from tuples that are computed once per video, forwards and reversed."""
+    """Match all test episodes from clips that are encoded once, the queries forwards and backwards."""
     head, rows = module.model.head, _rows(data, "test")
-    banks: dict[str, FeatureBank[TupleFeatures]] = {way: FeatureBank(rows.tolist()) for way in ("", " reversed")}
+    banks = {way: FeatureBank(rows.tolist()) for way in ("", " reversed")}
     for part in rows.split(64):
-        maps = module.banks["testing"].get(part)
+        maps = PooledMaps(**module.banks["testing"].get(part))
         keys = torch.stack([part, torch.zeros_like(part)], 1)
-        banks[""].put(keys, head.tuples(head.enrich_pooled(maps)))
+        banks[""].put(keys, head.encode(head.enrich_pooled(maps)))
         backwards = PooledMaps(grid=maps.grid.flip(-3), mean=maps.mean.flip(-2))
-        banks[" reversed"].put(keys, head.tuples(head.enrich_pooled(backwards)))
+        banks[" reversed"].put(keys, head.encode(head.enrich_pooled(backwards)))
     found: dict[str, list[float]] = {}
     for setting, (_, shot) in enumerate(data.test_settings):
-        generator = data.generator("test", setting)
+        sampler = data.sampler("test", setting)
         for numbers in torch.arange(data.episodes["test"]).split(data.eval_batch_size):
-            episodes = Episode.stack([generator.draw(0, int(number))[0] for number in numbers])
+            episodes = Episode.stack([sampler.draw(0, int(number))[0] for number in numbers])
             support = banks[""].get(episodes.support_ids)
             for way, bank in banks.items():
-                logits = head.match_tuples(support, bank.get(episodes.query_ids)).combined(module.qc_weight)
+                logits = head.match_encoded(support, bank.get(episodes.query_ids)).combined(module.qc_weight)
                 right = (logits.argmax(-1) == episodes.query_labels).double().mean(-1)
                 found.setdefault(f"{shot}-shot{way}", []).extend(right.tolist())
     return found
 
 
 def _work(plan: Plan, variant: str, split: int, seed: int, path: Path) -> str:
-    """Do one run and write its file atomically."""
+    """One run, into a file that is whole or not there."""
     found = run(plan, variant, split, seed)
     part = path.with_suffix(".part")
     part.write_text(json.dumps({"model": plan.model(variant), "accuracy": found}))
@@ -218,9 +219,9 @@ def _work(plan: Plan, variant: str, split: int, seed: int, path: Path) -> str:
 
 
 def _alone() -> None:
-    """Set up a worker process: one thread, because the heads are small, and errors only."""
+    """A process of its own: one thread, since the heads are small, and no more words than needed."""
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")  # of Lightning, about workers and logging
+    warnings.filterwarnings("ignore")  # Lightning's, about workers and what is not logged
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
@@ -237,27 +238,27 @@ def ablate(
     jobs: int = 2,
     override: dict[str, dict[str, Any]] | None = None,
 ) -> str:
-    """Do the missing runs and return the tables.
+    """Run what is not done yet, and return the tables.
 
     Args:
         recipe: a configuration with a frozen backbone, such as experiments/quickstart.yaml.
-        out: folder of the files of the runs and of the stored maps.
-        root: folder of the videos; null for that of the recipe.
-        splits: number of class splits (``data.split_seed`` from 0).
-        seeds: number of seeds of each split and variant (``seed_everything`` from 0).
-        shots: numbers of support clips per class in the tests.
+        out: folder of the runs, a file each, and of the stored maps.
+        root: folder of the videos, where it is not the recipe's.
+        splits: class splits, by ``data.split_seed`` from 0.
+        seeds: first weights of each split and variant, by ``seed_everything`` from 0.
+        shots: support clips of a class in the tests.
         episodes: test episodes of each split and number of shots, the same for all variants and seeds.
-        variants: files of this folder without suffix; empty for all.
-        jobs: number of parallel runs.
-        override: options that override those of the recipe, such as {"trainer": {"max_epochs": 1}}.
+        variants: files of this folder, without their ending; all where none is named.
+        jobs: runs side by side.
+        override: other options of the recipe, such as {"trainer": {"max_epochs": 1}}.
 
     Raises:
-        ValueError: the backbone is trained or has no weights, a variant is unknown, splits are equal, or ``out``
-            contains runs with other options.
+        ValueError: the backbone learns or has no weights, a variant is unknown, splits are alike, or ``out`` holds runs
+            of other options.
     """
     names = list(variants) or list(VARIANTS)
     if unknown := set(names) - set(VARIANTS):
-        raise ValueError(f"unknown variants {', '.join(sorted(unknown))}; choose from {', '.join(VARIANTS)}")
+        raise ValueError(f"no variant {', '.join(sorted(unknown))}; there are {', '.join(VARIANTS)}")
     options = yaml.safe_load(recipe.read_text())
     options = {part: options.get(part, {}) | (override or {}).get(part, {}) for part in ("data", "model", "trainer")}
     options["data"] |= {"test_shots": list(shots), "test_episodes": episodes} | ({"root": root} if root else {})
@@ -265,14 +266,14 @@ def ablate(
     if not options["model"].get("freeze_backbone"):
         raise ValueError(f"{recipe}: an ablation from stored maps needs model.freeze_backbone: true")
     if not options["model"].get("pretrained", True) and not options["model"].get("weights"):
-        raise ValueError(f"{recipe}: a frozen backbone without weights differs in each run; set model.weights")
+        raise ValueError(f"{recipe}: a frozen backbone without weights is another one in each run; set model.weights")
     plan = Plan(options, out)
     classes = [plan.data(split).videos["test"].class_names for split in range(splits)]
     if len(set(classes)) < splits:
-        raise ValueError(f"{recipe}: data.split has the same test classes for several split seeds; set --splits 1")
+        raise ValueError(f"{recipe}: data.split gives the same test classes for several split seeds; set --splits 1")
     _remember(plan)
     encode(plan)
-    runs = product(range(seeds), range(splits), names)  # all variants of a seed first
+    runs = product(range(seeds), range(splits), names)  # all variants of one seed first: what is there compares
     missing = [(v, s, n, path) for n, s, v in runs if not _done(path := _file(out, v, s, n), plan.model(v))]
     with ProcessPoolExecutor(jobs, get_context("spawn"), _alone) as pool:
         work = [pool.submit(_work, plan, *which) for which in missing] if jobs > 1 else []
@@ -282,14 +283,12 @@ def ablate(
 
 
 def _remember(plan: Plan) -> None:
-    """Write the options beside the runs; raise an error if existing runs have other options."""
+    """Keep the options beside the runs, and refuse to mix runs of two."""
     path = plan.out / "options.json"
     plan.out.mkdir(parents=True, exist_ok=True)
     if any(plan.out.glob("*-split*.json")) and (other := json.loads(path.read_text())) != plan.recipe:
         differ = [f"{p}.{k}" for p, o in plan.recipe.items() for k in {*o, *other[p]} if o.get(k) != other[p].get(k)]
-        raise ValueError(
-            f"{plan.out} contains runs with other options ({', '.join(sorted(differ))}): choose another folder"
-        )
+        raise ValueError(f"{plan.out} holds runs of other options ({', '.join(sorted(differ))}): name another folder")
     path.write_text(json.dumps(plan.recipe, indent=1))
 
 
@@ -309,7 +308,7 @@ Runs = dict[str, list[dict[str, np.ndarray]]]
 
 
 def tables(found: Runs) -> str:
-    """Format accuracies of the variants and paired differences of the steps as Markdown tables."""
+    """Markdown: the accuracy of each variant, and the paired difference of each step."""
     kinds = list(next(iter(found.values()))[0])
     played = [kind for kind in kinds if "reversed" not in kind]
     rates = [[VARIANTS[v], *(_cell(_of(runs, kind)) for kind in kinds)] for v, runs in found.items()]
@@ -330,7 +329,7 @@ def _differences(first: Iterable[Any], second: Iterable[Any], kind: str) -> list
 
 
 def _cell(runs: list[np.ndarray], *, signed: bool = False) -> str:
-    """Format the mean and its 95 % interval over all episodes; for several runs also the lowest and highest mean."""
+    """Mean and its 95 % interval over all episodes; of several runs also the lowest and the highest mean."""
     every, means = np.concatenate(runs), [float(values.mean()) for values in runs]
     form = "{:+.1f}" if signed else "{:.1f}"
     mean, low, high = (form.format(100 * value) for value in (every.mean(), min(means), max(means)))

@@ -1,10 +1,10 @@
-"""Time from a video file to its label: decoding, encoding and matching for growing numbers of classes.
+"""Time from a video file to its label, split into decoding, encoding and matching; and how matching grows.
 
-    python experiments/benchmarks/classify.py [--seconds 4] [--rounds 5] [--threads 1] [--bare | --ckpt best.ckpt]
+    python experiments/benchmarks/classify.py [--seconds 4] [--rounds 5] [--threads 1] [--matching lag | --ckpt a.ckpt]
 
-The script generates the video (640 x 480, 30 frames per second, H.264). The features of the examples are random, as
-the matching time does not depend on them. ``--bare`` measures ``strm classify`` without a checkpoint. Without either
-option the heads have random weights and the sizes of the recipes.
+The video is made here (640 x 480, 30 frames a second, H.264); the examples' features are random, since matching takes
+as long whatever they are. ``--matching patches`` is what ``strm classify`` does without a checkpoint; other methods
+without weights can be named too. With neither option, STRM's heads have random weights and the sizes of the recipes.
 """
 
 import argparse
@@ -20,8 +20,6 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
-from strm_lightning.classifier.matchers import HeadMatcher, Matcher
-
 from strm_lightning.classifier import FewShotClassifier
 from strm_lightning.classifier.clips import Preprocessing, read_clip
 from strm_lightning.classifier.encoder import encode
@@ -52,8 +50,8 @@ def milliseconds(run: Callable[[], object], rounds: int) -> float:
     return 1000 * median(times)
 
 
-def support_of(matcher: Matcher, like: EncodedClip, classes: int, shots: int) -> SupportSet:
-    support = SupportSet(matcher)
+def support_of(model: STRM, like: EncodedClip, classes: int, shots: int) -> SupportSet:
+    support = SupportSet(model)
     for c in range(classes):
         features = [{k: torch.randn_like(t) for k, t in like.features.items()} for _ in range(shots)]
         support.add(f"class {c:04}", [EncodedClip("", "", like.thumbnail, f) for f in features])
@@ -67,31 +65,33 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--shots", type=int, default=5)
-    model = parser.add_mutually_exclusive_group()
-    model.add_argument("--ckpt", help="checkpoint of a trained model")
-    model.add_argument("--bare", action="store_true", help="pretrained backbone without trained heads")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--ckpt", help="checkpoint of a trained model")
+    which.add_argument("--matching", help="a matching method without weights on the pretrained backbone")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    matcher: Matcher
-    if options.ckpt or options.bare:
+    if options.ckpt or options.matching:
         of = FewShotClassifier
-        classifier = of.from_backbone(device="cpu") if options.bare else of.from_checkpoint(options.ckpt, device="cpu")
-        matcher, how = classifier.matcher, classifier.preprocessing
+        if options.ckpt:
+            classifier = of.from_checkpoint(options.ckpt, device="cpu")
+        else:
+            classifier = of.from_backbone(matching=options.matching, device="cpu")
+        model, how = classifier.model, classifier.preprocessing
     else:
         sizes = {"proj_dim": 256, "match_dim": 256, "qc_dim": 256, "center_clip": True, "patch_pooling": "layout"}
-        matcher, how = HeadMatcher(STRM("tf_efficientnet_lite0", pretrained=False, **sizes)), Preprocessing(8, 112)
+        model, how = STRM("tf_efficientnet_lite0", pretrained=False, **sizes).eval(), Preprocessing(8, 112)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "query.mp4"
         write_video(path, options.seconds)
         pixels = read_clip(path, how)
-        clip = encode([("query", pixels)], matcher)[0]
+        clip = encode([("query", pixels)], model)[0]
         decode = milliseconds(lambda: read_clip(path, how), options.rounds)
-        encoding = milliseconds(lambda: encode([("query", pixels)], matcher), options.rounds)
+        encoding = milliseconds(lambda: encode([("query", pixels)], model), options.rounds)
     query = {name: tensor[None] for name, tensor in clip.features.items()}
     print(f"{options.seconds:g} s of 640 x 480 at 30 frames a second, {how.image_size} px, {options.threads} threads")
     print(f"{'classes':>8}{'clips':>7}{'decode':>9}{'encode':>9}{'match':>9}{'total':>9}   ms; match per clip")
     for classes in (5, 25, 100, 400):
-        support = support_of(matcher, clip, classes, options.shots)
+        support = support_of(model, clip, classes, options.shots)
         match = milliseconds(lambda s=support: s.match(query), options.rounds)
         clips = classes * options.shots
         total = decode + encoding + match

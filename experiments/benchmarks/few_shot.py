@@ -1,12 +1,12 @@
-"""1-shot and 5-shot accuracy and calibration of the classifier on a folder of videos by class, without training.
+"""How often the classifier is right on a folder of videos by class, from one example and from five; none is trained on.
 
-    python experiments/benchmarks/few_shot.py egogestar [--ckpt best.ckpt] [--way 5] [--episodes 2000]
-    python experiments/benchmarks/few_shot.py egogestar --unknown FOLDER        # clips of other classes
+    python experiments/benchmarks/few_shot.py egogestar [--ckpt best.ckpt | --matching lag] [--way 5] [--episodes 2000]
+    python experiments/benchmarks/few_shot.py egogestar --unknown FOLDER        # clips that are of none of the classes
 
-Every clip is encoded once. An episode consists of classes, examples and one query per class, without common clips. The
-interval is the 95 % interval over episodes. On the first 100 episodes the script also computes the expected calibration
-error (10 bins) with the default temperature and with a temperature fitted to the examples, and with ``--unknown`` the
-share of known and unknown clips that a threshold fitted to the examples rejects.
+Every clip is encoded once. An episode draws classes, examples and one query a class, which share no clip; the interval
+is the 95 % one over episodes, as in the papers. Then, over the first 100 episodes, how far the probabilities are to be
+trusted (expected calibration error, 10 bins) with the temperature as it is set and as the examples fit it; and with
+``--unknown`` how many clips a threshold that the examples fit rejects: of the classes, and of others.
 """
 
 import argparse
@@ -23,19 +23,20 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
-from strm_lightning.classifier.matchers import Matcher
+from strm_lightning.cli.main.main.main.classify import find_examples, find_videos
 
 from strm_lightning.classifier import FewShotClassifier
 from strm_lightning.classifier.calibration import calibrate
 from strm_lightning.classifier.encoder import encode_each
 from strm_lightning.classifier.support import EncodedClip, SupportSet
-from strm_lightning.cli.classify import find_examples, find_videos
+from strm_lightning.models import STRM
 
 SHOTS, CALIBRATED = (1, 5), 100
+Clips = Mapping[str, list[EncodedClip]]
 Episode = tuple[dict[str, list[EncodedClip]], list[EncodedClip]]  # examples by class, one query a class
 
 
-def draw(clips: Mapping[str, list[EncodedClip]], way: int, shot: int, index: int) -> Episode:
+def draw(clips: Clips, way: int, shot: int, index: int) -> Episode:
     rng = random.Random(f"0/test/0/{index}")
     drawn = {label: rng.sample(clips[label], shot + 1) for label in rng.sample(sorted(clips), way)}
     return {label: members[:-1] for label, members in drawn.items()}, [members[-1] for members in drawn.values()]
@@ -45,33 +46,31 @@ def stack(clips: list[EncodedClip]) -> dict[str, Tensor]:
     return {name: torch.stack([clip.features[name] for clip in clips]) for name in clips[0].features}
 
 
-def accuracy(matcher: Matcher, clips: Mapping[str, list[EncodedClip]], way: int, shot: int, episodes: int) -> str:
+def accuracy(model: STRM, qc_weight: float, clips: Clips, way: int, shot: int, episodes: int) -> str:
     right = torch.empty(episodes)
     for index in range(episodes):
         examples, queries = draw(clips, way, shot, index)
         support = {name: t.unflatten(0, (way, shot)) for name, t in stack([*chain(*examples.values())]).items()}
-        logits = matcher.match(support, stack(queries)).combined(matcher.qc_weight)
+        logits = model.head.match_encoded(support, stack(queries)).combined(qc_weight)
         right[index] = (logits.argmax(1).cpu() == torch.arange(way)).float().mean()
     return f"{shot}-shot {right.mean():.1%} ± {1.96 * right.std() / episodes**0.5:.1%}"
 
 
-def calibration(
-    matcher: Matcher, clips: Mapping[str, list[EncodedClip]], others: list[EncodedClip], way: int, shot: int
-) -> str:
+def calibration(model: STRM, qc_weight: float, clips: Clips, others: list[EncodedClip], way: int, shot: int) -> str:
     set_, fitted, targets, kept, rejected = [], [], [], [], []
     strange = stack(others) if others else None
     for index in range(CALIBRATED):
         examples, queries = draw(clips, way, shot, index)
-        support = SupportSet(matcher)
+        support = SupportSet(model, qc_weight)
         for label, members in examples.items():
             support.add(label, [replace(clip) for clip in members])
-        logits = support.match(stack(queries)).combined(matcher.qc_weight).cpu().double()
+        logits = support.match(stack(queries)).combined(qc_weight).cpu().double()
         use = calibrate(support, "fit", "fit" if shot > 1 else None)
-        set_.append(torch.softmax(logits / matcher.temperature, 1))
+        set_.append(torch.softmax(logits / model.head.matching.temperature, 1))
         fitted.append(torch.softmax(logits / use.temperature, 1))
         targets.append(torch.tensor([support.labels.index(label) for label in examples]))
         if strange is not None:
-            best = support.match(strange).combined(matcher.qc_weight).cpu().double().amax(1)
+            best = support.match(strange).combined(qc_weight).cpu().double().amax(1)
             kept.append((logits.amax(1) >= use.min_logit).double().mean().item())
             rejected.append((best < use.min_logit).double().mean().item())
     off = [
@@ -87,27 +86,30 @@ def calibration(
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", help="folder with a subfolder of clips for each class")
-    parser.add_argument("--ckpt", help="checkpoint of a trained model; default: the pretrained backbone")
-    parser.add_argument("--image_size", type=int, default=224, help="image size of the pretrained backbone")
-    parser.add_argument("--unknown", help="folder of clips of other classes")
+    parser.add_argument("folder", help="a folder of clips for each class")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--ckpt", help="checkpoint of a trained model; without, a pretrained backbone")
+    which.add_argument("--matching", default="patches", help="matching method without weights, on the backbone")
+    parser.add_argument("--image_size", type=int, default=224, help="image size without a checkpoint")
+    parser.add_argument("--unknown", help="folder of clips that are of none of the classes")
     parser.add_argument("--way", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=2000)
     options = parser.parse_args()
     if options.ckpt:
         classifier = FewShotClassifier.from_checkpoint(options.ckpt, jobs=2)
     else:
-        classifier = FewShotClassifier.from_backbone(image_size=options.image_size, jobs=2)
+        classifier = FewShotClassifier.from_backbone(matching=options.matching, image_size=options.image_size, jobs=2)
     clips = classifier.fit(find_examples(options.folder), progress=True).support.clips
+    model, qc_weight = classifier.model, classifier.qc_weight
     others = []
     if options.unknown:
-        found = encode_each(find_videos([options.unknown]), classifier.matcher, classifier.preprocessing, jobs=2)
+        found = encode_each(find_videos([options.unknown]), model, classifier.preprocessing, jobs=2)
         others = [clip for clip in found if isinstance(clip, EncodedClip)]
     print(f"{len(clips)} classes, {sum(map(len, clips.values()))} clips, {options.way}-way")
     for shot in SHOTS:
-        print(accuracy(classifier.matcher, clips, options.way, shot, options.episodes), flush=True)
+        print(accuracy(model, qc_weight, clips, options.way, shot, options.episodes), flush=True)
     for shot in SHOTS:
-        print(calibration(classifier.matcher, clips, others, options.way, shot), flush=True)
+        print(calibration(model, qc_weight, clips, others, options.way, shot), flush=True)
 
 
 if __name__ == "__main__":

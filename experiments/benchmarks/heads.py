@@ -20,10 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from strm_lightning.models.qc import query_class_similarity
-from strm_lightning.models.trm import cross_transform
-
 from strm_lightning.models.head import STRMHead
+from strm_lightning.models.matching.qc import query_class_similarity
+from strm_lightning.models.matching.trm import cross_transform
 from tests import reference
 
 WAY, SHOT, QUERIES, L, D, d = 5, 5, 25, 8, 2048, 1152

@@ -26,6 +26,17 @@ class _Tensors:
         mapped |= {k: v.map(function) for k, v in values.items() if isinstance(v, _Tensors)}
         return replace(self, **mapped)
 
+    def tensors(self) -> list[Tensor]:
+        """Every tensor, those of nested groups too."""
+        found: list[Tensor] = []
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                found.append(value)
+            elif isinstance(value, _Tensors):
+                found += value.tensors()
+        return found
+
     def to(self: _T, *args: Any, **kwargs: Any) -> _T:
         """Move every tensor, as `torch.Tensor.to` does."""
         return self.map(lambda tensor: tensor.to(*args, **kwargs))

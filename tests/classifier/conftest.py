@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from strm_lightning.classifier.matchers import HeadMatcher, PatchMatcher
 from torch import nn
 
 from strm_lightning.classifier import FewShotClassifier
 from strm_lightning.classifier.clips import Preprocessing
-from strm_lightning.models import STRM, Backbone
+from strm_lightning.models import STRM
 
 torch.set_num_threads(1)  # the models are so small that threads only wait for each other
 
@@ -49,28 +48,34 @@ def write_video(path: Path, frames: np.ndarray, fps: int = 10) -> Path:
 
 
 def save_weights(net: nn.Module, path: Path) -> None:
-    """A backbone's weights as a file; backbones lie channels-last in memory, files do not."""
+    """Write a backbone's weights to a file; safetensors takes contiguous tensors only."""
     save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, path)
 
 
-def make_matcher(seed: int = 0, **options: object) -> HeadMatcher:
+def make_model(seed: int = 0, **options: object) -> STRM:
+    """A small model with random weights; the sizes of ``trm`` go to ``trm`` alone."""
     torch.manual_seed(seed)
-    sizes = {"num_frames": 4, "match_dim": 12, "proj_dim": 16}
-    model = STRM("test_resnet", pretrained=False, **{**sizes, **options})
+    sizes = {"num_frames": 4, "match_dim": 12, "proj_dim": 16 if options.get("matching", "trm") == "trm" else None}
+    model = STRM("test_resnet", pretrained=False, **{**sizes, **options}).eval()
     for parameter in model.head.parameters():  # away from trivial starts, and from distances too small for float32
         torch.nn.init.normal_(parameter, std=0.3)
-    return HeadMatcher(model)
+    return model
 
 
-@pytest.fixture(scope="session")
-def trained() -> HeadMatcher:
-    return make_matcher(tuple_sizes=(1, 2), center_clip=True, patch_pooling="layout")
-
-
-@pytest.fixture(scope="session")
-def bare() -> PatchMatcher:
+def bare_model(matching: str = "patches", **options: object) -> STRM:
+    """A backbone and a matching method without weights."""
     torch.manual_seed(0)
-    return PatchMatcher(Backbone("test_resnet", pretrained=False))
+    return STRM("test_resnet", pretrained=False, num_frames=4, matching=matching, matching_options=options).eval()
+
+
+@pytest.fixture(scope="session")
+def trained() -> STRM:
+    return make_model(tuple_sizes=(1, 2), center_clip=True, patch_pooling="layout")
+
+
+@pytest.fixture(scope="session")
+def bare() -> STRM:
+    return bare_model()
 
 
 @pytest.fixture(params=["trained", "bare"])
@@ -88,9 +93,6 @@ def examples() -> dict[str, list[np.ndarray]]:
 def count_encoded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """How many clips were encoded since the test began."""
     counts: list[int] = []
-    for kind in (HeadMatcher, PatchMatcher):
-        real = kind.encode
-        monkeypatch.setattr(
-            kind, "encode", lambda self, clips, real=real: counts.append(len(clips)) or real(self, clips)
-        )
+    real = STRM.encode
+    monkeypatch.setattr(STRM, "encode", lambda self, clips: counts.append(len(clips)) or real(self, clips))
     return lambda: sum(counts)

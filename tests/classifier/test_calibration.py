@@ -45,7 +45,7 @@ def test_leaving_out_is_matching_without_the_clip(classifier) -> None:
     videos["up"] = videos["up"][:1]
     logits, targets = classifier.fit(videos).support.leave_one_out()
     assert targets.tolist() == [0, 1, 0, 1, 0, 1]  # "up" cannot be left out
-    clone = FewShotClassifier(classifier.matcher, HOW)
+    clone = FewShotClassifier(classifier.model, HOW)
     for row, (label, k) in enumerate([("left", 0), ("right", 0), ("left", 1), ("right", 1)]):
         others = {name: [v for i, v in enumerate(m) if (name, i) != (label, k)] for name, m in videos.items()}
         expected = clone.fit(others).explain(videos[label][k]).logits
@@ -55,7 +55,7 @@ def test_leaving_out_is_matching_without_the_clip(classifier) -> None:
 
 def test_fitted_where_there_are_clips_enough(classifier) -> None:
     one = {motion: [moving(motion)] for motion in ("left", "right", "up")}
-    assert classifier.fit(one).calibration_ == Calibration(classifier.matcher.temperature)
+    assert classifier.fit(one).calibration_ == Calibration(classifier.model.head.matching.temperature)
     classifier.set_params(threshold="fit")
     with pytest.raises(ValueError, match=r"2 classes or more that have 2 clips or more; of 3 classes 0 have"):
         classifier.predict(moving("up", 3))

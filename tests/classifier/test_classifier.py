@@ -14,9 +14,10 @@ from strm_lightning.classifier import UNKNOWN, WindowPrediction
 from strm_lightning.classifier import support as support_module
 from strm_lightning.classifier.clips import read_clip
 from strm_lightning.classifier.predictions import merge_windows
+from strm_lightning.classifier.storage import fingerprint
 from strm_lightning.data.decode.video import VideoError, read_frames
 from strm_lightning.data.video_sets import DataWarning
-from tests.classifier.conftest import HOW, make_matcher, moving, write_video
+from tests.classifier.conftest import HOW, bare_model, make_model, moving, write_video
 
 
 def test_recognises_motion_from_arrays(bare, examples) -> None:
@@ -48,7 +49,7 @@ def test_logits_are_the_model_s_own(trained, examples) -> None:
     with torch.no_grad():
         for label in classifier.classes_:
             shots = torch.stack([read_clip(video, HOW) for video in examples[label]])
-            logits.append(trained.model(shots[None], clip).combined(trained.qc_weight)[0, 0])
+            logits.append(trained(shots[None], clip).combined(0.1)[0, 0])
     expected = torch.softmax(torch.stack(logits).double() / 2.0, 0)
     torch.testing.assert_close(torch.from_numpy(classifier.predict_proba([query])[0]), expected, atol=1e-4, rtol=1e-3)
 
@@ -249,10 +250,23 @@ class TestBadInput:
         assert not any(math.isnan(p) for p in prediction.probabilities.values())
 
 
+def test_a_model_in_training_mode_is_used_in_evaluation_mode(examples) -> None:
+    """Dropout and the statistics of a batch would make predictions depend on chance and on the other clips."""
+    model = make_model(variant="official", qc_dim=6)
+    expected = FewShotClassifier(model, HOW).fit(examples).predict(moving("up", 3))
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert FewShotClassifier(model.train(), HOW).fit(examples).predict(moving("up", 3)) == expected
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
 def test_other_weights_have_another_fingerprint() -> None:
-    prints = {make_matcher(seed).fingerprint() for seed in (0, 0, 1)}
-    prints.add(make_matcher(0, center_clip=True).fingerprint())
-    assert len(prints) == 3
+    prints = {fingerprint(make_model(seed)) for seed in (0, 0, 1)}
+    assert len(prints) == 2
+    for options in ({"center_clip": True}, {"variant": "official"}, {"tuple_sizes": (1,)}):
+        prints.add(fingerprint(make_model(0, **options)))
+    prints |= {fingerprint(bare_model(name)) for name in ("lag", "ridge", "otam", "mean")}
+    prints |= {fingerprint(bare_model("otam", features=features)) for features in ("frames", "patches")}
+    assert len(prints) == 10
 
 
 def test_uneven_shots_cost_what_their_clips_cost(bare) -> None:
@@ -261,11 +275,18 @@ def test_uneven_shots_cost_what_their_clips_cost(bare) -> None:
     one = support.clips["a"][0]
     for c in range(300):
         support.add(f"class {c}", [replace(one) for _ in range(1 + c % 3 + 200 * (c == 7))])
-    matched = []
-    real = bare.match
+    present, places = [], []
+    real = bare.head.match_encoded
+
+    def match(s, q, mask):
+        way, shot = s["patches"].shape[:2]
+        places.append(way * shot)
+        present.append(way * shot if mask is None else int(mask.sum()))
+        return real(s, q, mask)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bare, "match", lambda s, q, mask: matched.append(mask) or real(s, q, mask))
+        patch.setattr(bare.head, "match_encoded", match)
         support.match({name: tensor[None] for name, tensor in one.features.items()})
     clips = sum(map(len, support.clips.values()))
-    assert sum(int(mask.sum()) for mask in matched) == clips
-    assert sum(mask.numel() for mask in matched) <= 1.5 * clips + support_module._CLIPS_AT_ONCE
+    assert sum(present) == clips
+    assert sum(places) <= 1.5 * clips + support_module._CLIPS_AT_ONCE

@@ -1,12 +1,16 @@
 """An explanation's numbers are those that made the decision."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
 
 from strm_lightning import FewShotClassifier
 from strm_lightning.classifier.clips import Preprocessing, read_clip
-from tests.classifier.conftest import HOW, make_matcher, moving
+from strm_lightning.models import STRM
+from strm_lightning.models.matching.base import matching_class, matching_names, source_hash
+from tests.classifier.conftest import HOW, bare_model, make_model, moving
 
 MODELS = {
     "paper": {},
@@ -14,22 +18,46 @@ MODELS = {
     "released": {"variant": "official", "qc_dim": 6, "tuple_sizes": (2, 3)},
     "TRX": {"patch_enrichment": False, "frame_enrichment": False, "query_class": False, "tuple_sizes": (2, 3)},
 }
+LINEAR = {"pairs", "max", "diagonal", "linear", "chamfer", "patches"}  # in the similarities: no offset
+EXPLAINED = {*LINEAR, "trm", "bi_mhm", "otam"}
+METHODS = {name: (name, {}) for name in matching_names() if not source_hash(matching_class(name))}
+METHODS |= {
+    "otam on patches": ("otam", {"features": "patches", "debias": True, "scale": 2.0}),
+    "otam on tuples": ("otam", {"tuple_size": 2, "direction": "query"}),
+    "chamfer++": ("chamfer", {"shots": "joint", "tuple_size": 3, "tuple_dim": 12, "scale": 10.0, "learn_scale": True}),
+    "max over shots": ("max", {"shots": "joint"}),
+    "bi_mhm with positions": ("bi_mhm", {"positions": True, "eps": 0.0}),
+}
+BY_WEIGHT = ("trm", "chamfer++", "max over shots")  # a logit is no mean over clips
+OF_ALL_CLASSES = ("ridge", "lag_energy", "kernel_ridge")
 
 
 @pytest.fixture(params=MODELS)
 def classifier(request: pytest.FixtureRequest, examples) -> FewShotClassifier:
-    return FewShotClassifier(make_matcher(**MODELS[request.param]), HOW).fit(examples)
+    return FewShotClassifier(make_model(**MODELS[request.param]), HOW).fit(examples)
 
 
-def test_evidence_recombines_to_the_logits(classifier) -> None:
-    explanation = classifier.explain(moving("left", 9))
+def of_method(method: str, examples: dict) -> FewShotClassifier:
+    name, options = METHODS[method]
+    head = {} if name == "trm" else {"matching_options": options}
+    return FewShotClassifier(make_model(matching=name, **head), HOW).fit(examples)
+
+
+def check_sums(explanation) -> None:
     for label, evidence in explanation.evidence.items():
-        assert evidence.trm == pytest.approx(explanation.trm[label], rel=1e-4)
-        combined = evidence.trm
+        named = dict(evidence.by_logit)
+        combined = evidence.main.logit
+        assert combined == pytest.approx(explanation.trm[label], rel=1e-4, abs=1e-5)
+        assert ("qc" in named) == (explanation.qc is not None)
         if explanation.qc is not None:
-            assert evidence.qc == pytest.approx(explanation.qc[label], rel=1e-4)
-            combined += explanation.qc_weight * evidence.qc
-        assert combined == pytest.approx(explanation.logits[label], rel=1e-4)
+            assert named["qc"].logit == pytest.approx(explanation.qc[label], rel=1e-4)
+            combined += explanation.qc_weight * named["qc"].logit
+        assert combined == pytest.approx(explanation.logits[label], rel=1e-4, abs=1e-5)
+
+
+def test_evidence_adds_up_to_the_logits(classifier) -> None:
+    explanation = classifier.explain(moving("left", 9))
+    check_sums(explanation)
     logits = torch.tensor([explanation.logits[label] for label in classifier.classes_]).double()
     shares = torch.softmax(logits / classifier.calibration_.temperature, 0)
     proba = [explanation.prediction.probabilities[label] for label in classifier.classes_]
@@ -37,51 +65,156 @@ def test_evidence_recombines_to_the_logits(classifier) -> None:
     assert explanation.prediction == classifier.predict(moving("left", 9))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_explains_or_shows_each_clip(method: str, examples) -> None:
+    classifier = of_method(method, examples)
+    explanation = classifier.explain(moving("left", 9))
+    assert explanation.matching == METHODS[method][0]
+    explained = METHODS[method][0] in EXPLAINED
+    assert all((evidence.main is not None) == explained for evidence in explanation.evidence.values())
+    assert all(np.isfinite(evidence.clip_scores).all() for evidence in explanation.evidence.values())
+    if not explained:
+        assert all(evidence.frame_weights(0) is None for evidence in explanation.evidence.values())
+        return
+    check_sums(explanation)
+    for label, evidence in explanation.evidence.items():
+        shots = len(examples[label])
+        assert evidence.main.contributions.shape == evidence.main.weights.shape == (shots, 4, 4)
+        assert (evidence.main.weights >= 0).all()
+        np.testing.assert_array_equal(evidence.frame_weights(shots - 1), evidence.main.weights[-1])
+        if method in BY_WEIGHT:
+            np.testing.assert_allclose(evidence.clip_scores, evidence.main.weights.sum((1, 2)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", [m for m, (name, _) in METHODS.items() if name in LINEAR and m != "chamfer++"])
+def test_where_similarities_are_added_each_clip_has_its_own_score(method: str, examples) -> None:
+    classifier = of_method(method, examples)
+    explanation = classifier.explain(moving("left", 9))
+    head, clip = classifier.model.head, classifier.encode_one(moving("left", 9))[0]
+    for label, evidence in explanation.evidence.items():
+        assert evidence.main.offset == pytest.approx(0, abs=1e-5)
+        features = classifier.support.features(label)
+        scores = head.clip_scores(features, {name: tensor[None] for name, tensor in clip.features.items()})
+        if scores is not None:  # one score for all clips together with joint shots
+            shares = evidence.main.contributions.sum((1, 2)) * len(features[next(iter(features))])
+            torch.testing.assert_close(shares, scores[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_path_of_otam_is_what_is_drawn(examples) -> None:
+    """With the hard minimum, minus the logit is the number of cells on both paths minus their similarities."""
+    classifier = FewShotClassifier(bare_model("otam", smoothing=0.0, features="patches"), HOW).fit(examples)
+    explanation = classifier.explain(examples["left"][1])
+    evidence = explanation.evidence["left"].main
+    assert evidence.offset == pytest.approx(-float(evidence.weights.sum()), rel=1e-4)
+    weights = evidence.weights[1] * len(examples["left"])  # the query itself: each frame is matched with itself
+    torch.testing.assert_close(weights.diagonal(), torch.full((4,), 2.0))
+    assert explanation.evidence["left"].main.kind == "alignment"
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in (*BY_WEIGHT, *OF_ALL_CLASSES)])
+def test_clips_have_the_scores_that_they_have_alone(method: str, examples) -> None:
+    classifier = of_method(method, examples)
+    explanation = classifier.explain(moving("left", 9))
+    for label, evidence in explanation.evidence.items():
+        for k, video in enumerate(examples[label]):
+            alone = FewShotClassifier(classifier.model, HOW).fit({**examples, label: [video]})
+            logit = alone.explain(moving("left", 9)).logits[label]
+            assert evidence.clip_scores[k] == pytest.approx(logit, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("method", OF_ALL_CLASSES)
+def test_where_a_logit_depends_on_all_classes_each_clip_is_a_class_among_all_clips(method: str, examples) -> None:
+    classifier = of_method(method, examples)
+    explanation = classifier.explain(moving("left", 9))
+    apart = {f"{label} {k}": [video] for label, videos in examples.items() for k, video in enumerate(videos)}
+    logits = FewShotClassifier(classifier.model, HOW).fit(apart).explain(moving("left", 9)).logits
+    for label, evidence in explanation.evidence.items():
+        expected = [logits[f"{label} {k}"] for k in range(len(examples[label]))]
+        np.testing.assert_allclose(evidence.clip_scores, expected, rtol=1e-4, atol=1e-5)
+        if method == "ridge":  # linear in the labels, so the clips of a class add up to its logit
+            assert evidence.clip_scores.sum() == pytest.approx(explanation.logits[label], rel=1e-4)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("trm", "linear", *OF_ALL_CLASSES)])
+def test_the_best_clip_is_the_query_itself(method: str, examples) -> None:
+    name, options = METHODS[method]
+    torch.manual_seed(0)
+    model = STRM("test_resnet", pretrained=False, num_frames=4, matching=name, matching_options=options)
+    explanation = FewShotClassifier(model, HOW).fit(examples).explain(examples["left"][1])
+    assert explanation.evidence["left"].best_clip == 1
+
+
+def test_another_method_with_qc_has_evidence_of_qc_only(examples) -> None:
+    model = make_model(matching="mean", query_class=True)
+    explanation = FewShotClassifier(model, HOW).fit(examples).explain(moving("left", 9))
+    for label, evidence in explanation.evidence.items():
+        assert set(evidence.by_logit) == {"qc"}
+        assert evidence.by_logit["qc"].logit == pytest.approx(explanation.qc[label], rel=1e-4)
+        assert evidence.main is None  # that of the mean; the lines of a picture would be those of QC
+        assert evidence.frame_weights(0) is None
+
+
 def test_attention_makes_the_prototypes(classifier) -> None:
-    """From the attention and the kept features alone, by the equations of TRX: the same distances."""
+    """From the encoded tensors alone, tuple by tuple, by the equations of TRX."""
     query = moving("up", 9)
     explanation = classifier.explain(query)
-    head = classifier.matcher.model.head
+    head, sizes = classifier.model.head, classifier.model.head.tuple_sizes
     with torch.no_grad():
-        mine = head.tuples(classifier.matcher.model.encode(read_clip(query, HOW)))
+        mine = head.encode(classifier.model.encode(read_clip(query, HOW)))
+    counts = head.matching.tuple_counts
     for label, evidence in explanation.evidence.items():
-        values = classifier.support.features(label)["values"].split(head.tuple_counts, -2)
-        for size, v, q in zip(evidence.sizes, values, mine.values.split(head.tuple_counts, -2), strict=True):
-            assert size.attention.shape == (len(size.tuples), len(v), len(size.tuples))
-            np.testing.assert_allclose(size.attention.sum((1, 2)), 1, rtol=1e-5)
-            prototypes = np.einsum("tkj,kjd->td", size.attention, v.numpy())
-            distances = ((q.numpy() - prototypes) ** 2).sum(-1)
-            np.testing.assert_allclose(size.distances, distances, rtol=1e-3, atol=1e-5)
+        clips = classifier.support.features(label)
+        contributions, weights = np.zeros_like(evidence.main.contributions), np.zeros_like(evidence.main.weights)
+        best = 0.0
+        for i, size in enumerate(sizes):
+            tuples = list(combinations(range(4), size))
+            keys, values = (clips[name].split(counts, -2)[i] for name in ("keys", "values"))
+            q_keys, q_values = (mine[name].split(counts, -2)[i] for name in ("keys", "values"))
+            scores = torch.einsum("td,kjd->tkj", q_keys, keys) / keys.shape[-1] ** 0.5
+            attention = scores.flatten(1).softmax(1).view_as(scores)
+            best = max(best, float(attention.max()))
+            for t, frames in enumerate(tuples):
+                prototype = torch.einsum("kj,kjd->d", attention[t], values)
+                distance = float((q_values[t] - prototype).square().sum())
+                for k in range(len(values)):
+                    for j, others in enumerate(tuples):
+                        share = float(attention[t, k, j]) / len(tuples) / len(sizes) / size
+                        for a, b in zip(frames, others, strict=True):
+                            weights[k, a, b] += share
+                            contributions[k, a, b] -= share * distance
+        np.testing.assert_allclose(evidence.main.weights, weights, rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(evidence.main.contributions, contributions, rtol=1e-3, atol=1e-4)
+        assert evidence.main.weights.sum() == pytest.approx(1, rel=1e-4)
+        assert evidence.clip_scores.sum() == pytest.approx(1, rel=1e-4)
+        assert evidence.main.kind == "attention"
+        steps, clip, others, weight = evidence.main.strongest
+        assert weight == pytest.approx(best, rel=1e-4)
+        i = sizes.index(len(steps))
+        tuples = list(combinations(range(4), sizes[i]))
+        q_key = mine["keys"].split(counts, -2)[i][tuples.index(steps)]
+        keys = clips["keys"].split(counts, -2)[i]
+        attention = (keys @ q_key / len(q_key) ** 0.5).flatten().softmax(0).view(keys.shape[:2])
+        assert float(attention[clip, tuples.index(others)]) == pytest.approx(weight, rel=1e-4)
 
 
 def test_nearest_tuples_are_qc_s(examples) -> None:
-    classifier = FewShotClassifier(make_matcher(), HOW).fit(examples)
-    query = examples["left"][1]
-    size = classifier.explain(query).evidence["left"].sizes[0]
+    classifier = FewShotClassifier(make_model(), HOW).fit(examples)
+    qc = classifier.explain(examples["left"][1]).evidence["left"].by_logit["qc"]
     # The query is one of the examples, so that is where its nearest tuples are.
-    np.testing.assert_allclose(size.nearest_distances, 0, atol=1e-2)
-    assert (size.nearest[:, 0] == 1).all()
-    assert (size.nearest[:, 1] == np.arange(6)).all()
+    assert qc.logit == pytest.approx(0, abs=1e-2)
+    expected = np.zeros((3, 4, 4))
+    for a, b in combinations(range(4), 2):
+        for frame in (a, b):
+            expected[1, frame, frame] += 1 / 6 / 2
+    np.testing.assert_allclose(qc.weights, expected, atol=1e-6)
 
 
-def test_frames_share_the_attention_of_their_tuples(classifier) -> None:
-    evidence = classifier.explain(moving("left", 9)).evidence["left"]
-    weights = sum(evidence.frame_weights(clip) for clip in range(3))
-    assert weights.sum() == pytest.approx(1, rel=1e-4)
-    assert evidence.clip_scores.sum() == pytest.approx(1, rel=1e-4)
-    np.testing.assert_allclose([evidence.frame_weights(c).sum() for c in range(3)], evidence.clip_scores, rtol=1e-4)
-    query, clip, frames, weight = evidence.best_match()
-    size = next(s for s in evidence.sizes if s.tuples.shape[1] == len(query))
-    row, column = ([tuple(t) for t in size.tuples.tolist()].index(f) for f in (query, frames))
-    assert size.attention[row, clip, column] == pytest.approx(weight)
-    assert weight == max(s.attention.max() for s in evidence.sizes)
-
-
-def test_patch_attention_is_ple_s_own(classifier) -> None:
+def test_patch_weights_are_the_attention_of_ple(classifier) -> None:
     explanation = classifier.explain(moving("left", 9))
-    ple = classifier.matcher.model.head.ple
+    ple = classifier.model.head.ple
+    assert explanation.attends == (ple is not None)
     if ple is None:
-        assert explanation.patch_attention is None
+        assert explanation.patch_weights is None
         return
     seen = []
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
@@ -89,27 +222,39 @@ def test_patch_attention_is_ple_s_own(classifier) -> None:
         patch.setattr(ple, "_attend", lambda x: seen.append(real(x)) or seen[-1])
         classifier.predict(moving("left", 9))
     received = seen[0][0].mean(-2).numpy().reshape(4, 4, 4)
-    np.testing.assert_allclose(explanation.patch_attention, received, rtol=1e-4)
-    np.testing.assert_allclose(explanation.patch_attention.sum((1, 2)), 1, rtol=1e-4)
+    np.testing.assert_allclose(explanation.patch_weights, received, rtol=1e-4)
+    np.testing.assert_allclose(explanation.patch_weights.sum((1, 2)), 1, rtol=1e-4)
 
 
-def test_a_bare_backbone_explains_itself(bare, examples) -> None:
-    classifier = FewShotClassifier(bare, Preprocessing(4, 128, 128)).fit(examples)  # a map of 4 x 4
-    explanation = classifier.explain(examples["left"][2])
-    for label, evidence in explanation.evidence.items():
-        assert evidence.trm == pytest.approx(explanation.logits[label], rel=1e-4)
-    assert explanation.qc is None
-    assert explanation.best_class == "left"
-    assert explanation.evidence["left"].best_clip == 2
-    assert explanation.evidence["left"].best_match() is None  # all frames alike
-    assert "strongest match" not in str(explanation)
-    assert explanation.evidence["left"].clip_scores[2] == pytest.approx(1, rel=1e-4)
+@pytest.mark.parametrize("matching", ["patches", "lag"])
+def test_patch_weights_without_ple_are_where_the_clip_changes(matching: str, examples) -> None:
+    classifier = FewShotClassifier(bare_model(matching), Preprocessing(4, 128, 128)).fit(examples)  # a map of 4 x 4
+    weights = classifier.explain(examples["left"][2]).patch_weights
+    np.testing.assert_allclose(weights.sum((1, 2)), 1, rtol=1e-4)
     # The square is as high as a patch row and never leaves the middle rows.
-    energy = explanation.patch_attention.sum((0, 2))
+    energy = weights.sum((0, 2))
     assert energy[1:3].sum() > energy[[0, 3]].sum()
+
+
+def test_a_backbone_without_training_explains_itself(bare, examples) -> None:
+    classifier = FewShotClassifier(bare, Preprocessing(4, 128, 128)).fit(examples)
+    explanation = classifier.explain(examples["left"][2])
+    check_sums(explanation)
+    assert explanation.qc is None
+    assert not explanation.attends
+    assert explanation.best_class == "left"
+    evidence = explanation.evidence["left"]
+    assert evidence.best_clip == 2
+    assert evidence.clip_scores[2] == pytest.approx(1, rel=1e-4)
+    assert evidence.main.contributions.sum((1, 2))[2] == pytest.approx(1 / 3, rel=1e-4)  # a cosine of 1, of 3 clips
+    assert evidence.main.strongest is None
+    assert "strongest match" not in str(explanation)
+    off_diagonal = evidence.main.weights - torch.diag_embed(evidence.main.weights.diagonal(dim1=1, dim2=2))
+    assert not off_diagonal.any()
 
 
 def test_in_words(classifier) -> None:
     text = str(classifier.explain(moving("left", 9)))
     assert "most like" in text
     assert "strongest match: frame" in text
+    assert "(attention 0." in text

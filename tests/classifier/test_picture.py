@@ -9,7 +9,7 @@ from matplotlib.patches import ConnectionPatch, Rectangle
 
 from strm_lightning import FewShotClassifier
 from strm_lightning.classifier.explain.picture import draw
-from tests.classifier.conftest import HOW, make_matcher, moving
+from tests.classifier.conftest import HOW, make_model, moving
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_lines_are_as_strong_as_the_attention(explanation) -> None:
     assert weights[drawn > 0].sum() >= 0.74 * weights.sum()
     order = np.argsort(weights[drawn > 0])
     assert (np.diff(drawn[drawn > 0][order]) >= 0).all()
-    query, clip, frames, _ = evidence.best_match()
+    query, clip, frames, _ = evidence.main.strongest
     framed = [i for i, axes in enumerate(tops) if any(isinstance(p, Rectangle) for p in axes.patches)]
     expected = [*query, *(4 + j for j in frames)] if clip == evidence.best_clip else []
     assert framed == expected
@@ -62,7 +62,7 @@ def test_models_that_lack_a_part(options: dict, examples, tmp_path: Path) -> Non
     from strm_lightning.classifier.clips import Preprocessing
 
     how = Preprocessing(options.get("num_frames", 4), 64, 64)
-    classifier = FewShotClassifier(make_matcher(**options), how).fit(examples)
+    classifier = FewShotClassifier(make_model(**options), how).fit(examples)
     for suffix in (".png", ".pdf", ".svg"):
         draw(classifier.explain(moving("up", 9)), tmp_path / f"why{suffix}")
         assert (tmp_path / f"why{suffix}").stat().st_size > 1000
@@ -72,13 +72,13 @@ def test_models_that_lack_a_part(options: dict, examples, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("kind", ["trained", "bare"])
 def test_the_legend_names_what_the_model_does(kind: str, examples, request: pytest.FixtureRequest) -> None:
-    matcher = request.getfixturevalue(kind)
-    figure = draw(FewShotClassifier(matcher, HOW).fit(examples).explain(moving("left", 9)))
+    model = request.getfixturevalue(kind)
+    figure = draw(FewShotClassifier(model, HOW).fit(examples).explain(moving("left", 9)))
     words = " ".join(text.get_text() for text in figure.texts)
     sides = [axes.get_ylabel() for axes in figure.axes]
     assert ("attention" in words) == (kind == "trained")
     assert ("where it\nlooked" in sides) == (kind == "trained")
-    assert kind == "trained" or ("lines: frames compared with each other" in words and "what\nchanged" in sides)
+    assert kind == "trained" or ("lines: similarity of frames" in words and "what\nchanged" in sides)
 
 
 def test_other_formats_are_refused(explanation, tmp_path: Path) -> None:

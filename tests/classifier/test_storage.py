@@ -16,7 +16,7 @@ from strm_lightning import FewShotClassifier
 from strm_lightning.classifier.clips import Preprocessing
 from strm_lightning.classifier.explain.picture import draw
 from strm_lightning.errors import InputError, WriteError
-from tests.classifier.conftest import HOW, make_matcher, moving, save_weights, write_video
+from tests.classifier.conftest import HOW, make_model, moving, save_weights, write_video
 
 
 def test_a_saved_classifier_predicts_the_same(classifier, examples, tmp_path: Path, count_encoded) -> None:
@@ -25,7 +25,7 @@ def test_a_saved_classifier_predicts_the_same(classifier, examples, tmp_path: Pa
     queries = [moving(motion, 30) for motion in ("left", "up")]
     expected = classifier.predict_many(queries)
     encoded = count_encoded()
-    other = FewShotClassifier(classifier.matcher, HOW).load(path)
+    other = FewShotClassifier(classifier.model, HOW).load(path)
     assert count_encoded() == encoded
     assert other.predict_many(queries) == expected
     assert other.calibration_.min_probability == 0.4
@@ -43,18 +43,18 @@ def test_without_thumbnails_no_pixel_is_in_the_file(classifier, examples, tmp_pa
     with safe_open(path, "pt") as file:
         assert set(file.keys()) == set(classifier.support.clips["up"][0].features)
         assert {clip["label"] for clip in json.loads(file.metadata()["clips"])} == set(examples)
-    other = FewShotClassifier(classifier.matcher, HOW).load(path)
+    other = FewShotClassifier(classifier.model, HOW).load(path)
     assert other.predict(moving("up", 3)) == classifier.predict(moving("up", 3))
     other.explain(moving("up", 3))
 
 
 def test_other_weights_and_other_pixels_are_refused(examples, tmp_path: Path) -> None:
     path = tmp_path / "actions.safetensors"
-    FewShotClassifier(make_matcher(0), HOW).fit(examples).save(path)
-    with pytest.raises(ValueError, match=r"encoded with other weights \(fingerprint [0-9a-f]{8}"):
-        FewShotClassifier(make_matcher(1), HOW).load(path)
+    FewShotClassifier(make_model(0), HOW).fit(examples).save(path)
+    with pytest.raises(ValueError, match=r"encoded with other weights or another matching \(fingerprint [0-9a-f]{8}"):
+        FewShotClassifier(make_model(1), HOW).load(path)
     with pytest.raises(ValueError, match=r"its clips were made with .*'image_size': 64"):
-        FewShotClassifier(make_matcher(0), Preprocessing(num_frames=4, image_size=96)).load(path)
+        FewShotClassifier(make_model(0), Preprocessing(num_frames=4, image_size=96)).load(path)
 
 
 def test_what_is_no_such_file_is_refused(trained, tmp_path: Path) -> None:
@@ -84,9 +84,7 @@ def test_the_class_opens_the_backbone_that_the_file_names(examples, tmp_path: Pa
     named = FewShotClassifier.load(tmp_path / "actions.safetensors", threshold=0.99, temperature=3.0, device="cpu")
     assert (named.threshold, named.temperature) == (0.99, 3.0)
     assert other.predict(moving("up", 3)) == classifier.predict(moving("up", 3))
-    FewShotClassifier(classifier.matcher, classifier.preprocessing).fit(examples).save(
-        tmp_path / "nameless.safetensors"
-    )
+    FewShotClassifier(classifier.model, classifier.preprocessing).fit(examples).save(tmp_path / "nameless.safetensors")
     with pytest.raises(ValueError, match="names no checkpoint"):
         FewShotClassifier.load(tmp_path / "nameless.safetensors")
 
@@ -94,7 +92,7 @@ def test_the_class_opens_the_backbone_that_the_file_names(examples, tmp_path: Pa
 def test_options_of_load_take_precedence_over_the_file(classifier, examples, tmp_path: Path) -> None:
     path = tmp_path / "actions.safetensors"
     classifier.set_params(threshold=0.4, temperature=2.0).fit(examples).save(path)
-    other = FewShotClassifier(classifier.matcher, HOW).load(path, threshold=0.99, jobs=2)
+    other = FewShotClassifier(classifier.model, HOW).load(path, threshold=0.99, jobs=2)
     assert (other.threshold, other.temperature, other.jobs) == (0.99, 2.0, 2)
     assert other.calibration_.min_probability == 0.99
     assert other.load(path, threshold=None).threshold is None
@@ -110,8 +108,8 @@ def test_options_of_load_take_precedence_over_the_file(classifier, examples, tmp
 def saved(trained, bare, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[FewShotClassifier, Path]]:
     """A classifier and its file of examples, for each kind of model."""
     folder, made = tmp_path_factory.mktemp("saved"), {}
-    for kind, matcher in (("trained", trained), ("bare", bare)):
-        classifier = FewShotClassifier(matcher, HOW)
+    for kind, model in (("trained", trained), ("bare", bare)):
+        classifier = FewShotClassifier(model, HOW)
         classifier.fit({motion: [moving(motion, seed) for seed in range(2)] for motion in ("left", "up")})
         classifier.save(folder / f"{kind}.safetensors")
         made[kind] = classifier, folder / f"{kind}.safetensors"
@@ -209,7 +207,7 @@ def test_wrong_tensors_are_refused_in_one_line(kind: str, saved, tmp_path: Path)
 
 def test_a_damaged_header_is_refused_in_one_line_or_changes_nothing_that_matters(saved, tmp_path: Path) -> None:
     good = saved["trained"][1]
-    classifier = FewShotClassifier(saved["trained"][0].matcher, HOW)
+    classifier = FewShotClassifier(saved["trained"][0].model, HOW)
     data, path = good.read_bytes(), tmp_path / "damaged.safetensors"
     header = 8 + int.from_bytes(data[:8], "little")
     for end in (0, 1, 7, 8, 9, header // 2, header, header + 1, len(data) - 1):
@@ -297,8 +295,8 @@ def test_saving_sweeps_what_killed_saves_left(saved, tmp_path: Path) -> None:
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """As STRMModule and EpisodeDataModule leave it behind, with options that are none of the model's."""
-    matcher = make_matcher(3, tuple_sizes=(2, 3))
-    state = {f"model.{name}": tensor for name, tensor in matcher.model.state_dict().items()}
+    model = make_model(3, tuple_sizes=(2, 3))
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     options = {"backbone": "test_resnet", "num_frames": 4, "match_dim": 12, "proj_dim": 16, "tuple_sizes": [2, 3]}
     data = {"num_frames": 4, "image_size": 64, "short_side": 70, "frame_policy": "release", "way": 5, "flip": True}
     path = tmp_path / "best.ckpt"
@@ -312,10 +310,9 @@ def checkpoint(tmp_path: Path) -> Path:
 def test_a_checkpoint_brings_its_model_and_its_preprocessing(checkpoint: Path, examples, tmp_path: Path) -> None:
     classifier = FewShotClassifier.from_checkpoint(checkpoint)
     assert classifier.preprocessing == Preprocessing(4, 64, 70, "release")
-    assert classifier.matcher.qc_weight == 0.3
-    twin = make_matcher(3, tuple_sizes=(2, 3))
-    twin.qc_weight = 0.3
-    expected = FewShotClassifier(twin, classifier.preprocessing).fit(examples).predict(moving("up", 3))
+    assert classifier.qc_weight == 0.3
+    twin = make_model(3, tuple_sizes=(2, 3))
+    expected = FewShotClassifier(twin, classifier.preprocessing, qc_weight=0.3).fit(examples).predict(moving("up", 3))
     assert classifier.fit(examples).predict(moving("up", 3)) == expected
     assert FewShotClassifier.from_checkpoint(checkpoint, image_size=32).preprocessing.image_size == 32
     classifier.save(tmp_path / "actions.safetensors")
@@ -329,6 +326,9 @@ def test_bad_checkpoints_are_refused(checkpoint: Path, tmp_path: Path) -> None:
         FewShotClassifier.from_checkpoint(tmp_path)
     broken = tmp_path / "broken.ckpt"
     broken.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot be read safely; it is damaged or cut off"):
+        FewShotClassifier.from_checkpoint(broken)
+    torch.save({"state_dict": {}}, broken)
     with pytest.raises(ValueError, match="not one of STRMModule"):
         FewShotClassifier.from_checkpoint(broken)
     content = torch.load(checkpoint, weights_only=True)

@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from strm_lightning.classifier.matchers import PatchMatcher
 
 from strm_lightning.classifier import FewShotClassifier
-from strm_lightning.models import Backbone
+from strm_lightning.models import STRM, Backbone
 from strm_lightning.web.uploads import Guard, Uploads, upload_folder
 from tests.classifier.conftest import HOW, moving, save_weights, write_video
 
@@ -32,7 +31,7 @@ SECONDS = 60_000  # ms; drawing and encoding share the machine with the browser
 
 
 @pytest.fixture(scope="module")
-def address(bare: PatchMatcher, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address(bare: STRM, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("page")
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
     from strm_lightning.web import page as web
@@ -197,7 +196,7 @@ def test_uploads_have_a_limit_together(address: str) -> None:
     assert ask(address, "/gradio_api/process_recording", body=2_000_000) == 413
 
 
-def test_kept_clips_and_uploads_under_way_count(monkeypatch: pytest.MonkeyPatch, bare: PatchMatcher, tmp_path) -> None:
+def test_kept_clips_and_uploads_under_way_count(monkeypatch: pytest.MonkeyPatch, bare: STRM, tmp_path) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     uploads = Uploads(10_000_000)
     path = write_video(tmp_path / "a.mp4", moving("up"))
@@ -259,8 +258,8 @@ def test_a_port_in_use_is_told_before_a_model_is_loaded(address: str, capsys: py
         ([f"--port={port}"], f"cannot listen on 127.0.0.1, port {port}: Address already in use"),
         (["--port=99999"], "port 99999: bind(): port must be 0-65535"),
         (["--host=203.0.113.1"], "cannot listen on 203.0.113.1"),
-        (["--max_mb=0"], "--max_mb 0: give at least 1"),
-        (["--max_total_mb=50"], "--max_total_mb 50: give at least --max_mb, 100"),
+        (["--max_mb=0"], "--max_mb 0: give 1 megabyte or more"),
+        (["--max_total_mb=50"], "--max_total_mb 50: give as much as --max_mb, 100, or more"),
     ):
         with pytest.raises(SystemExit):
             main(["demo", "--ckpt=none.ckpt", *words])

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load, save
+from strm_lightning.data.cache.store.clipfile import ClipFile
+from strm_lightning.data.cache.store.store import MANIFEST
 
-from strm_lightning.data.cache.clipfile import ClipFile
-from strm_lightning.data.cache.store import MANIFEST
 from strm_lightning.data.decode.video import VideoError
 from strm_lightning.data.prepare import prepare
 from strm_lightning.data.sources import counts as index
@@ -182,7 +182,7 @@ def test_a_cache_folder_that_cannot_be_written_is_told_once(zipped: bool, root: 
 def test_temporary_files_of_killed_runs_leave_the_index_folder(root: Path) -> None:
     folder = cache_folder() / "index"
     folder.mkdir(parents=True)
-    old, young = folder / ".old.part", folder / ".young.part"
+    old, young = folder / f".old.{'0' * 12}.part", folder / f".young.{'1' * 12}.part"
     for part in (old, young):
         part.touch()
     os.utime(old, (1e9, 1e9))

@@ -78,5 +78,5 @@ def test_entries_of_a_zip(tmp_path: Path) -> None:
     assert [a == b for a, b in zip(before, changed, strict=True)] == [True, False]
     store = open_store(path)
     path.unlink()
-    with pytest.raises(VideoError, match=r"data\.zip: cannot be read"):
+    with pytest.raises(VideoError, match=r"data\.zip.*: cannot be read"):
         store.stamp(0)

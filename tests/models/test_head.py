@@ -3,16 +3,17 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
-from strm_lightning.models.qc import query_class_similarity
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from strm_lightning.episode import VideoFeatures
 from strm_lightning.models import STRMHead
+from strm_lightning.models.enrichment.pooling import pool_maps
+from strm_lightning.models.matching.qc import query_class_similarity
 from tests import reference
 
 CASES = {
@@ -192,13 +193,11 @@ def test_absent_shots_have_no_influence_on_values_and_gradients(head: STRMHead, 
         found.append([logits.trm, logits.qc, *torch.autograd.grad(logits.combined().sum(), inputs)])
     for with_zero, with_absent in zip(*found, strict=True):
         torch.testing.assert_close(with_zero, with_absent, rtol=0, atol=0)
-    # Nor from tuples that are in a bank or a support file already.
-    tuples = [head.tuples(VideoFeatures(patch_level=x, frame_level=x)) for x in (clean, query)]
-    spoilt = replace(
-        tuples[0],
-        **{n: t.masked_fill(~mask[..., None, None], absent) for n, t in vars(tuples[0]).items()},
-    )
-    torch.testing.assert_close(head.match_tuples(spoilt, tuples[1], mask), head.match_tuples(*tuples, mask))
+    # Nor from encoded clips that are in a bank or a support file already.
+    encoded = [head.encode(VideoFeatures(patch_level=x, frame_level=x)) for x in (clean, query)]
+    spoilt = {name: x.masked_fill(~mask[..., None, None], absent) for name, x in encoded[0].items()}
+    mine, theirs = head.match_encoded(spoilt, encoded[1], mask), head.match_encoded(*encoded, mask)
+    torch.testing.assert_close((mine.trm, mine.qc), (theirs.trm, theirs.qc), rtol=0, atol=0)
 
 
 def test_absent_shots_do_not_move_the_origin_of_distances(head: STRMHead) -> None:
@@ -309,6 +308,48 @@ for way, shot, queries in ((3, 2, 4), (5, 3, 7)):
 def test_heads_compile_whole_and_for_any_episode() -> None:
     """One graph without breaks, for other ways, shots and queries too, with and without a mask."""
     run_script(COMPILE)
+
+
+COMPILE_TRAINING = """
+import torch
+from strm_lightning.models import STRM
+
+model = STRM("test_resnet", pretrained=False, num_frames=4, match_dim=8, qc_dim=8)
+compiled = torch.compile(model, backend="aot_eager")
+for size in (32, 64):  # maps of 1x1 and of 2x2
+    compiled(torch.rand(2, 1, 4, 3, size, size), torch.rand(2, 4, 3, size, size)).combined().square().mean().backward()
+assert all(parameter.grad is not None for parameter in model.parameters())
+"""
+
+
+@pytest.mark.slow
+def test_a_training_step_compiles_on_maps_of_one_place() -> None:
+    run_script(COMPILE_TRAINING)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (3, 1), (2, 2), (7, 7)])
+def test_patches_have_the_strides_that_compiled_graphs_expect(size: tuple[int, int]) -> None:
+    """`torch.compile` infers strides on fake tensors; where the kernels give others, its views fail."""
+    norm = torch.nn.BatchNorm2d(6)
+
+    def strides(frames: Tensor) -> tuple[tuple[int, ...], ...]:
+        pooled = pool_maps(norm(frames).unflatten(0, (2, 4)), 4)
+        return pooled.grid.stride(), pooled.mean.stride()
+
+    frames = torch.randn(8, 6, *size).to(memory_format=torch.channels_last)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        expected = strides(mode.from_tensor(frames))
+    assert strides(frames) == expected
+
+
+@pytest.mark.parametrize("options", [{}, {"center_clip": True, "scale_clip": True}])
+def test_maps_of_one_place_are_pooled_like_larger_ones(options: dict) -> None:
+    maps = torch.randn(2, 4, 6, 1, 1, dtype=torch.float64, requires_grad=True)
+    pooled = pool_maps(maps, 3, **options), pool_maps(maps.expand(-1, -1, -1, 2, 2), 3, **options)
+    torch.testing.assert_close(vars(pooled[0]), vars(pooled[1]))
+    weight = torch.randn(2, 4, 9, 6, dtype=torch.float64)
+    found = [torch.autograd.grad((each.grid * weight).sum(), maps)[0] for each in pooled]
+    torch.testing.assert_close(*found)
 
 
 def run_script(script: str) -> None:

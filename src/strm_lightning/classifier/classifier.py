@@ -42,7 +42,7 @@ class FewShotClassifier(SklearnMixin):
     ``fit``, ``predict``, ``predict_proba``, ``classes_``, ``score``, ``get_params`` and ``set_params``.
 
     Args:
-        model: the model that encodes and matches clips, with any matching method.
+        model: the model that encodes and matches clips, with any matching method; it is put into evaluation mode.
         preprocessing: how a video becomes a clip.
         qc_weight: lambda, the weight of QC in the combined logits.
         temperature: divides the logits before the softmax. ``fit`` fits it by leave-one-out over the support clips if
@@ -70,7 +70,7 @@ class FewShotClassifier(SklearnMixin):
         jobs: int = 1,
         source: Mapping[str, Any] | None = None,
     ) -> None:
-        self.model, self.preprocessing, self.qc_weight = model, preprocessing, qc_weight
+        self.model, self.preprocessing, self.qc_weight = model.eval(), preprocessing, qc_weight
         self.temperature, self.threshold = temperature, threshold
         self.batch_size, self.jobs, self.source = batch_size, jobs, source
         self.support = SupportSet(model, qc_weight)

@@ -19,7 +19,7 @@ from strm_lightning.data.sampling import FramePolicy
 from strm_lightning.episode import PooledMaps
 from strm_lightning.errors import InputError, MissingFileError
 from strm_lightning.fileio import atomic_path, sweep_parts, write_errors
-from strm_lightning.models.matching.base import Encoded, source_hash
+from strm_lightning.models.matching.base import Encoded, matching_options, source_hash
 from strm_lightning.models.strm import STRM
 from strm_lightning.models.weights.state import hash_state
 
@@ -108,8 +108,9 @@ class Stored:
         theirs = self.about["fingerprint"]
         if mine != theirs:
             raise InputError(
-                f"{self.path}: its examples were encoded with other weights (fingerprint {theirs[:8]}, these are "
-                f"{mine[:8]}): load it with the model that made it ({self.about['source']}), or fit the clips again"
+                f"{self.path}: its examples were encoded with other weights or another matching (fingerprint "
+                f"{theirs[:8]}, this model's is {mine[:8]}): load it with the model that made it "
+                f"({self.about['source']}), or fit the clips again"
             )
         if asdict(how) != self.about["preprocessing"]:
             raise InputError(
@@ -183,15 +184,17 @@ def _blank(model: STRM) -> Encoded:
 
 
 def fingerprint(model: STRM) -> str:
-    """32 hexadecimal digits that differ between models that encode clips differently."""
-    method = type(model.head.matching)
+    """32 hexadecimal digits that differ between models that encode clips or match them differently."""
+    name, method = model.head.matching_name, model.head.matching
+    # As JSON, since the options of a file's source come back from it: a tuple is then a list.
+    options = json.dumps(matching_options(name) | method.options, sort_keys=True, default=str)
     settings = {
         **_settings(model),
         "tuple_sizes": model.head.tuple_sizes,
-        "matching": model.head.matching_name,
-        "matching_options": sorted(model.head.matching.options.items()),
+        "matching": name,
+        "matching_options": options,
         "version": method.version,
-        "source": source_hash(method),
+        "source": source_hash(type(method)),
     }
     return hash_state(model.state_dict(), repr(sorted(settings.items())))[:32]
 

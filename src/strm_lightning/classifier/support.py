@@ -49,6 +49,7 @@ class _Chunk:
     columns: list[int]
     features: Encoded
     mask: Bool[Tensor, "N K"]
+    full: bool  # no shot is absent: matching without a mask copies nothing
 
 
 class SupportSet:
@@ -101,6 +102,7 @@ class SupportSet:
         """Features of the clips of a class, with leading axis ``K``."""
         return _stack([clip.features for clip in self.clips[label]])
 
+    @torch.no_grad()
     def match(self, query: Encoded) -> MatchLogits:
         """Return the logits ``[Q, N]`` of encoded queries; columns are in the order of `labels`."""
         total = len(next(iter(query.values())))
@@ -109,13 +111,17 @@ class SupportSet:
         size = max(1, _FLOATS_AT_ONCE // self._floats_per_query(query))
         for start in range(0, total, size):
             part = {name: tensor[start : start + size] for name, tensor in query.items()}
-            found = [self.model.head.match_encoded(chunk.features, part, chunk.mask) for chunk in self._arranged()]
+            found = [
+                self.model.head.match_encoded(chunk.features, part, None if chunk.full else chunk.mask)
+                for chunk in self._arranged()
+            ]
             rows.append(tuple(_join([getattr(f, head) for f in found], 1) for head in ("trm", "qc")))
         order = columns.argsort()
         trm, qc = (_join([row[head] for row in rows], 0) for head in (0, 1))
         assert trm is not None
         return MatchLogits(trm=trm[:, order], qc=None if qc is None else qc[:, order])
 
+    @torch.no_grad()
     def leave_one_out(self, limit: int = 512) -> tuple[Float[Tensor, "n N"], Int[Tensor, " n"]]:
         """Match support clips with the support set without them.
 
@@ -186,7 +192,7 @@ class SupportSet:
         for row, clips in enumerate(members):  # views of the chunk, so that no tensor is stored twice
             for k, clip in enumerate(clips):
                 clip.features = {name: tensor[row, k] for name, tensor in features.items()}
-        return _Chunk(columns, features, mask.to(self.device))
+        return _Chunk(columns, features, mask.to(self.device), full=bool(mask.all()))
 
 
 def _stack(parts: Sequence[Encoded]) -> Encoded:

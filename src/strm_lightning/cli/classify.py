@@ -44,7 +44,7 @@ def classify(
         videos: video files, or folders of video files.
         support: folder with a subfolder of example clips for each class, or a file that ``--save_support`` wrote.
         ckpt: checkpoint of a trained model; null for the model of the support file, or for a pretrained backbone whose
-            patches are compared frame by frame.
+            patches are compared (matching ``patches``).
         backbone: timm model to use without ``ckpt``; null for EfficientNet-Lite0.
         weights: file of the backbone's weights; null for pretrained weights (EfficientNet-Lite0: the extra
             ``weights``).
@@ -121,7 +121,10 @@ def _print(report: Report, video: str, found: Found) -> None:
 
 
 def _warn(message: str) -> None:
-    tqdm.write(f"warning: {message}", file=sys.stderr)
+    if sys.stderr.isatty():
+        tqdm.write(f"warning: {message}", file=sys.stderr)
+    else:  # in a log a bar starts late; `tqdm.write` would draw it at once
+        sys.stderr.write(f"warning: {message}\n")
 
 
 def _check(

@@ -211,6 +211,8 @@ class FeatureBank:
                 if header["format"] != _FORMAT or header["fingerprint"] != fingerprint:
                     return None
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            if sums.keys() != tensors.keys():
+                raise ValueError(f"it contains {sorted(tensors)} instead of {sorted(sums)}")
             bank = cls(header["rows"], views=header["views"])
             _check_shapes(tensors, len(bank.rows) * bank.views)
             bank.tensors = tensors

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -99,7 +100,12 @@ class STRMHead(nn.Module):
             check_sizes(self.tuple_sizes, num_frames)
         self.matching_name = matching
         method = build_matching(matching, spec, _options(matching, matching_options, tuple_sizes, match_dim))
-        if matching == "qc" or matching in self._modules or matching in self.__dict__ or hasattr(type(self), matching):
+        if (
+            matching in ("qc", "reads")
+            or matching in self._modules
+            or matching in self.__dict__
+            or hasattr(type(self), matching)
+        ):
             raise InputError(f"matching {matching!r}: the head has an attribute of that name; choose another name")
         self.add_module(matching, method)
         self.qc = QueryClass(spec, tuple_sizes=self.tuple_sizes, qc_dim=qc_dim) if query_class else None
@@ -216,8 +222,7 @@ class STRMHead(nn.Module):
                 wanted = f"[..., {axes}, {self.num_frames}, {self.dim}]"
                 raise InputError(f"{name} features of shape {list(level.shape)}: this head matches {wanted}")
         if shot_mask is not None:
-            level = next(t for t in vars(support).values() if isinstance(t, Tensor))
-            check_shot_mask(shot_mask, level.shape[: shot_mask.ndim])
+            check_shot_mask(shot_mask, support.tensors()[0].shape[: shot_mask.ndim])
             # A product with NaN of an absent clip would have the gradient NaN.
             support = support.map(lambda tensor: zero_absent(tensor, shot_mask))
         return self.match_encoded(self.encode(support), self.encode(query), shot_mask)
@@ -228,7 +233,8 @@ class STRMHead(nn.Module):
         """Compute `match` from encoded clips with leading axes ``[..., N, K]`` and ``[..., Q]``."""
         if shot_mask is not None:
             check_shot_mask(shot_mask, next(iter(support.values())).shape[: shot_mask.ndim])
-            support = {name: zero_absent(tensor, shot_mask) for name, tensor in support.items()}
+            if torch.is_grad_enabled():  # methods ignore absent values, but their gradient of NaN would be NaN
+                support = {name: zero_absent(tensor, shot_mask) for name, tensor in support.items()}
         logits = self.matching.match(_of_method(support), _of_method(query), shot_mask)
         first, *others = logits.values()
         qc = None

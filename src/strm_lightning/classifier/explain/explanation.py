@@ -1,7 +1,7 @@
 """Explanation of a prediction: logits of each class and the evidence for them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from strm_lightning.classifier.predictions import Prediction
 from strm_lightning.classifier.support import EncodedClip, SupportSet
-from strm_lightning.models.matching.base import Evidence
+from strm_lightning.models.matching.base import Encoded, Evidence
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,10 @@ class ClassEvidence:
 
     Attributes:
         clips: names of its clips.
-        by_logit: evidence of each named logit, such as ``trm`` and ``qc``; empty for a matching method that gives none.
-        clip_scores: how much each clip matters, ``[K]``: its weight in the first logit, or else the logit of the class
-            with this clip alone.
+        by_logit: evidence of each named logit, such as ``trm`` and ``qc``; a matching method may give none.
+        clip_scores: how much each clip matters, ``[K]``: its own score where a logit is the mean over clips; else its
+            weight in the evidence of the matching method; without evidence, its logit as a class of its own (among all
+            clips as classes where a logit depends on the other classes).
     """
 
     clips: Sequence[str]
@@ -30,8 +31,8 @@ class ClassEvidence:
 
     @property
     def main(self) -> Evidence | None:
-        """Evidence of the matching method itself."""
-        return next(iter(self.by_logit.values()), None)
+        """Evidence of the matching method itself, or None."""
+        return next((evidence for name, evidence in self.by_logit.items() if name != "qc"), None)
 
     @property
     def best_clip(self) -> int:
@@ -113,7 +114,7 @@ def explain(
         trm=by_label(logits.trm),
         qc=None if logits.qc is None else by_label(logits.qc),
         qc_weight=support.qc_weight,
-        evidence={label: _evidence(support, label, clip) for label in labels},
+        evidence=_evidence(support, clip),
         patch_weights=None if weights is None else weights.float().cpu().numpy(),
         frames=pixels.numpy(),
         thumbnails={label: np.stack([c.thumbnail.numpy() for c in support.clips[label]]) for label in labels},
@@ -122,18 +123,44 @@ def explain(
     )
 
 
-def _evidence(support: SupportSet, label: str, clip: EncodedClip) -> ClassEvidence:
-    head, clips = support.model.head, support.features(label)
-    found = head.explain({name: tensor[None] for name, tensor in clips.items()}, clip.features, 0)
-    main = next(iter(found.values()), None)
-    if main is None:  # each clip as a class of its own
-        alone = {name: tensor.unsqueeze(1) for name, tensor in clips.items()}
-        query = {name: tensor[None] for name, tensor in clip.features.items()}
-        scores = head.match_encoded(alone, query).trm[0]
-    else:
-        scores = main.clip_scores
-    names = [example.name for example in support.clips[label]]
-    return ClassEvidence(names, found, scores.float().cpu().numpy())
+def _evidence(support: SupportSet, clip: EncodedClip) -> dict[str, ClassEvidence]:
+    head, query = support.model.head, {name: tensor[None] for name, tensor in clip.features.items()}
+    evidence: dict[str, ClassEvidence] = {}
+    alone: dict[str, Tensor] = {}
+    for label in support.labels:
+        clips = support.features(label)
+        names = [example.name for example in support.clips[label]]
+        by_logit = head.explain({name: tensor[None] for name, tensor in clips.items()}, clip.features, 0)
+        found = ClassEvidence(names, by_logit, np.empty(0))
+        scores = head.matching.clip_scores(_without_qc(clips), _without_qc(query))
+        if scores is not None:
+            of_clips = scores[0]
+        elif found.main is not None:
+            of_clips = found.main.clip_scores
+        else:
+            alone = alone or _each_alone(support, query)
+            of_clips = alone[label]
+        evidence[label] = replace(found, clip_scores=of_clips.float().cpu().numpy())
+    return evidence
+
+
+def _each_alone(support: SupportSet, query: Encoded) -> dict[str, Float[Tensor, " K"]]:
+    """Logit of each clip as a class of its own, by class."""
+    head = support.model.head
+
+    def match(clips: Encoded) -> Tensor:
+        return head.match_encoded({name: tensor.unsqueeze(1) for name, tensor in clips.items()}, query).trm[0]
+
+    if head.matching.per_class:
+        return {label: match(support.features(label)) for label in support.labels}
+    by_class = [support.features(label) for label in support.labels]
+    together = match({name: torch.cat([clips[name] for clips in by_class]) for name in query})
+    shots = [len(support.clips[label]) for label in support.labels]
+    return dict(zip(support.labels, together.split(shots), strict=True))
+
+
+def _without_qc(encoded: Encoded) -> Encoded:
+    return {name: tensor for name, tensor in encoded.items() if not name.startswith("qc.")}
 
 
 def _frames(frames: tuple[int, ...]) -> str:

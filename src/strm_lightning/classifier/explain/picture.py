@@ -173,7 +173,13 @@ def _bars(figure: Figure, explanation: Explanation, left: float, bottom: float, 
     best = labels[0]
     trm = np.array([explanation.trm[best] - explanation.trm[label] for label in labels])
     qc = explanation.qc_weight * np.array([explanation.qc[best] - explanation.qc[label] for label in labels])
-    lower.barh(places - 0.18, trm, color=_TRM, height=0.34, label="TRM")
+    lower.barh(
+        places - 0.18,
+        trm,
+        color=_TRM,
+        height=0.34,
+        label="TRM" if explanation.matching == "trm" else explanation.matching,
+    )
     lower.barh(places + 0.18, qc, color=_QC, height=0.34, label=f"QC (x {explanation.qc_weight:g})")
     lower.axvline(0, color=_QUIET, linewidth=0.6)
     lower.tick_params(axis="x", labelsize=6, length=2, color=_QUIET)

@@ -26,7 +26,12 @@ def pool_maps(
     if center_clip:
         maps = maps - reduce(maps, "... l d h w -> ... 1 d h w", "mean")
     frames = maps.flatten(0, -4)
-    grid = rearrange(F.adaptive_max_pool2d(frames, patch_grid), "f d ph pw -> f (ph pw) d")
+    if frames.shape[-2:] == (1, 1):
+        # The same values without a pooling, whose memory format for 1x1 maps is another in torch.compile's shape
+        # inference than in its kernel: the compiled graph then has views that do not fit.
+        grid = rearrange(frames, "f d 1 1 -> f 1 d").expand(-1, patch_grid**2, -1)
+    else:
+        grid = rearrange(F.adaptive_max_pool2d(frames, patch_grid), "f d ph pw -> f (ph pw) d")
     pooled = PooledMaps(grid=grid.unflatten(0, maps.shape[:-3]), mean=reduce(maps, "... d h w -> ... d", "mean"))
     return scale(pooled) if scale_clip else pooled
 

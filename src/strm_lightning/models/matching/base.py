@@ -14,11 +14,12 @@ comparison, explanation and the classifier. A new method is one class::
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from types import NoneType, UnionType
+from typing import Any, ClassVar, TypeAlias, TypeVar, Union, get_args, get_origin
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from strm_lightning.episode import VideoFeatures
-from strm_lightning.errors import InputError
+from strm_lightning.errors import InputError, InputTypeError
 from strm_lightning.messages import did_you_mean
 
 Encoded: TypeAlias = dict[str, Tensor]
@@ -198,13 +199,22 @@ def register_matching(name: str) -> Callable[[Method], Method]:
         name: a Python identifier that no other method has.
 
     Raises:
-        InputError: the name is registered already or is no identifier, or an option is not keyword-only with a default
-            value.
+        InputError: the name is registered already or is no identifier, ``__init__`` does not take the spec, or an
+            option is not keyword-only with a default value.
+        InputTypeError: the class is not a `Matching`.
     """
 
     def register(method: Method) -> Method:
         if not name.isidentifier():
             raise InputError(f"matching {name!r}: a name consists of letters, digits and underscores")
+        if not issubclass(method, Matching):
+            raise InputTypeError(f"matching {name!r}: {_place(method)} is no subclass of Matching")
+        parameters = list(inspect.signature(method.__init__).parameters.values())
+        if len(parameters) < 2 or parameters[1].kind not in (
+            inspect.Parameter.POSITIONAL_ONLY,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        ):
+            raise InputError(f"matching {name!r}: __init__ of {_place(method)} must take the spec first")
         other = _registry.get(name)
         if other is not None and not _is_redefinition(other, method):
             raise InputError(f"matching {name!r} is registered twice: by {_place(other)} and by {_place(method)}")
@@ -229,7 +239,7 @@ def build_matching(name: str, spec: FeatureSpec, options: Mapping[str, Any] | No
         options: options of the method.
 
     Raises:
-        InputError: the name is not registered, or the method has no such option.
+        InputError: the name is not registered, the method has no such option, or a value is of the wrong type.
     """
     if name not in _registry:
         raise InputError(
@@ -245,6 +255,7 @@ def build_matching(name: str, spec: FeatureSpec, options: Mapping[str, Any] | No
                 f"matching_options: {name!r} has no option {option!r}; {did_you_mean(option, known)}{has} "
                 "(an earlier YAML may have set options of another method)"
             )
+        _check_value(name, option, options[option], _options_of(method)[option].annotation)
     matching = method(spec, **options)
     matching.options = options
     return matching
@@ -280,6 +291,34 @@ def source_hash(method: type[Matching]) -> str:
         except (OSError, TypeError):
             source = repr(sorted(vars(method))).encode()
     return sha256(source).hexdigest()
+
+
+_KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "true or false"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    str: ((str,), "a text"),
+    Sequence: ((list, tuple), "a list"),
+    list: ((list, tuple), "a list"),
+    tuple: ((list, tuple), "a list"),
+    NoneType: ((NoneType,), "null"),
+}
+
+
+def _check_value(name: str, option: str, value: Any, annotation: Any) -> None:
+    """Refuse a value of another type than the option's annotation, as far as it names plain types.
+
+    The options are one dictionary to the command line, which therefore checks no value.
+    """
+    choices = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    choices = tuple(get_origin(choice) or choice for choice in choices)
+    if not all(choice in _KINDS for choice in choices):
+        return
+    for choice in choices:
+        if isinstance(value, _KINDS[choice][0]) and (choice is bool or not isinstance(value, bool)):
+            return
+    wanted = " or ".join(_KINDS[choice][1] for choice in choices)
+    raise InputError(f"matching_options: {option} of {name!r} is {value!r}: give {wanted}")
 
 
 def _options_of(method: type[Matching]) -> dict[str, inspect.Parameter]:

@@ -101,7 +101,8 @@ class FrameMatching(Matching):
         if self.code is not None:
             steps = steps + self.code
         if self.project is not None and self.norm is not None:
-            steps = self.norm(self.project(steps))
+            # Centred patches are in float32, also where the weights are in bfloat16.
+            steps = self.norm(self.project(steps.to(self.project.weight.dtype)))
         return {"steps": steps}
 
     def match(
