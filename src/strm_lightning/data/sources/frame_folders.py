@@ -20,11 +20,6 @@ from strm_lightning.data.sources.counts import count_all
 from strm_lightning.data.sources.video_files import entries, is_folder
 from strm_lightning.messages import format_bytes
 
-try:
-    import simplejpeg
-except ImportError:  # an extra; Pillow decodes to the same pixels, slower
-    simplejpeg = None
-
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 
 
