@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from strm_lightning.data.decode import image as images
 from strm_lightning.data.decode import limits
 from strm_lightning.data.decode.video import VideoError
 from strm_lightning.data.detect import list_videos
-from strm_lightning.data.sources import frame_folders as images
 from strm_lightning.data.sources import zip as zips
 from strm_lightning.data.sources.base import VideoStore
 from strm_lightning.data.video_sets import DataWarning, load_video_sets, open_store

@@ -109,7 +109,7 @@ def test_frames_larger_than_the_header_says_are_refused(tmp_path: Path, monkeypa
 
 def test_reading_checks_what_is_asked_for(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", count=5)
-    with pytest.raises(VideoError, match=r"a\.mp4: has 5 frames, number 5"):
+    with pytest.raises(VideoError, match=r"a\.mp4: has 5 frames, frame number 5"):
         read_frames(path, [4, 5])
     for wrong in ([], [2, 1], [-1, 0]):
         with pytest.raises(ValueError, match="must ascend"):

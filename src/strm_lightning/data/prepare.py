@@ -131,7 +131,7 @@ def prepare(
         if not names:
             raise InputError(f"no video of split {split!r} is under {root}, which has {listing.summary}")
         if match.missing:
-            _log(match.lacking(resolved, root))
+            _log(match.missing_message(resolved, root))
     convert = Converter(listing, names, options, target)
     with _locked(target), _one_thread():
         _sweep(target, names)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, SupportsIndex
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int
@@ -55,18 +55,8 @@ class VideoSet:
             labels[rows] = label
         return labels
 
-    def class_of(self, row: SupportsIndex) -> int:
-        """Return the class of a row of the store, as an index into ``class_names``."""
-        return int(self.labels[row])
 
-
-def open_store(
-    root: str | Path,
-    layout: LayoutOption = "auto",
-    *,
-    unreadable: Unreadable = "skip",
-    progress: bool = True,
-) -> VideoStore:
+def open_store(root: str | Path, layout: LayoutOption = "auto", *, unreadable: Unreadable = "skip") -> VideoStore:
     """Open all videos under a root.
 
     Args:
@@ -74,7 +64,6 @@ def open_store(
         layout: ``videos`` in class folders, folders of ``frames``, one ``zip`` of such folders, a frame ``cache``, or
             ``flat`` videos in one folder; ``auto`` detects it.
         unreadable: ``skip`` unreadable videos with a warning, or ``refuse`` them with an error.
-        progress: show progress bars on stderr.
 
     Raises:
         MissingFileError: the root does not exist.
@@ -82,7 +71,7 @@ def open_store(
         VideoError: no video can be read, or (``refuse``) some cannot.
     """
     listing = list_videos(root, layout)
-    return _open(listing, list(listing.paths), unreadable, progress)
+    return _open(listing, list(listing.paths), unreadable, progress=True)
 
 
 def load_video_sets(
@@ -123,8 +112,8 @@ def load_video_sets(
     if not match.names:
         raise InputError(f"no video of split {resolved.name!r} is under {root}, which has {listing.summary}")
     if match.missing:
-        _warn(match.lacking(resolved, root))
-    store = _open(listing, match.names, unreadable, progress)
+        _warn(match.missing_message(resolved, root))
+    store = _open(listing, match.names, unreadable, progress=progress)
     short = {name for name, n in zip(store.videos, store.frame_counts.tolist(), strict=True) if n < num_frames}
     if short and short_clips == "drop":
         _warn(some_of(f"dropped {count_of(short, 'video')} with fewer than {num_frames} frames", short))
@@ -136,7 +125,7 @@ def load_video_sets(
     }
 
 
-def _open(listing: Listing, names: Sequence[str], unreadable: Unreadable, progress: bool) -> VideoStore:
+def _open(listing: Listing, names: Sequence[str], unreadable: Unreadable, *, progress: bool) -> VideoStore:
     counts = listing.count(names, progress=progress)
     bad = {name: reason for name, reason in sorted(counts.items()) if isinstance(reason, str)}
     good = {name: count for name, count in counts.items() if isinstance(count, int)}

@@ -42,11 +42,11 @@ def render_clip(
     camera = clutter * _camera(rng, num_frames) * size
     ground = float(canvas.mean())
     behind, before = _bystanders(rng, ground, size, num_frames, clutter)
-    for thing in behind:
-        if thing.still:
-            thing.stamp(canvas, 0, np.full(2, float(margin)))
+    for sprite in behind:
+        if sprite.still:
+            sprite.stamp(canvas, 0, np.full(2, float(margin)))
     sprites = [
-        *(thing for thing in behind if not thing.still),
+        *(sprite for sprite in behind if not sprite.still),
         *_movers(action, rng, ground, size, num_frames, clutter),
         *before,
     ]
@@ -152,7 +152,7 @@ class _Sprite:
         target += light.mean(axis=1)
 
 
-def _thing(look: Look, xy: Array, radius: float, track: Track) -> _Sprite:
+def _object(look: Look, xy: Array, radius: float, track: Track) -> _Sprite:
     """Create the sprite of an object on a track; ``xy [F, 2]`` and the radius are in pixels."""
     radii = radius * track.scale
 
@@ -217,7 +217,7 @@ def _movers(action: str, rng: Generator, ground: float, size: int, num_frames: i
             rests = before * (rng.random() < 0.65), after * (rng.random() < 0.65)
             sprites += _arm(hand, (_visit(place, hand, moments, *rests) if bare else place) * size, size)
         if not bare:
-            sprites.append(_thing(Look.random(rng, ground), place * size, radius * size, track))
+            sprites.append(_object(Look.random(rng, ground), place * size, radius * size, track))
     return sprites
 
 
@@ -257,6 +257,6 @@ def _bystanders(
         turn = rng.uniform(0, 2 * np.pi) + sway * wander(rng, moments, 3)
         track = Track(xy, one, turn, one, one)
         layers[int(rng.random() < 0.2 * clutter)].append(
-            _thing(Look.random(rng, ground), xy * size, radius * size, track)
+            _object(Look.random(rng, ground), xy * size, radius * size, track)
         )
     return layers

@@ -529,15 +529,12 @@ class STRMModule(L.LightningModule):
         return {"batches": self._accumulated, "of": self.trainer.accumulate_grad_batches, "ranks": ranks}
 
     def _restore_gradients(self, batches: int, of: int, ranks: Sequence[Mapping[str, Tensor]]) -> None:
-        current = {
-            "accumulate_grad_batches": self.trainer.accumulate_grad_batches, "processes": self.trainer.world_size
-        }  # fmt: skip
-        saved = {"accumulate_grad_batches": of, "processes": len(ranks)}
-        if current != saved:
-            was, now = (", ".join(f"{name} {value}" for name, value in x.items()) for x in (saved, current))
+        every, processes = self.trainer.accumulate_grad_batches, self.trainer.world_size
+        if (every, processes) != (of, len(ranks)):
             raise InputError(
-                f"the checkpoint was saved within a gradient accumulation with {was}, but here {now}; resume with the "
-                "same values, or from a checkpoint of the end of an epoch"
+                f"the checkpoint was saved within a gradient accumulation with accumulate_grad_batches {of} and "
+                f"processes {len(ranks)}, but here they are {every} and {processes}; resume with the same values, or "
+                "from a checkpoint of the end of an epoch"
             )
         gradients = ranks[self.global_rank]
         for name, parameter in self.named_parameters():

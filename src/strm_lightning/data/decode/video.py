@@ -22,12 +22,7 @@ from strm_lightning.data.decode.truncation import missing_bytes
 from strm_lightning.errors import InputError
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
-_TURNS = (
-    (1, 0, 0, 1),
-    (0, -1, 1, 0),
-    (-1, 0, 0, -1),
-    (0, 1, -1, 0),
-)  # display matrices of 0 to 3 quarter turns to the left
+_TURNS = ((1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))  # display matrices of 0 to 3 left turns
 
 
 class VideoError(InputError):

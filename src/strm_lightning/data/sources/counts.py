@@ -71,7 +71,7 @@ def count_all(
     new = [name for name, stamp in stamps.items() if known.get(name, [None])[0] != stamp]
     if new:
         saved = time.monotonic()
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the interpreter's lock
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the GIL
             jobs = {pool.submit(_count, count, paths[name]): name for name in new}
             try:
                 for job in tqdm(

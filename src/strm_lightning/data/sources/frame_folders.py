@@ -20,11 +20,6 @@ from strm_lightning.data.sources.counts import count_all
 from strm_lightning.data.sources.video_files import entries, is_folder
 from strm_lightning.messages import format_bytes
 
-try:
-    import simplejpeg
-except ImportError:  # an extra; Pillow decodes to the same pixels, slower
-    simplejpeg = None
-
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 
 
@@ -121,9 +116,7 @@ def count_images(folder: str) -> int:
 
 def is_image(name: str) -> bool:
     """Whether a file name has the suffix of an image."""
-    return (
-        name[name.rfind(".") :].lower() in IMAGE_SUFFIXES
-    )  # called for millions of names; creating a Path takes longer
+    return name[name.rfind(".") :].lower() in IMAGE_SUFFIXES  # no Path: called for millions of names
 
 
 def frame_order(name: str) -> tuple[Any, ...]:

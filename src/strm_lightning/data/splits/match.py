@@ -27,7 +27,7 @@ class SplitMatch:
     renamed: dict[str, Match] = field(default_factory=dict)
     total: int = 0
 
-    def lacking(self, split: Split, root: str | Path) -> str:
+    def missing_message(self, split: Split, root: str | Path) -> str:
         """Describe how many entries of the split are not on disk, with examples."""
         names = [name for stage in self.missing.values() for name in stage]
         noun = "classes" if split.videos is None else "videos"
