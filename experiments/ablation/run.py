@@ -31,7 +31,7 @@ import yaml
 from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors import safe_open
-from strm_lightning.data.splits.split.split.split.split import Stage
+from strm_lightning.data.splits.stages import Stage
 from tqdm import tqdm
 
 from strm_lightning import EpisodeDataModule, STRMModule

@@ -23,7 +23,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
-from strm_lightning.cli.main.main.main.classify import find_examples, find_videos
+from strm_lightning.cli.classify import find_examples, find_videos
 
 from strm_lightning.classifier import FewShotClassifier
 from strm_lightning.classifier.calibration import calibrate

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load, save
-from strm_lightning.data.cache.store.clipfile import ClipFile
-from strm_lightning.data.cache.store.store import MANIFEST
+from strm_lightning.data.cache.clipfile import ClipFile
+from strm_lightning.data.cache.store import MANIFEST
 
 from strm_lightning.data.decode.video import VideoError
 from strm_lightning.data.prepare import prepare
