@@ -31,10 +31,10 @@ import yaml
 from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors import safe_open
-from strm_lightning.data.splits.stages import Stage
 from tqdm import tqdm
 
 from strm_lightning import EpisodeDataModule, STRMModule
+from strm_lightning.data.splits.stages import Stage
 from strm_lightning.episode import Episode, PooledMaps
 from strm_lightning.evaluation.bank import FeatureBank
 from strm_lightning.evaluation.encoding import datamodule_of

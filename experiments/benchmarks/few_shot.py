@@ -23,12 +23,11 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
-from strm_lightning.cli.classify import find_examples, find_videos
-
 from strm_lightning.classifier import FewShotClassifier
 from strm_lightning.classifier.calibration import calibrate
 from strm_lightning.classifier.encoder import encode_each
 from strm_lightning.classifier.support import EncodedClip, SupportSet
+from strm_lightning.cli.classify import find_examples, find_videos
 from strm_lightning.models import STRM
 
 SHOTS, CALIBRATED = (1, 5), 100

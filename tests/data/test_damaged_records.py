@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load, save
+
 from strm_lightning.data.cache.clipfile import ClipFile
 from strm_lightning.data.cache.store import MANIFEST
-
 from strm_lightning.data.decode.video import VideoError
 from strm_lightning.data.prepare import prepare
 from strm_lightning.data.sources import counts as index
