@@ -318,7 +318,7 @@ def test_a_killed_run_goes_on_where_it_was(source: Path, frames_before: int, tmp
     assert all(said)
     finished = {path: path.stat().st_mtime_ns for path in out.rglob("*.clip")}
     (part,) = out.rglob("*.part")
-    young = part.with_name(".other.part")  # of a run on another machine, perhaps
+    young = part.with_name(".other.0123456789ab.part")  # of a run on another machine, perhaps
     young.touch()
     os.utime(part, (part.stat().st_mtime - 7200,) * 2)
     with pytest.raises(ValueError, match="is incomplete"):

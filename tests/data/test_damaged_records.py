@@ -182,7 +182,7 @@ def test_a_cache_folder_that_cannot_be_written_is_told_once(zipped: bool, root: 
 def test_temporary_files_of_killed_runs_leave_the_index_folder(root: Path) -> None:
     folder = cache_folder() / "index"
     folder.mkdir(parents=True)
-    old, young = folder / f".old.{'0' * 12}.part", folder / f".young.{'1' * 12}.part"
+    old, young = (folder / f".{name}.0123456789ab.part" for name in ("old", "young"))
     for part in (old, young):
         part.touch()
     os.utime(old, (1e9, 1e9))

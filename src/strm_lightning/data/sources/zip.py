@@ -111,8 +111,9 @@ class ZipStore(EncodedStore):
         return self.__dict__ | {"_map": None}
 
     def path_of(self, row: SupportsIndex) -> Path:
-        """Path of the zip, followed by the name of a video."""
-        return self._path / self.videos[row]
+        """Path of the zip."""
+        del row
+        return self._path
 
     def _stamp(self, row: SupportsIndex) -> str:
         return _stamp(self._table, self._rows[row]) if self._path.is_file() else GONE
