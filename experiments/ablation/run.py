@@ -197,9 +197,9 @@ def test(module: Stored, data: EpisodeDataModule) -> dict[str, list[float]]:
         banks[" reversed"].put(keys, head.encode(head.enrich_pooled(backwards)))
     found: dict[str, list[float]] = {}
     for setting, (_, shot) in enumerate(data.test_settings):
-        sampler = data.sampler("test", setting)
+        generator = data.generator("test", setting)
         for numbers in torch.arange(data.episodes["test"]).split(data.eval_batch_size):
-            episodes = Episode.stack([sampler.draw(0, int(number))[0] for number in numbers])
+            episodes = Episode.stack([generator.draw(0, int(number))[0] for number in numbers])
             support = banks[""].get(episodes.support_ids)
             for way, bank in banks.items():
                 logits = head.match_encoded(support, bank.get(episodes.query_ids)).combined(module.qc_weight)

@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 from strm_lightning.classifier import FewShotClassifier
-from strm_lightning.classifier.clips import Preprocessing, read_clip
+from strm_lightning.classifier.clips import ClipConfig, read_clip
 from strm_lightning.classifier.encoder import encode
 from strm_lightning.classifier.support import EncodedClip, SupportSet
 from strm_lightning.models import STRM
@@ -79,7 +79,7 @@ def main() -> None:
         model, how = classifier.model, classifier.preprocessing
     else:
         sizes = {"proj_dim": 256, "match_dim": 256, "qc_dim": 256, "center_clip": True, "patch_pooling": "layout"}
-        model, how = STRM("tf_efficientnet_lite0", pretrained=False, **sizes).eval(), Preprocessing(8, 112)
+        model, how = STRM("tf_efficientnet_lite0", pretrained=False, **sizes).eval(), ClipConfig(8, 112)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "query.mp4"
         write_video(path, options.seconds)

@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from strm_lightning.classifier import FewShotClassifier
-from strm_lightning.classifier.clips import Preprocessing
+from strm_lightning.classifier.clips import ClipConfig
 from strm_lightning.models import STRM
 
 torch.set_num_threads(1)  # the models are so small that threads only wait for each other
 
-HOW = Preprocessing(num_frames=4, image_size=64, short_side=64)
+HOW = ClipConfig(num_frames=4, image_size=64, short_side=64)
 STEPS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from strm_lightning.classifier import clips
-from strm_lightning.classifier.clips import Preprocessing, read_clip, windows
+from strm_lightning.classifier.clips import ClipConfig, read_clip, windows
 from strm_lightning.data.decode.video import VideoError, iter_frames
 from tests.classifier.conftest import moving, write_video
 
-HOW = Preprocessing(num_frames=4, image_size=8, short_side=8)
+HOW = ClipConfig(num_frames=4, image_size=8, short_side=8)
 
 
 def numbered(frames: int, height: int = 8, width: int = 10) -> np.ndarray:
@@ -30,7 +30,7 @@ def levels(clip: torch.Tensor) -> list[int]:
 def test_a_clip_spans_the_video() -> None:
     assert levels(read_clip(numbered(40), HOW)) == [5, 15, 25, 35]
     assert levels(read_clip(numbered(1), HOW)) == [0, 0, 0, 0]
-    release = Preprocessing(4, 8, 8, frame_policy="release")
+    release = ClipConfig(4, 8, 8, frame_policy="release")
     assert levels(read_clip(numbered(40), release)) == [1, 13, 25, 38]
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from strm_lightning import FewShotClassifier
-from strm_lightning.classifier.clips import Preprocessing, read_clip
+from strm_lightning.classifier.clips import ClipConfig, read_clip
 from strm_lightning.models import STRM
 from strm_lightning.models.matching.base import matching_class, matching_names, source_hash
 from tests.classifier.conftest import HOW, bare_model, make_model, moving
@@ -228,7 +228,7 @@ def test_patch_weights_are_the_attention_of_ple(classifier) -> None:
 
 @pytest.mark.parametrize("matching", ["patches", "lag"])
 def test_patch_weights_without_ple_are_where_the_clip_changes(matching: str, examples) -> None:
-    classifier = FewShotClassifier(bare_model(matching), Preprocessing(4, 128, 128)).fit(examples)  # a map of 4 x 4
+    classifier = FewShotClassifier(bare_model(matching), ClipConfig(4, 128, 128)).fit(examples)  # a map of 4 x 4
     weights = classifier.explain(examples["left"][2]).patch_weights
     np.testing.assert_allclose(weights.sum((1, 2)), 1, rtol=1e-4)
     # The square is as high as a patch row and never leaves the middle rows.
@@ -237,7 +237,7 @@ def test_patch_weights_without_ple_are_where_the_clip_changes(matching: str, exa
 
 
 def test_a_backbone_without_training_explains_itself(bare, examples) -> None:
-    classifier = FewShotClassifier(bare, Preprocessing(4, 128, 128)).fit(examples)
+    classifier = FewShotClassifier(bare, ClipConfig(4, 128, 128)).fit(examples)
     explanation = classifier.explain(examples["left"][2])
     check_sums(explanation)
     assert explanation.qc is None

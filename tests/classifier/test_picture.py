@@ -59,9 +59,9 @@ def test_lines_are_as_strong_as_the_attention(explanation) -> None:
 
 @pytest.mark.parametrize("options", [{"patch_enrichment": False}, {"query_class": False}, {"num_frames": 3}])
 def test_models_that_lack_a_part(options: dict, examples, tmp_path: Path) -> None:
-    from strm_lightning.classifier.clips import Preprocessing
+    from strm_lightning.classifier.clips import ClipConfig
 
-    how = Preprocessing(options.get("num_frames", 4), 64, 64)
+    how = ClipConfig(options.get("num_frames", 4), 64, 64)
     classifier = FewShotClassifier(make_model(**options), how).fit(examples)
     for suffix in (".png", ".pdf", ".svg"):
         draw(classifier.explain(moving("up", 9)), tmp_path / f"why{suffix}")

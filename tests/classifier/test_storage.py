@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from strm_lightning import FewShotClassifier
-from strm_lightning.classifier.clips import Preprocessing
+from strm_lightning.classifier.clips import ClipConfig
 from strm_lightning.classifier.explain.picture import draw
 from strm_lightning.errors import InputError, WriteError
 from tests.classifier.conftest import HOW, make_model, moving, save_weights, write_video
@@ -54,7 +54,7 @@ def test_other_weights_and_other_pixels_are_refused(examples, tmp_path: Path) ->
     with pytest.raises(ValueError, match=r"encoded with other weights or another matching \(fingerprint [0-9a-f]{8}"):
         FewShotClassifier(make_model(1), HOW).load(path)
     with pytest.raises(ValueError, match=r"its clips were made with .*'image_size': 64"):
-        FewShotClassifier(make_model(0), Preprocessing(num_frames=4, image_size=96)).load(path)
+        FewShotClassifier(make_model(0), ClipConfig(num_frames=4, image_size=96)).load(path)
 
 
 def test_what_is_no_such_file_is_refused(trained, tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 def test_a_checkpoint_brings_its_model_and_its_preprocessing(checkpoint: Path, examples, tmp_path: Path) -> None:
     classifier = FewShotClassifier.from_checkpoint(checkpoint)
-    assert classifier.preprocessing == Preprocessing(4, 64, 70, "release")
+    assert classifier.preprocessing == ClipConfig(4, 64, 70, "release")
     assert classifier.qc_weight == 0.3
     twin = make_model(3, tuple_sizes=(2, 3))
     expected = FewShotClassifier(twin, classifier.preprocessing, qc_weight=0.3).fit(examples).predict(moving("up", 3))

@@ -13,10 +13,10 @@ from tqdm import tqdm
 from strm_lightning.classifier import load_model, storage
 from strm_lightning.classifier.calibration import Calibration, Fitted, calibrate, check_options
 from strm_lightning.classifier.clips import (
-    Preprocessing,
+    ClipConfig,
     Video,
     Videos,
-    in_a_row,
+    as_list,
     is_one,
     read_clip,
     video_name,
@@ -61,7 +61,7 @@ class FewShotClassifier(SklearnMixin):
     def __init__(
         self,
         model: STRM,
-        preprocessing: Preprocessing,
+        preprocessing: ClipConfig,
         *,
         qc_weight: float = 0.1,
         temperature: Fitted = "fit",
@@ -110,7 +110,7 @@ class FewShotClassifier(SklearnMixin):
         model, qc_weight, trained = load_model.read_checkpoint(path)
         asked = {"image_size": image_size, "short_side": short_side, "frame_policy": frame_policy}
         given = {name: value for name, value in asked.items() if value is not None}
-        preprocessing = Preprocessing(**{**trained, **given})
+        preprocessing = ClipConfig(**{**trained, **given})
         source = {"path": str(Path(path).absolute()), **given}  # absolute: also valid from another working directory
         return cls(model.to(target), preprocessing, source=source, **{"qc_weight": qc_weight, **options})
 
@@ -150,7 +150,7 @@ class FewShotClassifier(SklearnMixin):
         spec = str(weights) if weights is not None else None
         chosen = {"matching": matching, "matching_options": dict(matching_options or {})}
         model = load_model.untrained(backbone, weights=spec, patch_grid=patch_grid, num_frames=num_frames, **chosen)
-        preprocessing = Preprocessing(num_frames=num_frames, image_size=image_size)
+        preprocessing = ClipConfig(num_frames=num_frames, image_size=image_size)
         absolute = str(Path(spec).absolute()) if spec is not None and Path(spec).is_file() else spec
         network = {"backbone": backbone, "weights": absolute, "patch_grid": patch_grid}
         source = {**network, "num_frames": num_frames, "image_size": image_size, **chosen}
@@ -201,7 +201,7 @@ class FewShotClassifier(SklearnMixin):
         """
         if label not in self.support.clips:
             check_labels([label])
-        add_examples(self.support, {label: in_a_row(videos)}, self._encoded)
+        add_examples(self.support, {label: as_list(videos)}, self._encoded)
         self._calibration = None
         return self
 
@@ -221,7 +221,7 @@ class FewShotClassifier(SklearnMixin):
 
     def predict(self, videos: Video | Videos) -> Any:
         """Return the `Prediction` of one video, or the array of labels of several videos, as in scikit-learn."""
-        found = self.predict_many(in_a_row(videos))
+        found = self.predict_many(as_list(videos))
         return found[0] if is_one(videos) else np.array([prediction.label for prediction in found])
 
     def predict_many(self, videos: Videos, *, progress: bool = False) -> list[Prediction]:
@@ -250,7 +250,7 @@ class FewShotClassifier(SklearnMixin):
 
     def score(self, videos: Videos, labels: Sequence[str] | np.ndarray) -> float:
         """Return the accuracy on labelled videos as a fraction."""
-        return float(np.mean(self.predict(in_a_row(videos)) == np.array(labels)))
+        return float(np.mean(self.predict(as_list(videos)) == np.array(labels)))
 
     def predict_windows(
         self, video: Video, *, seconds: float = 3.0, stride: float | None = None, fps: float = 25.0

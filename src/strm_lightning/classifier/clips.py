@@ -22,7 +22,7 @@ Videos: TypeAlias = Sequence[Video] | np.ndarray | Tensor  # a list, or an array
 
 
 @dataclass(frozen=True)
-class Preprocessing:
+class ClipConfig:
     """Test-time options of `EpisodeDataModule` that turn a video into a clip.
 
     Attributes:
@@ -43,7 +43,7 @@ class Preprocessing:
         return ClipTransform(self.image_size, self.short_side, flip=False)
 
 
-def read_clip(video: Video, config: Preprocessing) -> UInt8[Tensor, "L 3 S S"]:
+def read_clip(video: Video, config: ClipConfig) -> UInt8[Tensor, "L 3 S S"]:
     """Read one clip from a whole video; frames are repeated if the video has fewer than the clip.
 
     Raises:
@@ -96,7 +96,7 @@ def is_one(videos: Video | Videos) -> bool:
     return isinstance(videos, (str, Path)) or (isinstance(videos, (np.ndarray, Tensor)) and videos.ndim not in (1, 5))
 
 
-def in_a_row(videos: Video | Videos) -> list[Video]:
+def as_list(videos: Video | Videos) -> list[Video]:
     """Return one or several videos as a list."""
     return [cast("Video", videos)] if is_one(videos) else list(cast("Sequence[Video]", videos))
 
@@ -113,7 +113,7 @@ class _Window:
 
 
 def windows(
-    video: Video, config: Preprocessing, *, seconds: float, stride: float, fps: float = 25.0
+    video: Video, config: ClipConfig, *, seconds: float, stride: float, fps: float = 25.0
 ) -> Iterator[tuple[float, float, UInt8[Tensor, "L 3 S S"]]]:
     """Yield the clips of a sliding window over a video.
 
@@ -166,7 +166,7 @@ def windows(
 
 
 def _fill(
-    opened: Iterable[_Window], image: np.ndarray, now: float, middles: Sequence[float], config: Preprocessing
+    opened: Iterable[_Window], image: np.ndarray, now: float, middles: Sequence[float], config: ClipConfig
 ) -> None:
     """Append the frame, resized once, to the windows that have fewer frames than middles have passed."""
     resized = None
@@ -193,5 +193,5 @@ def _from_zero(frames: Iterator[tuple[np.ndarray, float]]) -> Iterator[tuple[np.
         yield image, last
 
 
-def _resize(image: np.ndarray, config: Preprocessing) -> UInt8[Tensor, "3 S S"]:
+def _resize(image: np.ndarray, config: ClipConfig) -> UInt8[Tensor, "3 S S"]:
     return config.transform(torch.from_numpy(image)[None], None)[0]

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from strm_lightning.classifier.clips import Preprocessing, Video, read_clip, video_name
+from strm_lightning.classifier.clips import ClipConfig, Video, read_clip, video_name
 from strm_lightning.classifier.support import EncodedClip
 from strm_lightning.data.decode.video import VideoError
 from strm_lightning.models.strm import STRM
@@ -21,7 +21,7 @@ _NamedClip = tuple[str, UInt8[Tensor, "L 3 S S"]]
 
 
 def encode_each(
-    videos: Iterable[Video], model: STRM, config: Preprocessing, *, batch_size: int = 4, jobs: int = 1
+    videos: Iterable[Video], model: STRM, config: ClipConfig, *, batch_size: int = 4, jobs: int = 1
 ) -> Iterator[EncodedClip | VideoError]:
     """Encode videos in order; yield the `VideoError` of a video that cannot be read.
 

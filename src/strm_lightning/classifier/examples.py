@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from strm_lightning.classifier.clips import Video, Videos, in_a_row, is_one
+from strm_lightning.classifier.clips import Video, Videos, as_list, is_one
 from strm_lightning.classifier.predictions import UNKNOWN
 from strm_lightning.classifier.support import EncodedClip, SupportSet
 from strm_lightning.data.decode.video import VideoError
@@ -35,11 +35,11 @@ def by_class(
         for label, members in videos.items():
             if is_one(members):
                 raise InputTypeError(f"class {label!r}: give a list of videos, not {type(members).__name__}")
-        return {str(label): in_a_row(members) for label, members in videos.items()}
+        return {str(label): as_list(members) for label, members in videos.items()}
     if labels is None or len(labels) != len(videos):
         raise InputError(f"{len(videos)} videos and {0 if labels is None else len(labels)} labels: give one for each")
     grouped: dict[str, list[Video]] = {}
-    for video, label in zip(in_a_row(videos), labels, strict=True):
+    for video, label in zip(as_list(videos), labels, strict=True):
         grouped.setdefault(str(label), []).append(video)
     return grouped
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from strm_lightning.classifier.calibration import Fitted, check_options
-from strm_lightning.classifier.clips import Preprocessing, describe_tensor
+from strm_lightning.classifier.clips import ClipConfig, describe_tensor
 from strm_lightning.classifier.support import EncodedClip, SupportSet
 from strm_lightning.data.sampling import FramePolicy
 from strm_lightning.episode import PooledMaps
@@ -31,7 +31,7 @@ _THUMBNAILS = "thumbnails"
 def save(
     path: Path,
     support: SupportSet,
-    config: Preprocessing,
+    config: ClipConfig,
     source: Mapping[str, Any] | None,
     calibration: Mapping[str, Fitted | None],
     *,
@@ -96,7 +96,7 @@ class Stored:
         """The options ``temperature`` and ``threshold`` of the classifier that was saved."""
         return {name: self.about[name] for name in ("temperature", "threshold")}
 
-    def support_for(self, model: STRM, qc_weight: float, how: Preprocessing) -> SupportSet:
+    def support_for(self, model: STRM, qc_weight: float, how: ClipConfig) -> SupportSet:
         """Build the support set for a model.
 
         Raises:
@@ -127,7 +127,7 @@ class Stored:
             support.add(clip["label"], [EncodedClip(clip["name"], clip["digest"], thumbnails[i], features, True)])
         return support
 
-    def _check_features(self, model: STRM, how: Preprocessing) -> None:
+    def _check_features(self, model: STRM, how: ClipConfig) -> None:
         found = {name: tensor for name, tensor in self.tensors.items() if name != _THUMBNAILS}
         if not self.about["clips"]:
             return
