@@ -202,7 +202,7 @@ def test_a_test_that_cannot_run_is_reported_before_training(
         (["fit", *TINY, "--data.shot=9"], "'left' has 6 clips.*9-shot.*needs 10"),
         (
             ["fit", *TINY, "--data.split={train: [left, up], val: [left, still]}"],
-            "'left' .train and val. in two stages",
+            "in two stages: 'left' .train and val.",
         ),
         (["fit", *TINY, "--model.backbone=gmlp_ti16_224"], "does not accept frames of 32 x 32 pixels"),
     ],
@@ -256,9 +256,9 @@ def test_a_bug_in_a_command_keeps_its_traceback(monkeypatch: Any, capsys: Any, e
     ("place", "error"),
     [
         ("data.datamodule.load_video_sets", TypeError),
-        ("module.STRMModule.configure_optimizers", ValueError),
-        ("module.STRMModule.training_step", RuntimeError),
-        ("training.SaveConfig.setup", TypeError),
+        ("training.module.STRMModule.configure_optimizers", ValueError),
+        ("training.module.STRMModule.training_step", RuntimeError),
+        ("cli.fit.SaveConfig.setup", TypeError),
     ],
 )
 def test_a_bug_in_training_keeps_its_traceback(

@@ -143,7 +143,7 @@ def test_a_frozen_backbone_stays_and_its_bank_is_what_it_sees(actions: Path, tmp
     pixels.setup("validate")
     episode = pixels.val_dataloader().dataset[0, 3]
     maps = model.model.pool(episode.query)
-    torch.testing.assert_close(banks["val"].get(episode.query_ids).grid, maps.grid, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(banks["val"].get(episode.query_ids)["grid"], maps.grid, rtol=1e-4, atol=1e-4)
 
 
 def test_losses_are_the_papers_and_the_releases() -> None:

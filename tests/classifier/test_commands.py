@@ -207,7 +207,9 @@ def test_weights_of_another_backbone_are_told(run, place: Path, tmp_path: Path) 
     assert "weights.safetensors: not of this backbone" in error
     weights = load_file(place / "weights.safetensors")
     save_file({name: tensor[:1].clone() if tensor.ndim else tensor for name, tensor in weights.items()}, other)
-    assert "other.safetensors: not of this backbone; its tensors have" in run(query, f"--weights={other}", status=2)
+    assert "other.safetensors: not of this backbone; the shapes of tensors differ" in run(
+        query, f"--weights={other}", status=2
+    )
 
 
 def test_warnings_are_one_line(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

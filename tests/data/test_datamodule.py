@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader
 from strm_lightning import EpisodeDataModule
 from strm_lightning.data.loaders import EpisodeDataset
 from strm_lightning.data.prepare import prepare
+from strm_lightning.data.sources.video_files import FileListing, list_files
+from strm_lightning.errors import InputError
 from tests.data.clips import write_frames, write_video, zip_folder
 
 SPLIT = {"train": ["a", "b"], "test": ["c"]}
@@ -118,3 +120,17 @@ def test_caches_that_lack_what_is_asked_for_are_refused_before_training(cache: P
         for _ in range(2):
             with pytest.raises(ValueError, match=message):
                 data.setup("fit")
+
+
+def test_a_listing_of_a_user_is_used(root: Path) -> None:
+    class TwoClips(EpisodeDataModule):
+        def list_videos(self, root: Path) -> FileListing:
+            return FileListing(root, {name: path for name, path in list_files(root).items() if name[-1] in keep})
+
+    keep = "13"
+    data = TwoClips(str(root), {"train": ["a", "b"], "test": ["c"]}, **SMALL)
+    data.setup("fit")
+    assert data.videos["train"].store.videos == [f"{name}/{clip}" for name in "abc" for clip in (1, 3)]
+    keep = "x"
+    with pytest.raises(InputError, match=rf"^no videos under {root} \(layout 'videos'\)$"):
+        TwoClips(str(root), **SMALL).setup("fit")

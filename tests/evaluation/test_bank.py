@@ -87,7 +87,7 @@ def test_every_process_of_a_machine_needs_room(others: int, fits: bool, monkeypa
     if fits:
         assert "temporary file" in full(limit_gb=1e-9).describe()
     else:
-        with pytest.raises(ValueError, match=r"each of 3 processes on .* and 0\.0 GB are free"):
+        with pytest.raises(ValueError, match=r"each of 3 processes on .* and 0\.0 MB are free"):
             full(limit_gb=1e-9)
 
 
@@ -204,7 +204,7 @@ def test_a_damaged_bank_is_noticed(tmp_path: Path, damage: str) -> None:
     bank, path = full(), tmp_path / "kept.safetensors"
     bank.save(path, "mark")
     DAMAGES[damage](path)
-    with pytest.raises(DamagedBankError, match=r"kept\.safetensors is (damaged|no whole bank)"):
+    with pytest.raises(DamagedBankError, match=r"kept\.safetensors is (damaged|not a complete bank)"):
         FeatureBank.load(path, "mark")
     bank.save(path, "mark")
     assert FeatureBank.load(path, "mark") is not None
@@ -219,7 +219,7 @@ def test_a_damaged_bank_is_made_again_and_old_ones_are_named(
     zero_some_bytes(path)
     (tmp_path / "banks" / "0123").mkdir()
     (tmp_path / "banks" / "0123" / "bank.json").write_text("{}")
-    with pytest.warns(UserWarning, match=r"damaged.*it is made again"), caplog.at_level("INFO"):
+    with pytest.warns(UserWarning, match=r"damaged.*the videos are encoded again"), caplog.at_level("INFO"):
         second = run_test(tmp_path / "2", module(**keep), data(actions))
     assert second["per_episode"] == first["per_episode"]
     assert "1 banks of version 0.1" in caplog.text

@@ -286,7 +286,7 @@ def test_wrong_options_are_refused_in_one_line(options: dict, message: str) -> N
 def test_diagonal_and_linear_need_equal_lengths(options: dict) -> None:
     support, query = episode()
     with pytest.raises(
-        InputError, match=f"'{options['method']}' needs clips of the same number of frames .* not 3 and 4"
+        InputError, match=f"'{options['method']}' needs as many frames in queries as in support clips, not 3 and 4"
     ):
         frame_alignment(support, query[:, :3], **options)
 

@@ -364,7 +364,7 @@ def test_combinations_that_are_accepted(name: str, options: dict[str, Any], of_h
         ("patches", {}, FULL, "frame_enrichment has no effect .* reads patch_level, patches"),
         ("patches", {}, {"patch_pooling": "layout"}, "patch_pooling: layout has no effect with matching 'patches'"),
         ("otam", {"features": "patches"}, {"frame_enrichment": True}, "frame_enrichment has no effect .*'otam'"),
-        ("trm", {"tuple_sizes": (2,)}, {}, r"matching_options \['tuple_sizes'\].* options of the model itself"),
+        ("trm", {"tuple_sizes": (2,)}, {}, r"matching_options \['tuple_sizes'\].* its options are model.tuple_sizes"),
         ("trm", {"smoothing": 0.1}, {}, r"\['smoothing'\].*an earlier YAML may have set options of another method"),
         ("otam", {"tau": 3.0}, {}, r"'otam' has no option 'tau'; its options are features, shots.*earlier YAML"),
         ("otam", {"smooting": 0.1}, {}, "'otam' has no option 'smooting'; did you mean 'smoothing'"),
@@ -396,8 +396,8 @@ def test_combinations_that_are_accepted(name: str, options: dict[str, Any], of_h
         ("lag", {"proj_dim": 0}, {}, "proj_dim is 0"),
         ("ridge", {"rho": -1.0}, {}, "rho is -1.0"),
         ("kernel_ridge", {"ridge": 0.0}, {}, "ridge is 0.0"),
-        ("kernel_ridge", {"kernels": []}, {}, "one or more different"),
-        ("kernel_ridge", {"kernels": ["lag", "lag"]}, {}, "one or more different"),
+        ("kernel_ridge", {"kernels": []}, {}, "each once"),
+        ("kernel_ridge", {"kernels": ["lag", "lag"]}, {}, "each once"),
         ("kernel_ridge", {"kernels": ["lags"]}, {}, "kernels 'lags': did you mean 'lag'"),
     ],
 )
@@ -414,7 +414,7 @@ def test_features_that_a_method_does_not_read_are_not_computed() -> None:
     features = head.enrich(clips(2))
     assert features.patches is not None
     assert features.patch_level is features.frame_level is features.maps is None
-    with pytest.raises(InputError, match="features without 'patches', which matching 'patches' reads"):
+    with pytest.raises(InputError, match="features have no 'patches', which matching 'patches' reads"):
         head.match(*episode(make("otam")))
     features = make("otam").enrich(clips(2))
     assert features.patches is features.maps is None
