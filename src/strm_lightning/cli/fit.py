@@ -265,17 +265,19 @@ class STRMCLI(LightningCLI):
             print(_summary(self.model.report, folder, pictures))
 
 
-def run(arguments: list[str] | None, commands: dict[str, str]) -> STRMCLI:
+def run(arguments: list[str], commands: dict[str, str]) -> STRMCLI:
     """Parse and run one of Lightning's subcommands.
 
     Args:
-        arguments: the command line; None for ``sys.argv``.
+        arguments: the command line, without the program.
         commands: description of each subcommand, for its help.
 
     Raises:
         InputError: an option is wrong. Lightning's errors about options are converted to it.
     """
     warnings.filterwarnings("ignore", module="lightning.pytorch.utilities._pytree")  # about a name in torch
+    # `--import` is not an option of LightningCLI. It stays in sys.argv, from which Lightning starts other processes.
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended to run from within Python")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_relevant)
     usage = "strm {} [--config FILE ...] [--OPTION=VALUE ...]"
     parsers = {

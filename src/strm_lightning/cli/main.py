@@ -69,8 +69,7 @@ def _run(args: Sequence[str] | None) -> None:
     elif name in TRAINING:
         from strm_lightning.cli.fit import run
 
-        # LightningCLI warns when it gets arguments and sys.argv has some too.
-        run(None if args is None and not names else arguments, TRAINING)
+        run(arguments, TRAINING)
     else:
         hint = did_you_mean(name, [*TRAINING, *COMMANDS])
         raise InputError(f"there is no command {name!r}; {hint}all commands: strm --help")

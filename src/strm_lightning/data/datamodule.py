@@ -10,6 +10,7 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from strm_lightning.data.detect import list_videos
 from strm_lightning.data.episodes import EpisodeGenerator
 from strm_lightning.data.loaders import (
     ClipReader,
@@ -20,7 +21,7 @@ from strm_lightning.data.loaders import (
     align_progress,
 )
 from strm_lightning.data.sampling import FramePolicy
-from strm_lightning.data.sources.base import LayoutOption
+from strm_lightning.data.sources.base import LayoutOption, Listing
 from strm_lightning.data.splits.stages import Stage
 from strm_lightning.data.transforms import ClipTransform
 from strm_lightning.data.video_sets import VideoSet, load_video_sets
@@ -183,8 +184,19 @@ class EpisodeDataModule(L.LightningDataModule):
             if name in self.videos or name != "val":
                 self._check(name)
 
+    def list_videos(self, root: Path) -> Listing:
+        """List the videos under a root; override it for a layout of your own.
+
+        Args:
+            root: folder or zip of the option ``root``.
+
+        Returns:
+            The names and paths of the videos. Its methods count their frames and open a store that reads them.
+        """
+        return list_videos(root, self.layout)
+
     def _load(self) -> dict[Stage, VideoSet]:
-        root, split = Path(self.root), self.split
+        root, split = Path(self.root).expanduser(), self.split
         if self.root in MOVING_SHAPES:
             from strm_lightning.moving_shapes import SPLIT, moving_shapes
 
@@ -194,7 +206,7 @@ class EpisodeDataModule(L.LightningDataModule):
             root,
             split,
             lists=self.lists,
-            layout=self.layout,
+            listing=self.list_videos(root),
             num_frames=self.num_frames,
             short_clips=self.short_clips,
             unreadable=self.unreadable,

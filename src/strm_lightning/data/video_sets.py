@@ -84,6 +84,7 @@ def load_video_sets(
     short_clips: ShortClips = "repeat",
     unreadable: Unreadable = "skip",
     seed: int = 0,
+    listing: Listing | None = None,
     progress: bool = True,
 ) -> dict[Stage, VideoSet]:
     """Open the videos of a split, and group them by stage and class.
@@ -100,13 +101,16 @@ def load_video_sets(
         short_clips: for videos of fewer than L frames, ``repeat`` frames, or ``drop`` the video with a warning.
         unreadable: ``skip`` unreadable videos with a warning, or ``refuse`` them with an error.
         seed: seed of the shuffle of classes for shares.
+        listing: listing of the videos under the root, for a layout of your own; None for `list_videos`.
         progress: show progress bars on stderr.
 
     Raises:
         MissingFileError: the root or the lists do not exist.
-        InputError: as `open_store` and `resolve_split`, or no video of the split is on disk.
+        InputError: as `open_store` and `resolve_split`, the listing is empty, or no video of the split is on disk.
     """
-    listing = list_videos(root, layout)
+    listing = list_videos(root, layout) if listing is None else listing
+    if not listing.paths:
+        raise InputError(f"no videos under {root} (layout {listing.layout!r})")
     resolved = resolve_split(split, lists=lists, class_names=listing.class_names, seed=seed)
     match = match_split(listing, resolved)
     if not match.names:

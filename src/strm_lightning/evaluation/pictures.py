@@ -2,12 +2,14 @@
 
 import csv
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.loggers import WandbLogger
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
 
 from strm_lightning.errors import InputError, MissingFileError, MissingPackageError
 from strm_lightning.evaluation.figures import class_figure, confusion_figure, learning_figure, shots_figure
@@ -56,12 +58,32 @@ def draw(runs: Sequence[str | Path], out: str | Path | None = None) -> list[Path
 
 
 def log_pictures(loggers: Iterable[Any], folder: Path) -> None:
-    """Log the plots of a run to its W&B loggers, if matplotlib is installed."""
-    boards = [logger for logger in loggers if isinstance(logger, WandbLogger)]
-    if boards and find_spec("matplotlib"):
+    """Log the plots of a run to its loggers that take images, if matplotlib is installed.
+
+    These are loggers with a method ``log_image(key, images)``, such as ``WandbLogger``, which gets the path of the
+    picture in a list, and loggers whose experiment has ``add_image``, such as ``TensorBoardLogger``.
+    """
+    log_functions = [log for logger in loggers if (log := _log_function(logger)) is not None]
+    if log_functions and find_spec("matplotlib"):
         for path in draw([folder]):
-            for board in boards:
-                board.log_image(f"test/{path.stem}", [str(path)])
+            for log in log_functions:
+                log(f"test/{path.stem}", path)
+
+
+def _log_function(logger: Any) -> Callable[[str, Path], None] | None:
+    """Return a function that logs a picture by key and path; None if the logger takes no images."""
+    # Ask the classes: Lightning's DummyLogger and DummyExperiment (fast_dev_run) answer to every attribute.
+    if hasattr(type(logger), "log_image"):
+        return lambda key, path: logger.log_image(key, [str(path)])
+    experiment: Any = getattr(logger, "experiment", None)
+    if hasattr(type(experiment), "add_image"):
+        return lambda key, path: experiment.add_image(key, _pixels(path), dataformats="HWC")
+    return None
+
+
+def _pixels(path: Path) -> UInt8[np.ndarray, "H W 3"]:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def _read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:

@@ -13,7 +13,7 @@ from strm_lightning.data.checks.verify import verify
 from strm_lightning.data.detect import list_videos
 from strm_lightning.data.names import youtube_id
 from strm_lightning.data.sampling import FramePolicy
-from strm_lightning.data.sources.base import Layout, LayoutOption
+from strm_lightning.data.sources.base import LayoutOption
 from strm_lightning.data.splits.lists import read_lists
 from strm_lightning.data.splits.match import SplitMatch, match_split
 from strm_lightning.data.splits.split import Split, SplitOption, resolve_split
@@ -70,7 +70,7 @@ class DoctorReport:
     """
 
     root: str
-    layout: Layout
+    layout: str
     split: str
     classes: list[ClassReport]
     missing: dict[Stage, list[str]]

@@ -118,7 +118,7 @@ class Listing(ABC):
 
     @property
     @abstractmethod
-    def layout(self) -> Layout:
+    def layout(self) -> str:
         """Name of the layout."""
 
     @abstractmethod
