@@ -77,7 +77,7 @@ def test_it_goes_on_and_mixes_nothing(recipe: Path, tmp_path: Path, capsys: pyte
     assert "seed 0:" not in said
     assert all(path.stat().st_mtime_ns == when for path, when in first.items())
     assert "TRX + FLE" in report
-    with pytest.raises(ValueError, match=r"runs of other options \(data.test_episodes\): name another folder"):
+    with pytest.raises(ValueError, match=r"runs with other options \(data.test_episodes\): choose another folder"):
         ablate(recipe, out, seeds=1, **options | {"episodes": 7})
     with pytest.raises(ValueError, match="unknown variants flee; choose from trx, ple"):
         ablate(recipe, out, variants=["flee"])

@@ -1,14 +1,14 @@
-"""Ablate the heads of a recipe over class splits and seeds, on the same test episodes: as `strm fit` does, only faster.
+"""Ablation of the heads of a recipe over class splits and seeds, on the same test episodes.
 
     python experiments/ablation/run.py experiments/egogestar.yaml runs/ablation --root FOLDER
 
-Each variant is a file in this folder, put behind the recipe. What `strm fit` would find for the same files, split and
-seed is what is found here (a test holds the two against each other); but the frozen backbone's maps of the whole data
-set are computed once for all splits, seeds and variants, and several runs train side by side. Every variant is tested
-on the same episodes, so that differences are paired; as a control also with the queries played backwards.
+Each variant is a YAML file in this folder, added to the recipe. The results equal those of `strm fit` with the same
+files, split and seed (a test compares both), but the maps of the frozen backbone are computed once for all splits,
+seeds and variants, and several runs train in parallel. All variants are tested on the same episodes, so differences are
+paired. As a control they are also tested with reversed queries.
 
-Each run is a file in the output folder: a call that was cut off goes on where it was, and one that finds all runs done
-only prints the tables.
+Each run writes a file to the output folder. A repeated call trains only the runs that are missing, then prints the
+tables.
 """
 
 import json
@@ -59,7 +59,7 @@ VARIANTS = {
     "center_layout": "STRM, center_clip, layout",
     "center_layout_scale": "STRM, center_clip, layout, scale_clip",
 }
-# What to call the step from one variant to the next, for the table of differences.
+# Rows of the table of differences: name, first and second variant.
 STEPS = {
     "PLE alone": ("trx", "ple"),
     "FLE alone": ("trx", "fle"),
@@ -80,10 +80,10 @@ Use = Literal["training", "testing"]  # random frames and crop, or the central o
 
 @dataclass(frozen=True)
 class Plan:
-    """What all runs share.
+    """Options that all runs share.
 
     Attributes:
-        recipe: ``data``, ``model`` and ``trainer`` options of the recipe, as the YAML file has them.
+        recipe: ``data``, ``model`` and ``trainer`` options of the recipe.
         out: folder of the runs and of the stored maps.
     """
 
@@ -91,7 +91,7 @@ class Plan:
     out: Path
 
     def data(self, split: int) -> EpisodeDataModule:
-        """The data module of a class split, set up."""
+        """Set up the data module of a class split."""
         data = EpisodeDataModule(**self.recipe["data"] | {"split_seed": split})
         data.prepare_data()
         data.setup("fit")
@@ -99,24 +99,24 @@ class Plan:
         return data
 
     def model(self, variant: str) -> dict[str, Any]:
-        """Options of `STRMModule`: the recipe's, and behind them those of the variant's file."""
+        """Return the options of `STRMModule`: those of the recipe, overridden by those of the variant."""
         behind = yaml.safe_load((FOLDER / f"{variant}.yaml").read_text())["model"]
         return self.recipe["model"] | behind | {"num_frames": self.recipe["data"].get("num_frames", 8)}
 
     def maps(self, use: Use, center: bool) -> Path:
-        """The file of the pooled maps of all videos."""
+        """Return the file of the pooled maps of all videos."""
         return self.out / "maps" / f"{use}{'-centered' if center else ''}.safetensors"
 
 
 class _Scaled(FeatureBank):
-    """Pooled maps with `scale_clip`."""
+    """A bank that applies `scale_clip` to its maps."""
 
     def get(self, rows: Any, views: Any = None) -> Encoded:
         return vars(scale(PooledMaps(**super().get(rows, views))))
 
 
 class Stored(STRMModule):
-    """STRMModule, but for where the maps of a frozen backbone come from: they are there already."""
+    """STRMModule that reads the maps of its frozen backbone from banks on disk."""
 
     banks: dict[Use, FeatureBank]
 
@@ -134,7 +134,7 @@ def _rows(data: EpisodeDataModule, stage: Stage) -> torch.Tensor:
 
 
 def encode(plan: Plan) -> None:
-    """Store the pooled maps of every video, with and without `center_clip`, unless they are there."""
+    """Store the pooled maps of all videos, with and without `center_clip`, unless they exist."""
     data, options = plan.data(0), plan.model("trx")
     rows = sorted({int(row) for videos in data.videos.values() for members in videos.members for row in members})
     backbone = Stored(**options).model.backbone.eval()
@@ -159,7 +159,7 @@ def encode(plan: Plan) -> None:
 
 
 def run(plan: Plan, variant: str, split: int, seed: int) -> dict[str, list[float]]:
-    """Train a variant as `strm fit` does; accuracy of every test episode, by number of shots and direction of play."""
+    """Train a variant; return the accuracy of every test episode by number of shots and direction of the query."""
     data, options = plan.data(split), plan.model(variant)
     L.seed_everything(seed, verbose=False)
     module = Stored(**options)
@@ -186,7 +186,7 @@ def _load(plan: Plan, kind: Any, use: Use, center: bool) -> FeatureBank:
 
 @torch.inference_mode()
 def test(module: Stored, data: EpisodeDataModule) -> dict[str, list[float]]:
-    """Match all test episodes from clips that are encoded once, the queries forwards and backwards."""
+    """Match all test episodes from clips that are encoded once, the queries forwards and reversed."""
     head, rows = module.model.head, _rows(data, "test")
     banks = {way: FeatureBank(rows.tolist()) for way in ("", " reversed")}
     for part in rows.split(64):
@@ -209,7 +209,7 @@ def test(module: Stored, data: EpisodeDataModule) -> dict[str, list[float]]:
 
 
 def _work(plan: Plan, variant: str, split: int, seed: int, path: Path) -> str:
-    """One run, into a file that is whole or not there."""
+    """Do one run and write its file atomically."""
     found = run(plan, variant, split, seed)
     part = path.with_suffix(".part")
     part.write_text(json.dumps({"model": plan.model(variant), "accuracy": found}))
@@ -219,9 +219,9 @@ def _work(plan: Plan, variant: str, split: int, seed: int, path: Path) -> str:
 
 
 def _alone() -> None:
-    """A process of its own: one thread, since the heads are small, and no more words than needed."""
+    """Set up a worker process: one thread, because the heads are small, and errors only."""
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")  # Lightning's, about workers and what is not logged
+    warnings.filterwarnings("ignore")  # of Lightning, about workers and logging
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
@@ -238,27 +238,27 @@ def ablate(
     jobs: int = 2,
     override: dict[str, dict[str, Any]] | None = None,
 ) -> str:
-    """Run what is not done yet, and return the tables.
+    """Do the missing runs and return the tables.
 
     Args:
         recipe: a configuration with a frozen backbone, such as experiments/quickstart.yaml.
-        out: folder of the runs, a file each, and of the stored maps.
-        root: folder of the videos, where it is not the recipe's.
-        splits: class splits, by ``data.split_seed`` from 0.
-        seeds: first weights of each split and variant, by ``seed_everything`` from 0.
-        shots: support clips of a class in the tests.
+        out: folder of the files of the runs and of the stored maps.
+        root: folder of the videos; null for that of the recipe.
+        splits: number of class splits (``data.split_seed`` from 0).
+        seeds: number of seeds of each split and variant (``seed_everything`` from 0).
+        shots: numbers of support clips per class in the tests.
         episodes: test episodes of each split and number of shots, the same for all variants and seeds.
-        variants: files of this folder, without their ending; all where none is named.
-        jobs: runs side by side.
-        override: other options of the recipe, such as {"trainer": {"max_epochs": 1}}.
+        variants: files of this folder without suffix; empty for all.
+        jobs: number of parallel runs.
+        override: options that override those of the recipe, such as {"trainer": {"max_epochs": 1}}.
 
     Raises:
-        ValueError: the backbone learns or has no weights, a variant is unknown, splits are alike, or ``out`` holds runs
-            of other options.
+        ValueError: the backbone is trained or has no weights, a variant is unknown, splits are equal, or ``out``
+            contains runs with other options.
     """
     names = list(variants) or list(VARIANTS)
     if unknown := set(names) - set(VARIANTS):
-        raise ValueError(f"no variant {', '.join(sorted(unknown))}; there are {', '.join(VARIANTS)}")
+        raise ValueError(f"unknown variants {', '.join(sorted(unknown))}; choose from {', '.join(VARIANTS)}")
     options = yaml.safe_load(recipe.read_text())
     options = {part: options.get(part, {}) | (override or {}).get(part, {}) for part in ("data", "model", "trainer")}
     options["data"] |= {"test_shots": list(shots), "test_episodes": episodes} | ({"root": root} if root else {})
@@ -266,14 +266,14 @@ def ablate(
     if not options["model"].get("freeze_backbone"):
         raise ValueError(f"{recipe}: an ablation from stored maps needs model.freeze_backbone: true")
     if not options["model"].get("pretrained", True) and not options["model"].get("weights"):
-        raise ValueError(f"{recipe}: a frozen backbone without weights is another one in each run; set model.weights")
+        raise ValueError(f"{recipe}: a frozen backbone without weights differs in each run; set model.weights")
     plan = Plan(options, out)
     classes = [plan.data(split).videos["test"].class_names for split in range(splits)]
     if len(set(classes)) < splits:
-        raise ValueError(f"{recipe}: data.split gives the same test classes for several split seeds; set --splits 1")
+        raise ValueError(f"{recipe}: data.split has the same test classes for several split seeds; set --splits 1")
     _remember(plan)
     encode(plan)
-    runs = product(range(seeds), range(splits), names)  # all variants of one seed first: what is there compares
+    runs = product(range(seeds), range(splits), names)  # all variants of a seed first
     missing = [(v, s, n, path) for n, s, v in runs if not _done(path := _file(out, v, s, n), plan.model(v))]
     with ProcessPoolExecutor(jobs, get_context("spawn"), _alone) as pool:
         work = [pool.submit(_work, plan, *which) for which in missing] if jobs > 1 else []
@@ -283,12 +283,14 @@ def ablate(
 
 
 def _remember(plan: Plan) -> None:
-    """Keep the options beside the runs, and refuse to mix runs of two."""
+    """Write the options beside the runs; raise an error if existing runs have other options."""
     path = plan.out / "options.json"
     plan.out.mkdir(parents=True, exist_ok=True)
     if any(plan.out.glob("*-split*.json")) and (other := json.loads(path.read_text())) != plan.recipe:
         differ = [f"{p}.{k}" for p, o in plan.recipe.items() for k in {*o, *other[p]} if o.get(k) != other[p].get(k)]
-        raise ValueError(f"{plan.out} holds runs of other options ({', '.join(sorted(differ))}): name another folder")
+        raise ValueError(
+            f"{plan.out} contains runs with other options ({', '.join(sorted(differ))}): choose another folder"
+        )
     path.write_text(json.dumps(plan.recipe, indent=1))
 
 
@@ -308,7 +310,7 @@ Runs = dict[str, list[dict[str, np.ndarray]]]
 
 
 def tables(found: Runs) -> str:
-    """Markdown: the accuracy of each variant, and the paired difference of each step."""
+    """Format accuracies of the variants and paired differences of the steps as Markdown tables."""
     kinds = list(next(iter(found.values()))[0])
     played = [kind for kind in kinds if "reversed" not in kind]
     rates = [[VARIANTS[v], *(_cell(_of(runs, kind)) for kind in kinds)] for v, runs in found.items()]
@@ -329,7 +331,7 @@ def _differences(first: Iterable[Any], second: Iterable[Any], kind: str) -> list
 
 
 def _cell(runs: list[np.ndarray], *, signed: bool = False) -> str:
-    """Mean and its 95 % interval over all episodes; of several runs also the lowest and the highest mean."""
+    """Format the mean and its 95 % interval over all episodes; for several runs also the lowest and highest mean."""
     every, means = np.concatenate(runs), [float(values.mean()) for values in runs]
     form = "{:+.1f}" if signed else "{:.1f}"
     mean, low, high = (form.format(100 * value) for value in (every.mean(), min(means), max(means)))

@@ -1,14 +1,14 @@
-"""Ten thousand test episodes: each decoded and encoded anew, against a bank of features; and matching alone.
+"""Time of 10,000 test episodes: encoding every episode against a feature bank, and matching alone.
 
     python experiments/benchmarks/protocol.py [--part protocol matching] [--backbone resnet18 --image_size 112]
 
-``protocol`` makes 24 classes of 100 videos (320 x 240, H.264) and tests one model on the same 5-way 5-shot episodes,
-one query a class, in both ways. The literal way would take hours: some episodes are measured, before and after the
-bank's, and the median of an episode is multiplied. The bank's way is measured whole, or in part by ``--videos`` and
-``--episodes``. Both ways must predict the same.
+``protocol`` generates 24 classes of 100 videos (320 x 240, H.264) and tests one model on the same 5-way 5-shot
+episodes, one query per class, without and with a bank. Without a bank the test would take hours: the median time of
+some episodes, measured before and after the test with a bank, is extrapolated. The test with a bank is measured
+completely, or in part with ``--videos`` and ``--episodes``. Both must make the same predictions.
 
-``matching`` matches random features at the paper's sizes (ResNet-50: D 2048, d 1152) and holds the rate of its
-arithmetic against that of a large matrix product, measured in turns since machines are shared.
+``matching`` matches random features at the paper's sizes (ResNet-50: D 2048, d 1152) and compares its FLOP/s with those
+of a large matrix product, measured alternately.
 """
 
 import argparse
@@ -29,7 +29,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 from strm_lightning import EpisodeDataModule, STRMModule
-from strm_lightning.data.episodes import EpisodeDataset, EpisodeSampler
+from strm_lightning.data.episodes import EpisodeGenerator
+from strm_lightning.data.loaders import EpisodeDataset
 from strm_lightning.evaluation.bank import FeatureBank
 from strm_lightning.evaluation.matching import match_from_bank
 from strm_lightning.models.head import STRMHead
@@ -39,7 +40,7 @@ WIDTH, HEIGHT, LENGTH = 320, 240, 40
 
 
 def write_videos(root: Path, videos: int, distinct: int = 10) -> None:
-    """Noise that drifts; of each class, ``distinct`` files are drawn and the others are copies of them."""
+    """Write videos of moving noise: ``distinct`` files of each class, and copies of them."""
     rng = np.random.default_rng(0)
     for number in range(CLASSES):
         folder = root / f"class {number:02}"
@@ -61,7 +62,7 @@ def write_videos(root: Path, videos: int, distinct: int = 10) -> None:
 
 
 class Clock(L.Callback):
-    """Seconds of each step, its clips' decoding included."""
+    """Measures the seconds of each step, decoding included."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -108,7 +109,7 @@ def protocol(options: argparse.Namespace) -> None:
             if way == "bank":
                 timing = model.report["timing"]
             else:
-                seconds += clock.seconds[1:]  # the first one also finds its memory
+                seconds += clock.seconds[1:]  # the first step also allocates memory
     anew, bank, again = answers
     assert np.array_equal(anew, again)
     same = int((anew == bank[: len(anew)]).all(1).sum())
@@ -125,7 +126,7 @@ def protocol(options: argparse.Namespace) -> None:
 
 
 def gemm_rate(size: int = 2048, repeats: int = 2) -> float:
-    """Floating point operations a second of a large float32 matrix product."""
+    """Measure the FLOP/s of a large float32 matrix product."""
     a, b = torch.rand(size, size), torch.rand(size, size)
     torch.mm(a, b)
     start = time.perf_counter()
@@ -137,7 +138,7 @@ def gemm_rate(size: int = 2048, repeats: int = 2) -> float:
 @torch.inference_mode()
 def matching(options: argparse.Namespace, dim: int = 2048, match_dim: int = 1152) -> None:
     members = [np.arange(c * VIDEOS, (c + 1) * VIDEOS) for c in range(CLASSES)]
-    episodes = EpisodeDataset(EpisodeSampler(members, WAY, SHOT, 1, "test"), None)
+    episodes = EpisodeDataset(EpisodeGenerator(members, WAY, SHOT, 1, "test"), None)
     query, support = WAY * TUPLES, WAY * SHOT * TUPLES
     for qc_dim, name in ((dim, "D"), (dim // 2, "D/2")):
         head = STRMHead(dim, match_dim=match_dim, qc_dim=qc_dim).eval()
@@ -149,7 +150,7 @@ def matching(options: argparse.Namespace, dim: int = 2048, match_dim: int = 1152
             found = {"keys": keys, "values": values, "qc.relations": relations.relu_()}
             bank.put(torch.stack([rows, torch.zeros_like(rows)], 1), found)
         print(f"{bank.describe()}; D {dim}, d {match_dim}, QC {name}; {options.threads} threads", flush=True)
-        # Scores and prototypes of TRM, distances of QC; two operations a multiply-add.
+        # Scores and prototypes of TRM, distances of QC; a multiply-add is two operations.
         work = 2 * query * support * (2 * match_dim + qc_dim)
         rates, seconds, batch = [], [], 16
         for first in range(0, options.episodes, batch):
@@ -174,9 +175,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", nargs="+", choices=("protocol", "matching"), default=["protocol", "matching"])
     parser.add_argument("--episodes", type=int, default=10_000)
-    parser.add_argument("--videos", type=int, default=VIDEOS, help="of each class, for less than the whole")
-    parser.add_argument("--literal", type=int, default=6, help="episodes of the literal way, before and after")
-    parser.add_argument("--backbone", default="resnet18", help="a timm name; its weights are random")
+    parser.add_argument("--videos", type=int, default=VIDEOS, help="videos per class")
+    parser.add_argument("--literal", type=int, default=6, help="episodes without a bank, before and after")
+    parser.add_argument("--backbone", default="resnet18", help="timm model, with random weights")
     parser.add_argument("--image_size", type=int, default=112)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
