@@ -5,6 +5,8 @@ from pathlib import Path
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("MPLBACKEND", "Agg")
+if "PYTEST_XDIST_WORKER" in os.environ:  # the processes share the cores; threads on top would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import av
 import numpy as np
