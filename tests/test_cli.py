@@ -9,10 +9,12 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from torch._utils import ExceptionWrapper
 
 from strm_lightning import errors
 from strm_lightning.cli.fit import STRMCLI
 from strm_lightning.cli.main import COMMANDS, TRAINING, main
+from strm_lightning.data.decode.video import VideoError
 from strm_lightning.training.checkpoints import AtomicCheckpointIO, LastCheckpoint
 from tests.test_module import data, module, trainer
 
@@ -227,6 +229,20 @@ def test_input_errors_are_one_line(
 
 
 ERRORS = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.InputError)]
+
+
+def test_an_error_of_a_worker_process_is_one_line(monkeypatch: Any, capsys: Any) -> None:
+    """torch raises an error of a data loader's worker again, with the worker's traceback in its message."""
+
+    def fail(*_: Any) -> None:
+        try:
+            raise VideoError("a.mp4: truncated, 9 bytes are missing at its end")
+        except VideoError:
+            ExceptionWrapper(where="in DataLoader worker process 0").reraise()
+
+    monkeypatch.setattr("strm_lightning.cli.main._run", fail)
+    _, error, status = said(monkeypatch, capsys, "fit")
+    assert (error, status) == ("error: a.mp4: truncated, 9 bytes are missing at its end\n", 2)
 
 
 @pytest.mark.parametrize("error", ERRORS)

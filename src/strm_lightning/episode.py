@@ -104,7 +104,7 @@ class Episode(_Tensors):
     ``support_ids`` and ``query_ids`` identify the videos. The clips are None if features come from a bank.
 
     Attributes:
-        support_ids: row of each support video in its video set, ``[..., N, K]``.
+        support_ids: row of each support video in the store of its video set, ``[..., N, K]``.
         query_ids: row of each query video, ``[..., Q]``.
         query_labels: label of each query in the episode, 0 .. N-1, ``[..., Q]``.
         class_ids: class of the video set for each label of the episode, ``[..., N]``.

@@ -166,3 +166,10 @@ def test_a_wrong_length_in_the_header_alone_is_forgiven(tmp_path: Path) -> None:
     data[4:8] = (len(data) + 1000).to_bytes(4, "little")
     path.write_bytes(data)
     assert count_frames(path) == 10
+
+
+def test_a_video_of_too_many_frames_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("strm_lightning.data.decode.limits.MAX_FRAMES", 5)
+    path = write_video(tmp_path / "long.mp4", 6)
+    with pytest.raises(VideoError, match="has more than 5 frames"):
+        count_frames(path)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from strm_lightning.errors import InputError
 from strm_lightning.models.matching.alignment import JOINT, OPTIONS, alignment_scores, frame_alignment
 from strm_lightning.models.matching.otam import alignment_cost
+from strm_lightning.models.matching.shots import prototypes
 from tests import reference
 
 PUBLISHED = {
@@ -340,3 +341,10 @@ def test_one_graph_for_any_episode(quick: bool) -> None:
     command = [sys.executable, "-c", COMPILE.replace("{quick}", str(quick))]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": "src"}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_prototypes_ignore_absent_clips() -> None:
+    support, mask = torch.randn(2, 3, 4, 5), torch.tensor([[True, False, True], [True, True, True]])
+    support[0, 1] = torch.nan
+    expected = torch.stack([support[0, [0, 2]].mean(0), support[1].mean(0)])
+    torch.testing.assert_close(prototypes(support, mask), expected)

@@ -49,8 +49,16 @@ def main(args: Sequence[str] | None = None) -> None:
     except InputError as error:
         if os.environ.get("STRM_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_message(error)}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _message(error: InputError) -> str:
+    """The message of an error in one line; torch puts a traceback around an error of a worker process."""
+    lines = str(error).strip().splitlines()
+    if "Original Traceback" in str(error):
+        return lines[-1].partition(": ")[2]
+    return " ".join(lines)
 
 
 def _run(args: Sequence[str] | None) -> None:

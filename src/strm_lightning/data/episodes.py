@@ -1,6 +1,6 @@
 """Episodes as a pure function of (seed, stage, epoch, index).
 
-All workers, ranks, restarts and machines get the same episodes, since nothing else decides them.
+All workers, ranks, restarts and machines get the same episodes for the same list of videos.
 """
 
 from collections.abc import Sequence

@@ -52,6 +52,8 @@ def visit_frames(path: str | Path, numbers: Container[int], visit: Callable[[int
     count, upright_rgb = 0, _UprightRGB()
     with _opened(path) as (container, stream):
         for count, frame in enumerate(_whole(container.decode(stream), path), start=1):
+            if count > limits.MAX_FRAMES:
+                raise VideoError(f"{path}: has more than {limits.MAX_FRAMES} frames")
             if count - 1 in numbers:
                 visit(count - 1, upright_rgb(frame))
         missing = missing_bytes(path)

@@ -38,10 +38,10 @@ def zero_absent(support: Tensor, shot_mask: Tensor | None) -> Tensor:
 
 
 def prototypes(support: Float[Tensor, "*B N K Ls D"], shot_mask: Tensor | None = None) -> Float[Tensor, "*B N Ls D"]:
-    """Compute the mean of the present clips of each class; absent clips must be 0 (`zero_absent`)."""
+    """Return the mean of the present clips of each class; absent clips may contain any values."""
     if shot_mask is None:
         return support.mean(-3)
-    return support.sum(-3) / shot_mask.sum(-1).clamp_min(1)[..., None, None]
+    return zero_absent(support, shot_mask).sum(-3) / shot_mask.sum(-1).clamp_min(1)[..., None, None]
 
 
 def mean_over_shots(
