@@ -267,12 +267,12 @@ from pathlib import Path
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tests.test_module import data, module, trainer
 from tests.test_trainer_features import Seen
-import strm_lightning.data.video_sets as store
+from strm_lightning.data import datamodule
 from strm_lightning.data.sources import counts as index
 
 listed, counted = [], []
-list_videos, count = store.list_videos, index._count
-store.list_videos = lambda *a, **k: listed.append(1) or list_videos(*a, **k)
+list_videos, count = datamodule.list_videos, index._count
+datamodule.list_videos = lambda *a, **k: listed.append(1) or list_videos(*a, **k)
 index._count = lambda *a: counted.append(1) or count(*a)
 
 if __name__ == "__main__":
