@@ -84,8 +84,8 @@ def test_it_is_trained_tested_from_a_bank_and_loaded(
     }
 
     found = run_test(tmp_path / "bank", model, data(actions, test_episodes=20))
-    anew = run_test(tmp_path / "episodes", model, data(actions, test_episodes=20, evaluation="episodes"))
-    assert found["per_episode"] == anew["per_episode"]
+    direct = run_test(tmp_path / "episodes", model, data(actions, test_episodes=20, evaluation="episodes"))
+    assert found["per_episode"] == direct["per_episode"]
     loaded = STRMModule.load_from_checkpoint(tmp_path / "own.ckpt", bank_dir=str(tmp_path / "banks"))
     assert isinstance(loaded.model.head.projected, Projected)
     assert (loaded.hparams["matching"], loaded.hparams["matching_options"]) == tuple(OWN.values())

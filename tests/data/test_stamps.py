@@ -1,4 +1,4 @@
-"""A stamp of a video's source changes when the source is written anew, and only then."""
+"""The stamp of a video changes if and only if its source file is written again."""
 
 import os
 from pathlib import Path
