@@ -4,7 +4,7 @@ import os
 import signal
 
 from strm_lightning.classifier.classifier import FewShotClassifier
-from strm_lightning.cli.classify import classifier_without_examples
+from strm_lightning.cli.classify import Model
 from strm_lightning.errors import InputError, MissingPackageError
 from strm_lightning.web.uploads import Uploads, upload_folder
 
@@ -14,6 +14,8 @@ def demo(
     ckpt: str | None = None,
     backbone: str | None = None,
     weights: str | None = None,
+    matching: str | None = None,
+    mirror: bool = False,
     host: str = "127.0.0.1",
     port: int | None = None,
     max_mb: int = 100,
@@ -23,10 +25,12 @@ def demo(
     """Start a local web page that recognises actions from a few example clips of each class.
 
     Args:
-        ckpt: checkpoint of a trained model; null for a pretrained backbone whose patches are compared frame by frame.
+        ckpt: checkpoint of a trained model; null for a pretrained backbone.
         backbone: timm model to use without ``ckpt``; null for EfficientNet-Lite0.
         weights: file of the backbone's weights; null for pretrained weights (EfficientNet-Lite0: the extra
             ``weights``).
+        matching: matching method to use without ``ckpt``; null for ``auto``, see ``strm classify``.
+        mirror: an action and its mirror image are the same action; only without ``ckpt``.
         host: address to listen on; 0.0.0.0 allows other computers to connect, without a password.
         port: port number; null for the first free one from 7860.
         max_mb: largest size of an uploaded file, in megabytes.
@@ -42,7 +46,7 @@ def demo(
     if max_total_mb < max_mb:
         raise InputError(f"--max_total_mb {max_total_mb}: give at least --max_mb, {max_mb}")
     web.check_address(host, port)
-    plain = classifier_without_examples(ckpt, backbone, weights, device)
+    plain = Model(ckpt, backbone, weights, matching, mirror, device).build()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # delete the uploads, as after Ctrl-C
     with upload_folder() as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(folder)  # where gradio stores uploads
