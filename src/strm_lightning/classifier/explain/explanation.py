@@ -12,7 +12,6 @@ from strm_lightning.classifier.predictions import Prediction
 from strm_lightning.classifier.support import EncodedClip, SupportSet
 from strm_lightning.models.matching.base import Encoded, Evidence
 
-
 MEANING = {
     "lag": "same motion at about the same time",
     "energy": "same amount of motion",
@@ -30,8 +29,8 @@ class ClassEvidence:
         clips: names of its clips.
         by_logit: evidence of each named logit, such as ``trm`` and ``qc``; a matching method may give none.
         clip_scores: how much each clip matters, ``[K]``: its own score where a logit is the mean over clips; its
-            contribution to the logit where a logit is a sum over kernels; else its weight in the evidence of the matching
-            method; without evidence, its logit as a class of its own (among all
+            contribution to the logit where a logit is a sum over kernels; else its weight in the evidence of the
+            matching method; without evidence, its logit as a class of its own (among all
             clips as classes where a logit depends on the other classes).
     """
 
