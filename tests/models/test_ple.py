@@ -46,7 +46,7 @@ def test_outputs_and_gradients_are_those_of_the_equations(variant: str, frames: 
     for pooled in (False, True):
         x = patches(frames).requires_grad_()
         out = ple(x, pooled=True) if pooled else ple(x).mean(-2)
-        assert out.shape == x.shape[:-2] + (D,)
+        assert out.shape == (*x.shape[:-2], D)
         found.append([out, *torch.autograd.grad(out.sin().sum(), [x, *ple.parameters()])])
     for literal, ours in zip(*found, strict=True):
         torch.testing.assert_close(ours, literal, rtol=1e-10, atol=1e-10)
