@@ -12,7 +12,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from strm_lightning.data.decode.video import VideoError, count_frames, iter_frames, read_frames
+from strm_lightning.data.decode.video import VideoError, iter_frames, read_chosen
 from strm_lightning.data.sampling import FramePolicy, select_frames
 from strm_lightning.data.transforms import ClipTransform
 from strm_lightning.errors import InputError, InputTypeError
@@ -50,12 +50,14 @@ def read_clip(video: Video, config: ClipConfig) -> UInt8[Tensor, "L 3 S S"]:
         VideoError: the file cannot be read, or the array is empty.
         InputTypeError: the array is not ``[F, H, W, 3]`` of uint8.
     """
+
+    def choose(available: int) -> list[int]:
+        return select_frames(config.frame_policy, available, config.num_frames, None)
+
     if isinstance(video, (str, Path)):
-        chosen = select_frames(config.frame_policy, count_frames(video), config.num_frames, None)
-        return config.transform(read_frames(video, chosen), None)
+        return config.transform(read_chosen(video, choose), None)
     frames = check_array(video)
-    chosen = select_frames(config.frame_policy, len(frames), config.num_frames, None)
-    return config.transform(frames[chosen], None)
+    return config.transform(frames[choose(len(frames))], None)
 
 
 def check_first_frame(path: str | Path) -> None:

@@ -20,14 +20,15 @@ def match_from_bank(head: STRMHead, bank: FeatureBank, episode: Episode, device:
         episode: a batch of episodes without clips.
         device: device to match on.
     """
-    at_once = 1 if device.type == "cpu" else len(episode.index)
-    supports, queries = episode.support_ids.cpu().split(at_once), episode.query_ids.cpu().split(at_once)
+    supports, queries = episode.support_ids.cpu(), episode.query_ids.cpu()
+    if device.type != "cpu":
+        return head.match_encoded(_to(bank.get(supports), device), _to(bank.get(queries), device))
+    # Without an axis for episodes, products are those of matrices, which are faster than batches of one matrix.
     found = [
-        head.match_encoded(_to(bank.get(support), device), _to(bank.get(query), device))
-        for support, query in zip(supports, queries, strict=True)
+        head.match_encoded(bank.get(support), bank.get(query)) for support, query in zip(supports, queries, strict=True)
     ]
     qc = [logits.qc for logits in found if logits.qc is not None]
-    return MatchLogits(trm=torch.cat([logits.trm for logits in found]), qc=torch.cat(qc) if qc else None)
+    return MatchLogits(trm=torch.stack([logits.trm for logits in found]), qc=torch.stack(qc) if qc else None)
 
 
 def _to(encoded: Encoded, device: torch.device) -> Encoded:

@@ -168,13 +168,16 @@ class STRMHead(nn.Module):
         Only features that the matching methods read are computed.
         """
         steps = bool(self.reads & {"patch_level", "frame_level"})
-        needs_patches = "patches" in self.reads or (steps and (self.ple is not None or self.layout is not None))
+        needs_patches = "patches" in self.reads or (steps and self.layout is not None)
         patches = self.project(maps.grid) if needs_patches else None
         if patches is not None and self.ple is not None:
             patches = self.ple(patches)
         frames = None
         if steps:
-            frames = self.project(maps.mean) if self.ple is None or patches is None else patches.mean(-2)
+            if self.ple is None:
+                frames = self.project(maps.mean)
+            else:
+                frames = self.ple(self.project(maps.grid), pooled=True) if patches is None else patches.mean(-2)
             if self.layout is not None:
                 frames = frames + self.layout(patches)
         return VideoFeatures(
