@@ -21,16 +21,27 @@ class EpisodeResults:
         index: index of each episode, ``[E]``.
         predicted: predicted class of each query, as an index of the video set's classes, ``[E, Q]``.
         actual: true class of each query, ``[E, Q]``.
+        classes: class of each label of the episode, ``[E, N]``; None if it is not known, like the two below.
+        support: clips of each label, as indices of the video set's store, ``[E, N, K]``.
+        query: clip of each query, ``[E, Q]``.
     """
 
     index: Int[np.ndarray, " E"]
     predicted: Int[np.ndarray, "E Q"]
     actual: Int[np.ndarray, "E Q"]
+    classes: Int[np.ndarray, "E N"] | None = None
+    support: Int[np.ndarray, "E N K"] | None = None
+    query: Int[np.ndarray, "E Q"] | None = None
+
+    @property
+    def right(self) -> Float[np.ndarray, "E Q"]:
+        """1 for each right prediction, else 0, ``[E, Q]``."""
+        return (self.predicted == self.actual).astype(np.float64)
 
     @property
     def per_episode(self) -> Float[np.ndarray, " E"]:
         """Accuracy of each episode, a fraction, ``[E]``."""
-        return (self.predicted == self.actual).mean(1)
+        return self.right.mean(1)
 
     @property
     def accuracy(self) -> float:
