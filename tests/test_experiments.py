@@ -11,7 +11,7 @@ import yaml
 from strm_lightning.cli.main import main
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-CONFIGS = sorted(p for p in EXPERIMENTS.rglob("*.yaml") if "sweeps" not in p.parts)
+CONFIGS = sorted(p for p in EXPERIMENTS.rglob("*.yaml") if not {"sweeps", "methods"} & set(p.parts))
 SPLIT = {"train": ["left", "right", "up"], "val": ["still", "rise"], "test": ["fall", "sink", "leap"]}
 OTHER_BACKBONES = {"vit.yaml": "test_vit", "convnext.yaml": "test_convnext"}
 TINY = """

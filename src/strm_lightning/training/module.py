@@ -42,7 +42,7 @@ from strm_lightning.evaluation.matching import match_from_bank
 from strm_lightning.evaluation.pictures import log_pictures
 from strm_lightning.evaluation.report import report_test, run_folder
 from strm_lightning.evaluation.results import EpisodeAccuracy, EpisodeResults
-from strm_lightning.messages import check_choice, check_positive
+from strm_lightning.messages import check_choice, check_not_negative
 from strm_lightning.models.strm import STRM, own_classes
 from strm_lightning.models.weights.state import plain_name
 from strm_lightning.training.checkpoints import read_checkpoint, use_atomic_checkpoints
@@ -72,7 +72,8 @@ class STRMModule(L.LightningModule):
             and accumulates over 16 episodes; ``trainer.accumulate_grad_batches: 16`` does both.
         freeze_backbone: do not train the backbone. Its maps are then computed once for each video and only the head is
             trained, which is hundreds of times faster; pixels are augmented only by ``frozen_views``.
-        frozen_views: random views (frames, crop, flip) of each training video to store the maps of.
+        frozen_views: random views (frames, crop, flip) of each training video to store the maps of; 0 for the one view
+            of test, without augmentation.
         bank_dir: folder of stored feature banks. A later test of the same weights on the same clips, or with a frozen
             backbone a later training, does not encode again.
         bank_limit_gb: maximum size of a feature bank in main memory, in GB; larger banks are memory-mapped files.
@@ -109,7 +110,7 @@ class STRMModule(L.LightningModule):
         check_choice("optimizer", optimizer, _OPTIMIZERS)
         check_choice("schedule", schedule, ("constant", "milestones", *_ANNEALED))
         check_choice("loss_reduction", loss_reduction, ("mean", "sum"))
-        check_positive(frozen_views=frozen_views)
+        check_not_negative(frozen_views=frozen_views)
         self.model = STRM(backbone, **model_options)
         self.model.backbone.requires_grad_(not freeze_backbone)
         self.qc_weight, self.loss_reduction = qc_weight, loss_reduction
@@ -185,7 +186,7 @@ class STRMModule(L.LightningModule):
 
         `EpisodeDataModule.train_dataloader` reads it.
         """
-        return self.frozen_views if self.freeze_backbone else 0
+        return max(self.frozen_views, 1) if self.freeze_backbone else 0
 
     def train(self, mode: bool = True) -> "STRMModule":
         super().train(mode)

@@ -234,6 +234,14 @@ class Ridge(Matching):
     ) -> dict[str, Tensor]:
         return {"ridge": self.scale * kernels.ridge(support["clip"], query["clip"], self.rho, shot_mask)}
 
+    def pair_scores(self, support: Encoded, query: Encoded) -> Encoded:
+        return {"product": inner_products(support["clip"], query["clip"])}
+
+    def match_scores(
+        self, own: Encoded, cross: Encoded, way: int, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> Float[Tensor, "*B Q N"]:
+        return self.scale * kernels.ridge_of_products(own["product"], cross["product"], way, self.rho, shot_mask)
+
     def floats_per_pair(self, encoded: Encoded) -> int:
         return 1
 
@@ -244,6 +252,8 @@ KERNELS = ("lag", "energy", "motionmap", "meanpatch")
 class _SeveralKernels(Matching):
     """Base of methods that combine several single-vector methods."""
 
+    name: ClassVar[str]
+    needs_own: ClassVar[bool] = True  # scores of the support clips with each other
     reads = frozenset({"patches"})
     per_class = False
     kinds: ClassVar[dict[str, type[Matching]]] = {
@@ -268,6 +278,18 @@ class _SeveralKernels(Matching):
             (encoded[name],) = part.encode(clip).values()
         return encoded
 
+    def match(
+        self, support: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> dict[str, Tensor]:
+        clips, way = {}, 1
+        for name in self.parts:
+            clips[name], way = self._flatten_shots(name, support)
+        own = self.pair_scores(clips, clips) if self.needs_own else {}
+        return {self.name: self.match_scores(own, self.pair_scores(clips, query), way, shot_mask)}
+
+    def pair_scores(self, support: Encoded, query: Encoded) -> Encoded:
+        return {name: self.scores(name, support[name], query[name]) for name in self.parts}
+
     def scores(self, name: str, support: Tensor, query: Tensor) -> Float[Tensor, "*B Q V"]:
         """Compute the similarity of queries ``[..., Q]`` and clips ``[..., V]`` with one kernel."""
         part = self.parts[name]
@@ -287,20 +309,17 @@ class _SeveralKernels(Matching):
 class LagEnergy(_SeveralKernels):
     """Sum of ``lag`` and ``energy``, each z-scored over the classes: for one shot."""
 
+    name = "lag_energy"
+    needs_own = False
     temperature = 1.0
 
     def __init__(self, spec: FeatureSpec) -> None:
         super().__init__(spec, ("lag", "energy"))
 
-    def match(
-        self, support: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
-    ) -> dict[str, Tensor]:
-        logits = []
-        for name in self.parts:
-            clips, way = self._flatten_shots(name, support)
-            scores = self.scores(name, clips, query[name])
-            logits.append(mean_over_shots(scores, way, shot_mask))
-        return {"lag_energy": kernels.z_sum(*logits)}
+    def match_scores(
+        self, own: Encoded, cross: Encoded, way: int, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> Float[Tensor, "*B Q N"]:
+        return kernels.z_sum(*(mean_over_shots(cross[name], way, shot_mask) for name in self.parts))
 
 
 @register_matching("kernel_ridge")
@@ -316,6 +335,7 @@ class KernelRidge(_SeveralKernels):
         InputError: a kernel is unknown or listed twice, or ``ridge`` is not positive.
     """
 
+    name = "kernel_ridge"
     temperature = 0.1
 
     def __init__(self, spec: FeatureSpec, *, kernels: Sequence[str] = KERNELS, ridge: float = 0.1) -> None:
@@ -323,15 +343,11 @@ class KernelRidge(_SeveralKernels):
         check_positive(ridge=ridge)
         self.ridge = ridge
 
-    def match(
-        self, support: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
-    ) -> dict[str, Tensor]:
-        own, cross, way = [], [], 1
-        for name in self.parts:
-            clips, way = self._flatten_shots(name, support)
-            own.append(self.scores(name, clips, clips))
-            cross.append(self.scores(name, clips, query[name]))
-        return {"kernel_ridge": kernels.weighted_kernel_ridge(own, cross, way, shot_mask, self.ridge)}
+    def match_scores(
+        self, own: Encoded, cross: Encoded, way: int, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> Float[Tensor, "*B Q N"]:
+        of_support, of_queries = ([scores[name] for name in self.parts] for scores in (own, cross))
+        return kernels.weighted_kernel_ridge(of_support, of_queries, way, shot_mask, self.ridge)
 
 
 def _vectors(tensor: Tensor, axes: int) -> Tensor:
