@@ -202,8 +202,10 @@ def encode(plan: Plan, runs: Sequence[Run]) -> dict[tuple[str, str], MapFiles]:
         ]
         of_backbone = {k: options[k] for k in ("pretrained", "weights", "normalize") if k in options}
         backbone = Backbone(options["backbone"], **of_backbone)
-        testing = store_maps(plan.maps, data[0], backbone, _all_rows(data, STAGES), name=key[1], patch_grid=grid)
-        training = testing if any(learns(plan, run) for run in mine) else None
+        trained = any(learns(plan, run) for run in mine)
+        rows = _all_rows(data, STAGES if trained else ["test"])
+        testing = store_maps(plan.maps, data[0], backbone, rows, name=key[1], patch_grid=grid)
+        training = testing if trained else None
         if training and views:
             rows = _all_rows(data, ["train"])
             training = store_maps(plan.maps, data[0], backbone, rows, name=key[1], patch_grid=grid, views=views)

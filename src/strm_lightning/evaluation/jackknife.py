@@ -148,7 +148,8 @@ class ClipDesign:
         for number, label in enumerate(self.members):
             yield from self._of_class(label, sums[label], total)
             for other in [*self.members][number + 1 :]:
-                if self.way > 1 and max(self.clips[label], self.clips[other]) <= _MANY:
+                few = max(self.clips[label], self.clips[other]) <= _MANY
+                if few and len(np.intersect1d(self.members[label].episodes, self.members[other].episodes)):
                     yield self._of_two(label, other, sums, total)
 
     def _of_class(self, label: int, own: Float[np.ndarray, "e M"], total: Float[np.ndarray, " E"]) -> Iterator[Block]:
