@@ -44,6 +44,7 @@ from strm_lightning.evaluation.bank import FeatureBank
 from strm_lightning.evaluation.controls import CONTROLS, reversed_maps, static_maps
 from strm_lightning.evaluation.encoding import datamodule_of
 from strm_lightning.evaluation.intervals import Interval, clip_design, over_classes, over_clips, over_episodes
+from strm_lightning.evaluation.jackknife import ClipDesign
 from strm_lightning.evaluation.maps import read_maps, store_maps
 from strm_lightning.evaluation.results import EpisodeResults
 from strm_lightning.evaluation.tables import markdown_table
@@ -568,7 +569,7 @@ def rate_table(plan: Plan, found: Mapping[str, Runs], shots: str) -> str:
     rows = []
     for row, runs in found.items():
         values, results = pooled(runs, shots)
-        intervals = over_episodes(values), over_clips(values, clip_design(results)), over_classes(values, results)
+        intervals = over_episodes(values), over_clips(values, _design(results)), over_classes(values, results)
         cells = [f"{100 * values.mean():.1f}", *(_half(interval) for interval in intervals), _range(runs, shots)]
         controls = [f"{100 * pooled(runs, f'{shots} {control}')[0].mean():.1f}" for control in CONTROLS]
         rows.append([*titles(plan, row), *cells, *controls])
@@ -584,7 +585,7 @@ def step_table(found: Mapping[str, Runs], steps: Mapping[str, tuple[str, str]], 
         cells = []
         for kind in shots:
             (first, results), (second, _) = (pooled(found[row], kind) for row in pair)
-            half = _half(over_clips(second - first, clip_design(results)))
+            half = _half(over_clips(second - first, _design(results)))
             cells += [f"{100 * (second - first).mean():+.1f}", half, _range(found[pair[1]], kind, found[pair[0]])]
         rows.append([step, *cells])
     return markdown_table(["step", *(name for kind in shots for name in (kind, "± clips", "runs"))], rows)
@@ -606,6 +607,19 @@ def pooled(runs: Runs, kind: str) -> tuple[np.ndarray, EpisodeResults]:
         for name in ("predicted", "actual", "classes", "support", "query")
     }
     return np.concatenate(values), EpisodeResults(np.arange(sum(map(len, values))), **joined)
+
+
+_designs: dict[bytes, ClipDesign | None] = {}
+
+
+def _design(results: EpisodeResults) -> ClipDesign | None:
+    """Return `clip_design`, which is the same for all rows with the same episodes."""
+    key = b"".join(
+        np.ascontiguousarray(part).tobytes() for part in (results.support, results.query) if part is not None
+    )
+    if key not in _designs:
+        _designs[key] = clip_design(results)
+    return _designs[key]
 
 
 def titles(plan: Plan, row: str) -> list[str]:
