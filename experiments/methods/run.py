@@ -43,8 +43,7 @@ from strm_lightning.errors import InputError
 from strm_lightning.evaluation.bank import FeatureBank
 from strm_lightning.evaluation.controls import CONTROLS, reversed_maps, static_maps
 from strm_lightning.evaluation.encoding import datamodule_of
-from strm_lightning.evaluation.intervals import Interval, clip_design, over_classes, over_clips, over_episodes
-from strm_lightning.evaluation.jackknife import ClipDesign
+from strm_lightning.evaluation.intervals import all_intervals, mean_intervals
 from strm_lightning.evaluation.maps import read_maps, store_maps
 from strm_lightning.evaluation.results import EpisodeResults
 from strm_lightning.evaluation.tables import markdown_table
@@ -569,8 +568,11 @@ def rate_table(plan: Plan, found: Mapping[str, Runs], shots: str) -> str:
     rows = []
     for row, runs in found.items():
         values, results = pooled(runs, shots)
-        intervals = over_episodes(values), over_clips(values, _design(results)), over_classes(values, results)
-        cells = [f"{100 * values.mean():.1f}", *(_half(interval) for interval in intervals), _range(runs, shots)]
+        intervals = all_intervals(results, values)
+        if len({(run.split, run.swapped) for run, _ in runs}) > 1:
+            intervals["classes"]["ci95"] = None  # some sets of classes only: the range of the runs shows the spread
+        halves = [_half(intervals[over]) for over in ("episodes", "clips", "classes")]
+        cells = [f"{100 * values.mean():.1f}", *halves, _range(runs, shots)]
         controls = [f"{100 * pooled(runs, f'{shots} {control}')[0].mean():.1f}" for control in CONTROLS]
         rows.append([*titles(plan, row), *cells, *controls])
     return markdown_table(header, rows)
@@ -585,7 +587,7 @@ def step_table(found: Mapping[str, Runs], steps: Mapping[str, tuple[str, str]], 
         cells = []
         for kind in shots:
             (first, results), (second, _) = (pooled(found[row], kind) for row in pair)
-            half = _half(over_clips(second - first, _design(results)))
+            half = _half(mean_intervals(second - first, results)["clips"])
             cells += [f"{100 * (second - first).mean():+.1f}", half, _range(found[pair[1]], kind, found[pair[0]])]
         rows.append([step, *cells])
     return markdown_table(["step", *(name for kind in shots for name in (kind, "± clips", "runs"))], rows)
@@ -609,27 +611,14 @@ def pooled(runs: Runs, kind: str) -> tuple[np.ndarray, EpisodeResults]:
     return np.concatenate(values), EpisodeResults(np.arange(sum(map(len, values))), **joined)
 
 
-_designs: dict[bytes, ClipDesign | None] = {}
-
-
-def _design(results: EpisodeResults) -> ClipDesign | None:
-    """Return `clip_design`, which is the same for all rows with the same episodes."""
-    key = b"".join(
-        np.ascontiguousarray(part).tobytes() for part in (results.support, results.query) if part is not None
-    )
-    if key not in _designs:
-        _designs[key] = clip_design(results)
-    return _designs[key]
-
-
 def titles(plan: Plan, row: str) -> list[str]:
     """Return the titles of enrichment and method of a row."""
     enrichment, method = row.split("+")
     return [plan.table["enrichments"][enrichment]["title"], plan.table["methods"][method]["title"]]
 
 
-def _half(interval: Interval) -> str:
-    return "–" if interval.ci95 is None else f"{100 * interval.ci95:.1f}"
+def _half(interval: Mapping[str, Any]) -> str:
+    return "–" if interval["ci95"] is None else f"{100 * interval['ci95']:.1f}"
 
 
 def _range(runs: Runs, kind: str, minus: Runs | None = None) -> str:

@@ -4,12 +4,16 @@ If the accuracy with reversed queries is the same, the order of the frames does 
 with static clips is the same, motion does not matter.
 """
 
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from typing import Literal, get_args
 
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from strm_lightning.episode import PooledMaps, VideoFeatures
+from strm_lightning.evaluation.bank import FeatureBank
+from strm_lightning.models.head import STRMHead
+from strm_lightning.models.matching.base import Encoded
 from strm_lightning.models.strm import STRM
 
 Control = Literal["reversed", "static"]
@@ -45,10 +49,10 @@ def static_clips(clips: Tensor) -> Tensor:
 
 def control_features(
     model: STRM, clips: UInt8[Tensor, "*B L 3 H W"] | Float[Tensor, "*B L 3 H W"]
-) -> dict[Control, VideoFeatures]:
-    """Compute the features of clips for each control.
+) -> dict[str, VideoFeatures]:
+    """Compute the features of clips as they are (``own``) and for each control.
 
-    If the backbone looks at single frames (``backbone.frame_wise``, True if absent), both are computed from the pooled
+    If the backbone looks at single frames (``backbone.frame_wise``, True if absent), all are computed from the pooled
     maps of one pass. A video backbone encodes the changed clips.
 
     Args:
@@ -56,22 +60,42 @@ def control_features(
         clips: pixels, see `STRM.encode`.
     """
     if frame_wise(model):
-        return control_features_of_maps(model, model.pool(clips))
-    return {"reversed": model.encode(reversed_clips(clips)), "static": model.encode(static_clips(clips))}
+        return control_features_of_maps(model.head, model.pool(clips))
+    changed = {"own": clips, "reversed": reversed_clips(clips), "static": static_clips(clips)}
+    return {name: model.encode(pixels) for name, pixels in changed.items()}
 
 
-def control_features_of_maps(model: STRM, maps: PooledMaps) -> dict[Control, VideoFeatures]:
-    """Compute the features for each control from the pooled maps of clips, for a backbone that looks at single frames.
+def control_features_of_maps(head: STRMHead, maps: PooledMaps) -> dict[str, VideoFeatures]:
+    """Compute `control_features` from the pooled maps of clips, for a backbone that looks at single frames.
 
     Args:
-        model: the model.
-        maps: pooled maps of clips in their own order.
+        head: head of the model.
+        maps: pooled maps of the clips.
     """
-    head = model.head
-    return {"reversed": head.enrich_pooled(reversed_maps(maps)), "static": head.enrich_pooled(static_maps(maps))}
+    changed = {"own": maps, "reversed": reversed_maps(maps), "static": static_maps(maps)}
+    return {name: head.enrich_pooled(pooled) for name, pooled in changed.items()}
 
 
-def frame_wise(model: Any) -> bool:
+def encode_controls(head: STRMHead, features: Mapping[str, VideoFeatures]) -> Encoded:
+    """Encode the features of `control_features` to tensors ``NAME/TENSOR``, for one bank."""
+    return {
+        f"{name}/{tensor}": value for name, found in features.items() for tensor, value in head.encode(found).items()
+    }
+
+
+def split_bank(bank: FeatureBank) -> dict[str, FeatureBank]:
+    """Split a bank of `encode_controls` into a bank for each name, which share its memory."""
+    found: dict[str, FeatureBank] = {}
+    for name in ("own", *CONTROLS):
+        part = found[name] = FeatureBank(bank.rows.tolist(), views=bank.views, limit_gb=bank.limit_gb)
+        tensors = {
+            key.removeprefix(f"{name}/"): t for key, t in (bank.tensors or {}).items() if key.startswith(f"{name}/")
+        }
+        part.tensors, part.place = tensors, bank.place
+    return found
+
+
+def frame_wise(model: STRM) -> bool:
     """Return whether each map of the backbone depends on one frame only."""
     return bool(getattr(model.backbone, "frame_wise", True))
 

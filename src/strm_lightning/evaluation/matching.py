@@ -8,7 +8,9 @@ from strm_lightning.models.head import STRMHead
 from strm_lightning.models.matching.base import Encoded
 
 
-def match_from_bank(head: STRMHead, bank: FeatureBank, episode: Episode, device: torch.device) -> MatchLogits:
+def match_from_bank(
+    head: STRMHead, bank: FeatureBank, episode: Episode, device: torch.device, *, of_queries: FeatureBank | None = None
+) -> MatchLogits:
     """Compute the logits ``[B, Q, N]`` of a batch of episodes from a bank.
 
     On a CPU the episodes are matched one by one: the features of one episode, 14 MB at the paper's sizes, fit in the
@@ -19,11 +21,13 @@ def match_from_bank(head: STRMHead, bank: FeatureBank, episode: Episode, device:
         bank: features of the videos.
         episode: a batch of episodes without clips.
         device: device to match on.
+        of_queries: another bank for the queries.
     """
+    of_queries = of_queries or bank
     at_once = 1 if device.type == "cpu" else len(episode.index)
     supports, queries = episode.support_ids.cpu().split(at_once), episode.query_ids.cpu().split(at_once)
     found = [
-        head.match_encoded(_to(bank.get(support), device), _to(bank.get(query), device))
+        head.match_encoded(_to(bank.get(support), device), _to(of_queries.get(query), device))
         for support, query in zip(supports, queries, strict=True)
     ]
     qc = [logits.qc for logits in found if logits.qc is not None]
