@@ -254,6 +254,37 @@ def test_clip_scores_average_to_logits(name: str, options: dict[str, Any]) -> No
     assert with_qc.encode(query).keys() == {*first, "qc.relations"}
 
 
+@every_method
+@pytest.mark.parametrize("masked", [False, True])
+def test_scores_of_pairs_give_the_logits_of_episodes(name: str, options: dict[str, Any], masked: bool) -> None:
+    head = make(name, options)
+    support, query = episode(head)
+    mask = torch.ones(WAY, SHOT, dtype=torch.bool)
+    mask[1, 0] = not masked
+    own = {key: tensor.flatten(0, 1) for key, tensor in head.encode(support).items()}
+    cross = head.matching.pair_scores(own, head.encode(query))
+    if name == "trm" or options.get("shots", "distance") != "distance":
+        assert cross is None
+        return
+    of_support = head.matching.pair_scores(own, own)
+    assert cross is not None
+    assert of_support is not None
+    assert all(scores.shape == (QUERIES, WAY * SHOT) for scores in cross.values())
+    if masked and name == "ridge":  # its absent rows are 0
+        present = mask.flatten()
+        of_support = {key: scores * (present & present[:, None]) for key, scores in of_support.items()}
+        cross = {key: scores * present for key, scores in cross.items()}
+    logits = head.matching.match_scores(of_support, cross, WAY, mask)
+    torch.testing.assert_close(logits, head.match(support, query, mask).trm)
+    several = head.matching.match_scores(
+        {key: scores.expand(2, -1, -1) for key, scores in of_support.items()},
+        {key: scores.expand(2, -1, -1) for key, scores in cross.items()},
+        WAY,
+        mask.expand(2, -1, -1),
+    )
+    torch.testing.assert_close(several, logits.expand(2, -1, -1))
+
+
 WITHOUT_EVIDENCE = ("mean", "energy", "motionmap", "meanpatch", "ridge")
 
 

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from strm_lightning.episode import VideoFeatures
 from strm_lightning.errors import InputError, InputTypeError
 from strm_lightning.messages import did_you_mean
+from strm_lightning.models.matching.shots import mean_over_shots
 
 Encoded: TypeAlias = dict[str, Tensor]
 """Output of `Matching.encode`: tensors by name, with the leading axes of the clips."""
@@ -183,6 +184,27 @@ class Matching(nn.Module):
         matching again.
         """
         return None
+
+    def pair_scores(self, support: Encoded, query: Encoded) -> Encoded | None:
+        """Compute the scores of each query and support clip, ``[Q, V]`` by name, if `match_scores` needs nothing else.
+
+        Any number of episodes are then matched from these matrices. None for other methods.
+        """
+        scores = self.clip_scores(support, query)
+        return None if scores is None else {"score": scores}
+
+    def match_scores(
+        self, own: Encoded, cross: Encoded, way: int, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> Float[Tensor, "*B Q N"]:
+        """Compute the logits of episodes from `pair_scores`.
+
+        Args:
+            own: scores of the support clips with each other, ``[..., S, S]``, ordered by class: ``S = N K``.
+            cross: scores of the queries and support clips, ``[..., Q, S]``.
+            way: number of classes N.
+            shot_mask: True where a support clip exists.
+        """
+        return mean_over_shots(cross["score"], way, shot_mask)
 
     def explain(
         self, support: Encoded, query: Encoded, label: int, shot_mask: Bool[Tensor, "N K"] | None = None

@@ -251,6 +251,14 @@ class Ridge(Matching):
     ) -> dict[str, Tensor]:
         return {"ridge": self.scale * kernels.ridge(support["clip"], query["clip"], self.rho, shot_mask)}
 
+    def pair_scores(self, support: Encoded, query: Encoded) -> Encoded:
+        return {"product": inner_products(support["clip"], query["clip"])}
+
+    def match_scores(
+        self, own: Encoded, cross: Encoded, way: int, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> Float[Tensor, "*B Q N"]:
+        return self.scale * kernels.ridge_of_products(own["product"], cross["product"], way, self.rho, shot_mask)
+
     def floats_per_pair(self, encoded: Encoded) -> int:
         return 1
 
@@ -289,6 +297,9 @@ class _SeveralKernels(Matching):
         for name, part in self.parts.items():
             (encoded[name],) = part.encode(clip).values()
         return encoded
+
+    def pair_scores(self, support: Encoded, query: Encoded) -> Encoded:
+        return {name: self.scores(name, support[name], query[name]) for name in self.parts}
 
     def scores(self, name: str, support: Tensor, query: Tensor) -> Float[Tensor, "*B Q V"]:
         """Compute the similarity of queries ``[..., Q]`` and clips ``[..., V]`` with one kernel.
@@ -391,6 +402,11 @@ class LagEnergy(_SeveralKernels):
         scores = {name: self.scores(name, clips[name], query[name]) for name in self.parts}
         return lag_energy_logits(scores, way, shot_mask)
 
+    def match_scores(
+        self, own: Encoded, cross: Encoded, way: int, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> Float[Tensor, "*B Q N"]:
+        return _sum(lag_energy_logits(cross, way, shot_mask))
+
     def explain(
         self, support: Encoded, query: Encoded, label: int, shot_mask: Bool[Tensor, "N K"] | None = None
     ) -> dict[str, Evidence]:
@@ -468,6 +484,12 @@ class KernelRidge(_SeveralKernels):
     ) -> dict[str, Tensor]:
         return self.match_prepared(self.prepare(support, shot_mask), query, shot_mask)
 
+    def match_scores(
+        self, own: Encoded, cross: Encoded, way: int, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> Float[Tensor, "*B Q N"]:
+        fit = kernels.fit_kernel_ridge([own[name] for name in self.parts], way, shot_mask, self.ridge)
+        return _sum(self._logits(fit.coefficients, fit.bias, cross, shot_mask))
+
     def explain(
         self, support: Encoded, query: Encoded, label: int, shot_mask: Bool[Tensor, "N K"] | None = None
     ) -> dict[str, Evidence]:
@@ -491,7 +513,7 @@ class KernelRidge(_SeveralKernels):
             fit = kernels.fit_kernel_ridge(similarities, way, left, self.ridge, some_absent=True)
             scores = dict(zip(self.parts, similarities, strict=True))
             parts = self._logits(fit.coefficients, fit.bias, scores, left)
-            found = torch.stack(tuple(parts.values())).sum(0).masked_fill(~left.any(-1).unsqueeze(-2), -torch.inf)
+            found = _sum(parts).masked_fill(~left.any(-1).unsqueeze(-2), -torch.inf)
             for row, number in enumerate(part):
                 logits[folds == number] = found[row].unflatten(0, folds.shape)[folds == number]
         return logits
@@ -565,6 +587,13 @@ class Auto(KernelRidge):
         way = len(prepared["energy"]) if shot_mask is None else len(shot_mask)
         return explain_lag_energy(self, prepared, query, label, way, shot_mask)
 
+    def match_scores(
+        self, own: Encoded, cross: Encoded, way: int, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> Float[Tensor, "*B Q N"]:
+        if cross["energy"].shape[-1] == way:
+            return _sum(lag_energy_logits(cross, way, shot_mask))
+        return super().match_scores(own, cross, way, shot_mask)
+
     def default_temperature(self, shots: Sequence[int]) -> float:
         return KernelRidge.temperature if max(shots) > 1 else LagEnergy.temperature
 
@@ -577,6 +606,10 @@ class Auto(KernelRidge):
         several = (shot_mask.sum(-1) > 1).any(-1)[..., None, None]
         one = lag_energy_logits(scores, bias.shape[-1], shot_mask)
         return {name: torch.where(several, part, one.get(name, 0)) for name, part in logits.items()}
+
+
+def _sum(parts: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack(tuple(parts.values())).sum(0)
 
 
 def _evidence(contributions: Tensor, matches: Tensor, logit: float) -> Evidence:
