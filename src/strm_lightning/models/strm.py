@@ -22,7 +22,7 @@ class STRM(nn.Module):
         backbone: a timm model name.
         pretrained: load timm's pretrained weights, unless ``weights`` is set.
         weights: a local .safetensors or .pth file for the backbone (a classifier in it is ignored), or
-            ``pip:efficientnet_lite0`` for the ImageNet weights of the extra ``weights``.
+            ``pip:efficientnet_lite0`` (or ``lite1``, ``lite2``) for the ImageNet weights of the extra ``weights``.
         normalize: normalise pixels as in the backbone's pretraining; False leaves them in 0 .. 1, as the official code
             does.
         batch_norm: ``train`` or ``frozen``; see `Backbone`.

@@ -36,7 +36,7 @@ class Backbone(nn.Module):
         name: a timm model name, such as ``resnet50.tv_in1k``.
         pretrained: load timm's pretrained weights, unless ``weights`` is set.
         weights: a local .safetensors or .pth file with a state dict of this timm model (a classifier in it is ignored),
-            or ``pip:efficientnet_lite0`` for the ImageNet weights of the extra ``weights``.
+            or ``pip:efficientnet_lite0`` (or ``lite1``, ``lite2``) for the ImageNet weights of the extra ``weights``.
         normalize: subtract the mean and divide by the standard deviation of the pretraining data; False leaves pixels
             in 0 .. 1, as the official STRM code does.
         batch_norm: ``train`` uses and updates batch statistics in training; ``frozen`` uses the pretrained statistics,
