@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from strm_lightning.data.decode.video import VideoError, count_frames, iter_frames, read_frames
-from strm_lightning.data.sampling import FramePolicy, select_frames
+from strm_lightning.data.sampling import FRAME_STRIDE, FramePolicy, select_frames
 from strm_lightning.data.transforms import ClipTransform
 from strm_lightning.errors import InputError, InputTypeError
 
@@ -30,12 +30,21 @@ class ClipConfig:
         image_size: height and width of a clip after the center crop, in pixels.
         short_side: short side of a frame before the crop, in pixels; 0 for ``image_size`` x 256 / 224.
         frame_policy: which frames of the video are used.
+        num_segments: runs of consecutive frames of the policy ``dense``.
+        frame_stride: step between the frames of a run of ``dense``.
     """
 
     num_frames: int = 8
     image_size: int = 224
     short_side: int = 0
     frame_policy: FramePolicy = "segments"
+    num_segments: int = 1
+    frame_stride: int = FRAME_STRIDE
+
+    def frames_of(self, available: int) -> list[int]:
+        """Choose the frame numbers of the clip from a video of ``available`` frames."""
+        runs = {"num_segments": self.num_segments, "frame_stride": self.frame_stride}
+        return select_frames(self.frame_policy, available, self.num_frames, None, **runs)
 
     @property
     def transform(self) -> ClipTransform:
@@ -51,11 +60,9 @@ def read_clip(video: Video, config: ClipConfig) -> UInt8[Tensor, "L 3 S S"]:
         InputTypeError: the array is not ``[F, H, W, 3]`` of uint8.
     """
     if isinstance(video, (str, Path)):
-        chosen = select_frames(config.frame_policy, count_frames(video), config.num_frames, None)
-        return config.transform(read_frames(video, chosen), None)
+        return config.transform(read_frames(video, config.frames_of(count_frames(video))), None)
     frames = check_array(video)
-    chosen = select_frames(config.frame_policy, len(frames), config.num_frames, None)
-    return config.transform(frames[chosen], None)
+    return config.transform(frames[config.frames_of(len(frames))], None)
 
 
 def check_first_frame(path: str | Path) -> None:

@@ -14,7 +14,7 @@ from strm_lightning.models.weights.packaged import EFFICIENTNET_LITE0
 from strm_lightning.models.weights.state import plain_name
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
-_PREPROCESSING = ("num_frames", "image_size", "short_side", "frame_policy")
+_PREPROCESSING = ("num_frames", "image_size", "short_side", "frame_policy", "num_segments", "frame_stride")
 _PREFIX = "model."
 
 
@@ -50,7 +50,7 @@ def read_checkpoint(path: str | Path) -> tuple[STRM, float, dict[str, Any]]:
         raise InputError(f"checkpoint {path}: its weights are not those of the model that it describes") from error
     trained = checkpoint.get("datamodule_hyper_parameters", {})
     preprocessing = {name: trained[name] for name in _PREPROCESSING if trained.get(name) is not None}
-    return model.eval(), options.get("qc_weight", 0.1), {**preprocessing, "num_frames": model.head.num_frames}
+    return model.eval(), options.get("qc_weight", 0.1), {**preprocessing, "num_frames": model.num_frames}
 
 
 def untrained(backbone: str, *, weights: str | None, **head_options: Any) -> STRM:

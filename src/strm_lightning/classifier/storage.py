@@ -15,7 +15,7 @@ from torch import Tensor
 from strm_lightning.classifier.calibration import Fitted, check_options
 from strm_lightning.classifier.clips import ClipConfig, describe_tensor
 from strm_lightning.classifier.support import EncodedClip, SupportSet
-from strm_lightning.data.sampling import FramePolicy
+from strm_lightning.data.sampling import FRAME_STRIDE, FramePolicy
 from strm_lightning.episode import PooledMaps
 from strm_lightning.errors import InputError, MissingFileError
 from strm_lightning.fileio import atomic_path, sweep_parts, write_errors
@@ -169,6 +169,8 @@ def load(path: Path) -> Stored:
         raise InputError(f"examples {path}: not a file that FewShotClassifier.save wrote")
     if about["format"] == _FORMAT_0_1 and "relations" in tensors:
         tensors["qc.relations"] = tensors.pop("relations")
+    if isinstance(about.get("preprocessing"), dict):
+        about["preprocessing"] = _ADDED | about["preprocessing"]
     if error := _metadata_error(about) or _tensor_error(tensors, len(about["clips"])):
         raise InputError(f"examples {path}: damaged: {error}")
     return Stored(path, about, tensors)
@@ -214,7 +216,8 @@ def _settings(model: STRM) -> dict[str, Any]:
     backbone, head = model.backbone, model.head
     names = ("num_frames", "patch_grid", "center_clip", "scale_clip")
     pixels = {"mean": backbone.mean.flatten().tolist(), "std": backbone.std.flatten().tolist()}
-    return {"backbone": backbone.name, **pixels, **{name: getattr(head, name) for name in names}}
+    segments = {} if backbone.num_segments == 1 else {"num_segments": backbone.num_segments}
+    return {"backbone": backbone.name, **pixels, **segments, **{name: getattr(head, name) for name in names}}
 
 
 def _metadata_error(about: Mapping[str, Any]) -> str | None:
@@ -306,7 +309,10 @@ _CONFIG: dict[str, Callable[[Any], bool]] = {
     "image_size": _is_count,
     "short_side": _is_size,
     "frame_policy": _is_policy,
+    "num_segments": _is_count,
+    "frame_stride": _is_count,
 }
+_ADDED = {"num_segments": 1, "frame_stride": FRAME_STRIDE}  # entries that files from before the policy `dense` lack
 _CHECKPOINT = {"path": _is_name, "image_size": _is_count, "short_side": _is_size, "frame_policy": _is_policy}
 _BACKBONE: dict[str, Callable[[Any], bool]] = {
     "backbone": _is_name,
