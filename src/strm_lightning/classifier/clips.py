@@ -12,7 +12,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from strm_lightning.data.decode.video import VideoError, count_frames, iter_frames, read_frames
+from strm_lightning.data.decode.video import VideoError, count_frames, frame_rate, iter_frames, read_frames
 from strm_lightning.data.sampling import FRAME_STRIDE, FramePolicy, select_frames
 from strm_lightning.data.transforms import ClipTransform
 from strm_lightning.errors import InputError, InputTypeError
@@ -124,7 +124,8 @@ def windows(
 ) -> Iterator[tuple[float, float, UInt8[Tensor, "L 3 S S"]]]:
     """Yield the clips of a sliding window over a video.
 
-    A clip consists of the frames in the middle of L equal parts of its window. Only these frames are stored, so memory
+    A clip consists of the frames in the middle of L equal parts of its window, or with the policy ``dense`` of its runs
+    of frames. Only these frames are stored, so memory
     depends on ``seconds / stride`` and not on the length of the video. At the end of the video, a window that has more
     than half of its frames is filled with the last frame, and other incomplete windows are dropped. A video shorter
     than a window is one clip. Windows in a gap between time stamps, without any frame, are left out.
@@ -145,7 +146,7 @@ def windows(
     """
     if not (seconds > 0 and stride > 0 and fps > 0):
         raise InputError(f"windows of {seconds} s every {stride} s at {fps} frames per second: give positive numbers")
-    middles = [(i + 0.5) * seconds / config.num_frames for i in range(config.num_frames)]
+    middles = _middles(video, config, seconds, fps)
     opened: deque[_Window] = deque()
     next_start, now, any_closed = 0.0, 0.0, False
     image: np.ndarray | None = None
@@ -170,6 +171,15 @@ def windows(
         if len(window.frames) > config.num_frames / 2:
             missing = config.num_frames - len(window.frames)
             yield window.start, now, torch.stack(window.frames + [_resize(image, config)] * missing)
+
+
+def _middles(video: Video, config: ClipConfig, seconds: float, fps: float) -> list[float]:
+    """Return the time of each frame of a clip in its window."""
+    if config.frame_policy != "dense":
+        return [(i + 0.5) * seconds / config.num_frames for i in range(config.num_frames)]
+    rate = frame_rate(video) if isinstance(video, (str, Path)) else fps
+    available = max(round(seconds * rate), 1)
+    return [(frame + 0.5) * seconds / available for frame in config.frames_of(available)]
 
 
 def _fill(

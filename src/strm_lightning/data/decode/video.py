@@ -74,6 +74,16 @@ def estimate_num_frames(path: str | Path) -> int:
         return sum(1 for packet in container.demux(stream) if packet.size)
 
 
+def frame_rate(path: str | Path) -> float:
+    """Return the average number of frames per second that the container states, or 25.
+
+    Raises:
+        VideoError: as `count_frames`.
+    """
+    with _opened(path) as (_, stream):
+        return float(stream.average_rate or 25)
+
+
 def read_frames(path: str | Path, indices: Sequence[int]) -> UInt8[Tensor, "n H W 3"]:
     """Read frames as upright RGB.
 

@@ -16,6 +16,7 @@ from strm_lightning.models.backbones.base import ClipBackbone
 from strm_lightning.models.weights.loading import load_weights
 
 PREFIX = "torchvision/"
+_FRAMES = 16  # of a segment in pretraining, for checks of sizes
 _CLASSIFIERS = ("fc", "classifier", "head")
 
 
@@ -53,7 +54,7 @@ class VideoBackbone(ClipBackbone):
         elif pretrained:
             self.pretrained_on = "Kinetics-400"
         super().__init__(name, net, dim=0, **options)
-        self.dim = self._shape_on_meta(16, self.image_size)[2]
+        self.dim = self._shape_on_meta(_FRAMES, self.image_size)[2]
 
     def maps(self, segments: Tensor) -> Tensor:
         return rearrange(self._features(rearrange(segments, "n f c h w -> n c f h w")), "n d t h w -> n t d h w")
@@ -62,7 +63,7 @@ class VideoBackbone(ClipBackbone):
         return self._shape_on_meta(frames, self.image_size)[1]
 
     def check_size(self, size: int) -> None:
-        self._shape_on_meta(16, size)
+        self._shape_on_meta(_FRAMES, size)
 
     def _features(self, pixels: Tensor) -> Tensor:
         net: Any = self.net
@@ -102,7 +103,8 @@ class VideoBackbone(ClipBackbone):
         """
         if isinstance(self.net, video.MViT):
             places = self.net.pos_encoding
-            wanted = (16, *(4 * side for side in places.spatial_size))  # strides of the first convolution: 2, 4, 4
+            # The strides of the first convolution.
+            wanted = (2 * places.temporal_size, *(4 * side for side in places.spatial_size))
             if (frames, size, size) != wanted:
                 raise InputError(
                     f"backbone {self.name!r} takes segments of {wanted[0]} frames of {wanted[1]} x {wanted[2]} pixels "
