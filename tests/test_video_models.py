@@ -9,6 +9,7 @@ from torchvision.models import get_model
 
 from strm_lightning import EpisodeDataModule, FewShotClassifier, STRMModule
 from strm_lightning.classifier.clips import ClipConfig, windows
+from strm_lightning.classifier.load_model import usual_clip
 from strm_lightning.cli.main import main
 from strm_lightning.data.checks.doctor import doctor
 from strm_lightning.data.splits.split import published_classes
@@ -67,6 +68,19 @@ def test_from_files_to_labels(
     assert again.predict(actions / "up" / "1.mp4").probabilities == pytest.approx(found.probabilities)
 
 
+def test_a_video_model_without_training(actions: Path, weights: Path, tmp_path: Path) -> None:
+    classifier = FewShotClassifier.from_backbone("torchvision/r2plus1d_18", weights=weights, image_size=16)
+    assert classifier.preprocessing == ClipConfig(32, 16, num_segments=2, frame_policy="dense")
+    assert usual_clip("torchvision/s3d")["image_size"] == 224
+    classifier.fit({name: [actions / name / "0.mp4"] for name in ("up", "down")})
+    found = classifier.predict(actions / "down" / "0.mp4")
+    assert found.label == "down"
+    classifier.save(tmp_path / "examples.safetensors")
+    again = FewShotClassifier.load(tmp_path / "examples.safetensors")
+    assert again.preprocessing == classifier.preprocessing
+    assert again.predict(actions / "down" / "0.mp4").probabilities == pytest.approx(found.probabilities)
+
+
 def test_windows_of_a_long_video_have_dense_runs() -> None:
     config = ClipConfig(num_frames=4, num_segments=2, frame_policy="dense", frame_stride=1, image_size=8)
     video = torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1).expand(40, 8, 8, 3)
@@ -83,7 +97,7 @@ def test_data_and_model_must_agree(actions: Path, tmp_path: Path) -> None:
         data = EpisodeDataModule(str(actions), SPLIT, **EPISODES, image_size=32, **options)
         with pytest.raises(ValueError, match=message):
             trainer(tmp_path).validate(model, data)
-    with pytest.raises(ValueError, match="frame_stride has no effect with frame_policy 'segments'"):
+    with pytest.raises(ValueError, match="frame_stride 3 has no effect with frame_policy 'segments'"):
         EpisodeDataModule(str(actions), frame_stride=3)
     with pytest.raises(ValueError, match="num_frames 8 is not a multiple of num_segments 3"):
         EpisodeDataModule(str(actions), num_segments=3)

@@ -192,3 +192,34 @@ def test_packaged_imagenet_weights(name: str) -> None:
 def test_unknown_packaged_weights_are_named() -> None:
     with pytest.raises(ValueError, match=r"pip:efficientnet_lite7: unknown; .*pip:efficientnet_lite2"):
         Backbone("test_resnet", weights="pip:efficientnet_lite7")
+
+
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "test_efficientnet", "test_convnext", "swin_tiny_patch4_window7_224", "levit_128s"]
+)
+def test_an_earlier_stage_has_a_finer_grid(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    size = FAMILIES[name]
+    whole = timm.create_model(name, num_classes=0, **({"strict_img_size": False} if "swin" in name else {})).eval()
+    torch.save(whole.state_dict(), tmp_path / "weights.pth")
+    last = Backbone(name, weights=tmp_path / "weights.pth").eval()
+    backbone = Backbone(name, weights=tmp_path / "weights.pth", stage=-2, normalize=False).eval()
+    frames = torch.rand(2, 3, size, size)
+    maps = backbone(frames)
+    with torch.no_grad():
+        (expected,) = whole.forward_intermediates(frames, [len(whole.feature_info) - 2], intermediates_only=True)
+        assert maps.shape[-1] == 2 * last(frames).shape[-1]
+    torch.testing.assert_close(maps, expected)
+    assert backbone.dim == expected.shape[1] == whole.feature_info[-2]["num_chs"]
+    maps.square().sum().backward()
+    assert all(p.grad is not None for p in backbone.parameters())  # under DDP an unused parameter is an error
+    assert len(list(backbone.parameters())) < len(list(last.parameters()))
+
+
+def test_stages_that_do_not_exist_or_are_no_finer_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"backbone_stage -2: backbone 'test_vit' .* all have the same grid"):
+        STRM("test_vit", pretrained=False, backbone_stage=-2)
+    for stage in (0, 2, -9):
+        with pytest.raises(ValueError, match=rf"backbone_stage {stage}: .* choose -5, -4, -3, -2 or -1"):
+            STRM("test_resnet", pretrained=False, backbone_stage=stage)
+    assert STRM("test_resnet", pretrained=False, backbone_stage=-2).backbone.dim == 192

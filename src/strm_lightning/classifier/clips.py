@@ -179,7 +179,8 @@ def _middles(video: Video, config: ClipConfig, seconds: float, fps: float) -> li
         return [(i + 0.5) * seconds / config.num_frames for i in range(config.num_frames)]
     rate = frame_rate(video) if isinstance(video, (str, Path)) else fps
     available = max(round(seconds * rate), 1)
-    return [(frame + 0.5) * seconds / available for frame in config.frames_of(available)]
+    # The first frame after half a frame earlier, so that small errors of time stamps do not matter.
+    return [max(frame - 0.5, 0.0) * seconds / available for frame in config.frames_of(available)]
 
 
 def _fill(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from strm_lightning.errors import InputError
+from strm_lightning.models.backbones.torchvision import TORCHVISION_PREFIX, pretraining_size
 from strm_lightning.models.head import STRMHead
 from strm_lightning.models.strm import STRM
 from strm_lightning.models.weights.loading import load_tensors
@@ -69,6 +70,13 @@ def untrained(backbone: str, *, weights: str | None, **head_options: Any) -> STR
             "checkpoint, or choose a matching without weights, such as 'patches'"
         )
     return model
+
+
+def usual_clip(backbone: str) -> dict[str, Any]:
+    """Return the options of `ClipConfig` that fit a backbone without training: runs of frames for video models."""
+    if not backbone.startswith(TORCHVISION_PREFIX):
+        return {}
+    return {"num_frames": 32, "num_segments": 2, "frame_policy": "dense", "image_size": pretraining_size(backbone)}
 
 
 def resolve_device(device: str | None) -> torch.device:

@@ -319,6 +319,8 @@ _BACKBONE: dict[str, Callable[[Any], bool]] = {
     "weights": lambda value: value is None or isinstance(value, str),
     "patch_grid": _is_count,
     "num_frames": _is_count,
+    "num_segments": _is_count,
+    "frame_policy": _is_policy,
     "image_size": _is_count,
     "matching": _is_name,
     "matching_options": lambda value: isinstance(value, dict),

@@ -6,7 +6,7 @@ from typing import Any
 from strm_lightning.errors import InputError
 from strm_lightning.models.backbones.base import ClipBackbone, registered_backbone
 from strm_lightning.models.backbones.timm import Backbone
-from strm_lightning.models.backbones.torchvision import PREFIX, VideoBackbone
+from strm_lightning.models.backbones.torchvision import TORCHVISION_PREFIX, VideoBackbone
 
 
 def build_backbone(
@@ -25,7 +25,7 @@ def build_backbone(
         InputError: there is no such backbone, or an option is wrong.
         MissingFileError: ``weights`` does not exist.
     """
-    kind = registered_backbone(name) or (VideoBackbone if name.startswith(PREFIX) else Backbone)
+    kind = registered_backbone(name) or (VideoBackbone if name.startswith(TORCHVISION_PREFIX) else Backbone)
     if kind is Backbone:
         return Backbone(name, pretrained=pretrained, weights=weights, stage=stage, **options)
     if stage != -1:

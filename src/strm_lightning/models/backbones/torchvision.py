@@ -15,7 +15,7 @@ from strm_lightning.messages import did_you_mean
 from strm_lightning.models.backbones.base import ClipBackbone
 from strm_lightning.models.weights.loading import load_weights
 
-PREFIX = "torchvision/"
+TORCHVISION_PREFIX = "torchvision/"
 _FRAMES = 16  # of a segment in pretraining, for checks of sizes
 _CLASSIFIERS = ("fc", "classifier", "head")
 
@@ -47,7 +47,7 @@ class VideoBackbone(ClipBackbone):
                 setattr(net, classifier, nn.Identity())
         if weights is not None:
             load_weights(net, weights)
-        preset = get_model_weights(name.removeprefix(PREFIX)).DEFAULT.transforms()
+        preset = _preset(name)
         self.mean_of_pixels, self.std_of_pixels, self.image_size = preset.mean, preset.std, preset.crop_size[0]
         if weights is not None:
             self.pretrained_on = f"the data of {Path(weights).name}, Kinetics-400 if torchvision published it"
@@ -135,16 +135,35 @@ class _Maps(nn.Module):
         return self.backbone.maps(segments)
 
 
+def pretraining_size(name: str) -> int:
+    """Return the height and width of the frames in the pretraining of a model.
+
+    Raises:
+        InputError: torchvision has no such video model.
+    """
+    return int(_preset(name).crop_size[0])
+
+
+def _preset(name: str) -> Any:
+    _check_name(name)
+    return get_model_weights(name.removeprefix(TORCHVISION_PREFIX)).DEFAULT.transforms()
+
+
 def _flat(stages: nn.Sequential) -> list[nn.Module]:
     """Return the blocks of a Swin transformer: those of its stages, and the layers between the stages."""
     return [block for stage in stages for block in (stage if isinstance(stage, nn.Sequential) else [stage])]
 
 
-def _create(name: str, *, pretrained: bool) -> nn.Module:
-    short, known = name.removeprefix(PREFIX), list_models(module=video)
+def _check_name(name: str) -> None:
+    short, known = name.removeprefix(TORCHVISION_PREFIX), list_models(module=video)
     if short not in known:
         hint = did_you_mean(short, known)
         raise InputError(f"backbone {name!r}: {hint}torchvision's video models are {', '.join(known)}")
+
+
+def _create(name: str, *, pretrained: bool) -> nn.Module:
+    _check_name(name)
+    short = name.removeprefix(TORCHVISION_PREFIX)
     try:
         return get_model(short, weights="DEFAULT" if pretrained else None)
     except (OSError, RuntimeError) as error:  # no network, or a damaged download
