@@ -104,7 +104,7 @@ def test_a_video_backbone(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     checkpoint = torch.load(best, weights_only=True)
     assert checkpoint["hyper_parameters"]["backbone"] == "video_mae"
     assert "own_classes" not in checkpoint
-    assert checkpoint["state_dict"]["model.head.trm.0.key.weight"].shape[-1] == 32  # D of the configuration
+    assert checkpoint["state_dict"]["model.head.trm.0.key.weight"].shape[-1] == 2 * 32  # D of the configuration
     assert "actions/up/0.mp4" in capsys.readouterr().out
     model = STRM("video_mae", num_frames=8, num_segments=2, match_dim=8).eval()
     assert model.head.num_frames == 4  # two time steps for each segment

@@ -50,7 +50,17 @@ def test_from_files_to_labels(
     assert (card["protocol"]["num_frames"], card["model"]["num_segments"]) == (16, 2)
     assert "r2plus1d.pth" in card["model"]["pretrained_on"]  # also after the checkpoint, which names no file of weights
     (checkpoint,) = tmp_path.rglob("best.ckpt")
+    results.unlink()
     capsys.readouterr()
+    kept = {name: value for name, value in options.items() if name.startswith("data.") or name.endswith("bank_dir")}
+    monkeypatch.setattr(
+        "sys.argv",
+        ["strm", "test", *(f"--{name}={value}" for name, value in kept.items()), "--ckpt_path", str(checkpoint)],
+    )
+    main()
+    (again,) = tmp_path.rglob("results.json")
+    assert json.loads(again.read_text())["card"]["model"]["num_segments"] == 2
+    assert "pretrained on" not in capsys.readouterr().err  # the test classes are not those of Kinetics
 
     module = STRMModule.load_from_checkpoint(checkpoint)
     assert (module.model.num_frames, module.model.head.num_frames) == (16, 2)

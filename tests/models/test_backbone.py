@@ -208,7 +208,7 @@ def test_an_earlier_stage_has_a_finer_grid(name: str, tmp_path: Path) -> None:
     maps = backbone(frames)
     with torch.no_grad():
         (expected,) = whole.forward_intermediates(frames, [len(whole.feature_info) - 2], intermediates_only=True)
-        assert maps.shape[-1] == 2 * last(frames).shape[-1]
+        assert maps.shape[-1] >= 2 * last(frames).shape[-1] - 1  # LeViT: 7 and 4
     torch.testing.assert_close(maps, expected)
     assert backbone.dim == expected.shape[1] == whole.feature_info[-2]["num_chs"]
     maps.square().sum().backward()

@@ -66,8 +66,8 @@ def test_the_pooled_map_with_the_classifier_is_the_model(name: str, tmp_path: Pa
 
 def small_mvit() -> MViT:
     blocks = [
-        MSBlockConfig(1, 8, 8, [3, 3, 3], [1, 2, 2], [1, 1, 1], [1, 1, 1]),
-        MSBlockConfig(1, 8, 16, [3, 3, 3], [1, 1, 1], [1, 1, 1], [1, 1, 1]),
+        MSBlockConfig(1, 8, 8, [3, 3, 3], [3, 3, 3], [1, 2, 2], [1, 1, 1]),
+        MSBlockConfig(1, 8, 16, [3, 3, 3], [3, 3, 3], [1, 1, 1], [1, 1, 1]),
     ]
     return MViT((32, 32), 4, blocks, residual_pool=False, residual_with_cls_embed=True, rel_pos_embed=False,
                 proj_after_attn=False, num_classes=3)  # fmt: skip
@@ -126,11 +126,16 @@ def test_saving_memory_changes_no_gradient_and_no_statistics(saving: dict) -> No
 
 
 def test_the_estimate_of_memory_uses_frames_not_time_steps() -> None:
-    model = STRM("torchvision/r3d_18", pretrained=False, num_frames=4, num_segments=2, match_dim=8, patch_grid=2,
-                 batch_norm="frozen")  # fmt: skip
+    sizes = {"pretrained": False, "match_dim": 8, "patch_grid": 2, "batch_norm": "frozen"}
+    model = STRM("torchvision/r3d_18", num_frames=4, num_segments=2, **sizes)
     assert model.head.num_frames == 2
     measured = held_for_backward(model, 32)
-    assert measured < memory_of_step(model, image_size=32, **EPISODE).activations < 1.5 * measured
+    estimate = memory_of_step(model, image_size=32, **EPISODE).activations
+    assert measured < estimate < 2.5 * measured  # a backward pass of the first layers needs as much again
+    with torch.device("meta"):
+        longer = STRM("torchvision/r3d_18", num_frames=16, num_segments=2, **sizes)  # as many time steps
+    assert longer.head.num_frames == 2
+    assert memory_of_step(longer, image_size=32, **EPISODE).activations > 2 * estimate
 
 
 def test_too_few_time_steps_for_omega_are_refused() -> None:

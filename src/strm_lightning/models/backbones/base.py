@@ -61,7 +61,6 @@ class ClipBackbone(nn.Module):
         dim: channels D of the maps.
         mean: mean of the pretraining data, ``[3, 1, 1]``.
         std: standard deviation of the pretraining data, ``[3, 1, 1]``.
-        image_size: height and width of the frames in pretraining, in pixels.
         pretrained_on: data set of the loaded weights, or None if it is unknown or does not matter for the test classes.
 
     Raises:
@@ -71,7 +70,6 @@ class ClipBackbone(nn.Module):
     frame_wise: ClassVar[bool] = False
     mean_of_pixels: Sequence[float] = (0.485, 0.456, 0.406)
     std_of_pixels: Sequence[float] = (0.229, 0.224, 0.225)
-    image_size: int = 224
     pretrained_on: str | None = None
     mean: Tensor
     std: Tensor

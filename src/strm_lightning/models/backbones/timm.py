@@ -62,7 +62,6 @@ class Backbone(ClipBackbone):
             load_weights(net, weights)
         config: dict[str, Any] = net.pretrained_cfg
         self.mean_of_pixels, self.std_of_pixels = config["mean"], config["std"]
-        self.image_size = config["input_size"][-1]
         self.stage_index = None if stage == -1 else _cut_after(net, name, stage)
         super().__init__(name, net, dim=0, **options)
         self.dim = self._probe(config["input_size"][-2:])

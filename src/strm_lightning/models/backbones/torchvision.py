@@ -32,6 +32,9 @@ class VideoBackbone(ClipBackbone):
         weights: a local .safetensors or .pth file with a state dict of this model (a classifier in it is ignored).
         **options: options of `ClipBackbone`.
 
+    Attributes:
+        image_size: height and width of the frames in pretraining, in pixels.
+
     Raises:
         InputError: torchvision has no such video model, the weights are of another model or cannot be downloaded, or
             training options exclude each other.
