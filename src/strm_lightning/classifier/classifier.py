@@ -123,8 +123,10 @@ class FewShotClassifier(SklearnMixin):
         *,
         weights: str | Path | None = None,
         patch_grid: int = 4,
-        num_frames: int = 8,
-        image_size: int = 224,
+        num_frames: int | None = None,
+        num_segments: int | None = None,
+        frame_policy: FramePolicy | None = None,
+        image_size: int | None = None,
         matching: str = load_model.DEFAULT_MATCHING,
         matching_options: Mapping[str, Any] | None = None,
         device: str | None = None,
@@ -133,12 +135,14 @@ class FewShotClassifier(SklearnMixin):
         """Build a classifier from a pretrained backbone and a matching method without trainable weights.
 
         Args:
-            backbone: a timm model name.
+            backbone: a timm model name, ``torchvision/`` and a video model, or a name given to `register_backbone`.
             weights: a local weights file. None for pretrained weights: those of ``tf_efficientnet_lite0`` are in the
                 extra ``weights``, those of other models are downloaded by timm.
             patch_grid: rows and columns P of the patch grid.
-            num_frames: frames L of a clip.
-            image_size: height and width of a clip in pixels.
+            num_frames: frames L of a clip; None for 8, or for 32 with a video model of torchvision.
+            num_segments: segments that a video backbone encodes separately; None for 1, or for 2 as above.
+            frame_policy: which frames of a video are used; None for ``segments``, or for ``dense`` as above.
+            image_size: height and width of a clip in pixels; None for 224, or for that of the pretraining as above.
             matching: name of the matching method. ``auto`` is ``lag_energy`` with one example per class and
                 ``kernel_ridge`` with several; `selection_` describes it.
             matching_options: options of the matching method, such as ``{"mirror": True}`` for ``auto`` if an action and
@@ -153,11 +157,22 @@ class FewShotClassifier(SklearnMixin):
         """
         spec = str(weights) if weights is not None else None
         chosen = {"matching": matching, "matching_options": dict(matching_options or {})}
-        model = load_model.untrained(backbone, weights=spec, patch_grid=patch_grid, num_frames=num_frames, **chosen)
-        preprocessing = ClipConfig(num_frames=num_frames, image_size=image_size)
+        given = {"num_frames": num_frames, "num_segments": num_segments, "frame_policy": frame_policy}
+        given = {name: value for name, value in {**given, "image_size": image_size}.items() if value is not None}
+        preprocessing = ClipConfig(**{**load_model.usual_clip(backbone), **given})
+        model = load_model.untrained(
+            backbone,
+            weights=spec,
+            patch_grid=patch_grid,
+            num_frames=preprocessing.num_frames,
+            num_segments=preprocessing.num_segments,
+            **chosen,
+        )
+        model.backbone.check_size(preprocessing.image_size)
         absolute = str(Path(spec).absolute()) if spec is not None and Path(spec).is_file() else spec
         network = {"backbone": backbone, "weights": absolute, "patch_grid": patch_grid}
-        source = {**network, "num_frames": num_frames, "image_size": image_size, **chosen}
+        sizes = {"num_frames": preprocessing.num_frames, "image_size": preprocessing.image_size}
+        source = {**network, **given, **sizes, **chosen}
         return cls(model.to(load_model.resolve_device(device)), preprocessing, source=source, **options)
 
     # The support set ------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from strm_lightning.data.decode.video import VideoError, iter_frames, read_chosen
-from strm_lightning.data.sampling import FramePolicy, select_frames
+from strm_lightning.data.decode.video import VideoError, frame_rate, iter_frames, read_chosen
+from strm_lightning.data.sampling import FRAME_STRIDE, FramePolicy, select_frames
 from strm_lightning.data.transforms import ClipTransform
 from strm_lightning.errors import InputError, InputTypeError
 
@@ -30,12 +30,21 @@ class ClipConfig:
         image_size: height and width of a clip after the center crop, in pixels.
         short_side: short side of a frame before the crop, in pixels; 0 for ``image_size`` x 256 / 224.
         frame_policy: which frames of the video are used.
+        num_segments: runs of consecutive frames of the policy ``dense``.
+        frame_stride: step between the frames of a run of ``dense``.
     """
 
     num_frames: int = 8
     image_size: int = 224
     short_side: int = 0
     frame_policy: FramePolicy = "segments"
+    num_segments: int = 1
+    frame_stride: int = FRAME_STRIDE
+
+    def frames_of(self, available: int) -> list[int]:
+        """Choose the frame numbers of the clip from a video of ``available`` frames."""
+        runs = {"num_segments": self.num_segments, "frame_stride": self.frame_stride}
+        return select_frames(self.frame_policy, available, self.num_frames, None, **runs)
 
     @property
     def transform(self) -> ClipTransform:
@@ -50,14 +59,10 @@ def read_clip(video: Video, config: ClipConfig) -> UInt8[Tensor, "L 3 S S"]:
         VideoError: the file cannot be read, or the array is empty.
         InputTypeError: the array is not ``[F, H, W, 3]`` of uint8.
     """
-
-    def choose(available: int) -> list[int]:
-        return select_frames(config.frame_policy, available, config.num_frames, None)
-
     if isinstance(video, (str, Path)):
-        return config.transform(read_chosen(video, choose), None)
+        return config.transform(read_chosen(video, config.frames_of), None)
     frames = check_array(video)
-    return config.transform(frames[choose(len(frames))], None)
+    return config.transform(frames[config.frames_of(len(frames))], None)
 
 
 def check_first_frame(path: str | Path) -> None:
@@ -119,7 +124,8 @@ def windows(
 ) -> Iterator[tuple[float, float, UInt8[Tensor, "L 3 S S"]]]:
     """Yield the clips of a sliding window over a video.
 
-    A clip consists of the frames in the middle of L equal parts of its window. Only these frames are stored, so memory
+    A clip consists of the frames in the middle of L equal parts of its window, or with the policy ``dense`` of its runs
+    of frames. Only these frames are stored, so memory
     depends on ``seconds / stride`` and not on the length of the video. At the end of the video, a window that has more
     than half of its frames is filled with the last frame, and other incomplete windows are dropped. A video shorter
     than a window is one clip. Windows in a gap between time stamps, without any frame, are left out.
@@ -140,7 +146,7 @@ def windows(
     """
     if not (seconds > 0 and stride > 0 and fps > 0):
         raise InputError(f"windows of {seconds} s every {stride} s at {fps} frames per second: give positive numbers")
-    middles = [(i + 0.5) * seconds / config.num_frames for i in range(config.num_frames)]
+    middles = _middles(video, config, seconds, fps)
     opened: deque[_Window] = deque()
     next_start, now, any_closed = 0.0, 0.0, False
     image: np.ndarray | None = None
@@ -165,6 +171,16 @@ def windows(
         if len(window.frames) > config.num_frames / 2:
             missing = config.num_frames - len(window.frames)
             yield window.start, now, torch.stack(window.frames + [_resize(image, config)] * missing)
+
+
+def _middles(video: Video, config: ClipConfig, seconds: float, fps: float) -> list[float]:
+    """Return the time of each frame of a clip in its window."""
+    if config.frame_policy != "dense":
+        return [(i + 0.5) * seconds / config.num_frames for i in range(config.num_frames)]
+    rate = frame_rate(video) if isinstance(video, (str, Path)) else fps
+    available = max(round(seconds * rate), 1)
+    # The first frame after half a frame earlier, so that small errors of time stamps do not matter.
+    return [max(frame - 0.5, 0.0) * seconds / available for frame in config.frames_of(available)]
 
 
 def _fill(

@@ -16,7 +16,7 @@ from strm_lightning.classifier.calibration import Fitted, check_options
 from strm_lightning.classifier.clips import ClipConfig, describe_tensor
 from strm_lightning.classifier.selection import Selection
 from strm_lightning.classifier.support import EncodedClip, SupportSet
-from strm_lightning.data.sampling import FramePolicy
+from strm_lightning.data.sampling import FRAME_STRIDE, FramePolicy
 from strm_lightning.episode import PooledMaps
 from strm_lightning.errors import InputError, MissingFileError
 from strm_lightning.fileio import atomic_path, sweep_parts, write_errors
@@ -187,6 +187,8 @@ def load(path: Path) -> Stored:
             tensors["qc.relations"] = tensors.pop("relations")
         if isinstance(about.get("source"), dict) and "path" not in about["source"]:
             about["source"]["matching"] = "patches"  # the only matching without a checkpoint in version 0.1
+    if isinstance(about.get("preprocessing"), dict):
+        about["preprocessing"] = _ADDED | about["preprocessing"]
     if error := _metadata_error(about) or _tensor_error(tensors, len(about["clips"])):
         raise InputError(f"examples {path}: damaged: {error}")
     return Stored(path, about, tensors)
@@ -232,7 +234,8 @@ def _settings(model: STRM) -> dict[str, Any]:
     backbone, head = model.backbone, model.head
     names = ("num_frames", "patch_grid", "center_clip", "scale_clip")
     pixels = {"mean": backbone.mean.flatten().tolist(), "std": backbone.std.flatten().tolist()}
-    return {"backbone": backbone.name, **pixels, **{name: getattr(head, name) for name in names}}
+    segments = {} if backbone.num_segments == 1 else {"num_segments": backbone.num_segments}
+    return {"backbone": backbone.name, **pixels, **segments, **{name: getattr(head, name) for name in names}}
 
 
 def _metadata_error(about: Mapping[str, Any]) -> str | None:
@@ -328,13 +331,18 @@ _CONFIG: dict[str, Callable[[Any], bool]] = {
     "image_size": _is_count,
     "short_side": _is_size,
     "frame_policy": _is_policy,
+    "num_segments": _is_count,
+    "frame_stride": _is_count,
 }
+_ADDED = {"num_segments": 1, "frame_stride": FRAME_STRIDE}  # entries that files from before the policy `dense` lack
 _CHECKPOINT = {"path": _is_name, "image_size": _is_count, "short_side": _is_size, "frame_policy": _is_policy}
 _BACKBONE: dict[str, Callable[[Any], bool]] = {
     "backbone": _is_name,
     "weights": lambda value: value is None or isinstance(value, str),
     "patch_grid": _is_count,
     "num_frames": _is_count,
+    "num_segments": _is_count,
+    "frame_policy": _is_policy,
     "image_size": _is_count,
     "matching": _is_name,
     "matching_options": lambda value: isinstance(value, dict),

@@ -204,6 +204,7 @@ class STRMCLI(LightningCLI):
             }
         )
         parser.link_arguments("data.num_frames", "model.num_frames")
+        parser.link_arguments("data.num_segments", "model.num_segments")
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from strm_lightning._version import __version__
+from strm_lightning.data.checks.pretraining import seen_in_pretraining
 from strm_lightning.data.datamodule import EpisodeDataModule
 from strm_lightning.data.splits.stages import Stage
 from strm_lightning.data.video_sets import VideoSet
@@ -55,6 +56,9 @@ def protocol_card(
     """
     videos, transform = data.videos[stage], data.transform
     backbone: Any = model.backbone
+    pretraining = backbone.pretrained_on
+    if pretraining and (warning := seen_in_pretraining(data.split, pretraining)):
+        pretraining = f"{pretraining} ({warning})"
     return {
         "protocol": {
             "stage": stage,
@@ -65,7 +69,7 @@ def protocol_card(
             "episodes": episodes,
             "seed": data.seed,
             "num_frames": data.num_frames,
-            "frame_policy": f"{data.frame_policy}, its test choice",
+            "frame_policy": f"{data.frame_policy}{_runs(data)}, its test choice",
             "short_clips": data.short_clips,
             "resize": f"short side to {transform.short_side}",
             "crop": f"{transform.image_size} x {transform.image_size}, central",
@@ -83,6 +87,7 @@ def protocol_card(
         "model": {
             **plain({**model_options({}), **options}),
             "transductive": not getattr(getattr(getattr(model, "head", None), "matching", None), "per_query", True),
+            "pretrained_on": pretraining,
             "normalisation": {"mean": backbone.mean.flatten().tolist(), "std": backbone.std.flatten().tolist()},
         },
         "checkpoint": {**checkpoint, "trained_on": trained_on(data, checkpoint)},
@@ -108,6 +113,10 @@ def trained_on(data: EpisodeDataModule, checkpoint: Mapping[str, Any]) -> str | 
         return str(training["root"])
     same = all(training.get(name) == getattr(data, name) for name in ("split", "split_seed"))
     return "training classes of the same split" if same else f"another split of {data.root}"
+
+
+def _runs(data: EpisodeDataModule) -> str:
+    return f" ({data.num_segments} runs, stride {data.frame_stride})" if data.frame_policy == "dense" else ""
 
 
 def video_list_hash(videos: VideoSet) -> str:

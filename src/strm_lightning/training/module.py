@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
+from strm_lightning.data.checks.pretraining import seen_in_pretraining
 from strm_lightning.data.datamodule import EpisodeDataModule
 from strm_lightning.data.loaders import EpisodeDataset, align_progress
 from strm_lightning.data.splits.stages import Stage
@@ -68,7 +69,7 @@ class STRMModule(L.LightningModule):
     episodes from the stored features (`EpisodeDataModule.evaluation`).
 
     Args:
-        backbone: a timm model name.
+        backbone: a timm model name, ``torchvision/`` and a video model, or a name given to `register_backbone`.
         optimizer: ``sgd``, ``adam`` or ``adamw``.
         lr: maximum learning rate.
         momentum: momentum of SGD; the official recipe has none.
@@ -164,7 +165,7 @@ class STRMModule(L.LightningModule):
         use_atomic_checkpoints(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, EpisodeDataModule):
-            self.model.backbone.check_size(data.transform.image_size)
+            self._check_clips(data)
         if stage == "fit":
             if self.freeze_backbone and not self.model.head.learns:
                 raise InputError(
@@ -174,6 +175,27 @@ class STRMModule(L.LightningModule):
             self._maps = {}  # after an error, a fit leaves its maps
         if self.freeze_backbone or self.model.backbone.batch_norm == "frozen":
             warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # intended
+
+    def _check_clips(self, data: EpisodeDataModule) -> None:
+        model, backbone = self.model, self.model.backbone
+        if data.num_frames != model.num_frames:
+            raise InputError(
+                f"clips have {data.num_frames} frames (data.num_frames), the model takes {model.num_frames}"
+            )
+        segments = (data.num_segments, backbone.num_segments)
+        if data.frame_policy == "dense" and not backbone.frame_wise and len(set(segments)) > 1:
+            raise InputError(
+                f"clips have {segments[0]} segments (data.num_segments), the model takes {segments[1]} "
+                "(model.num_segments)"
+            )
+        if data.frame_policy != "dense" and backbone.frame_wise and data.num_segments > 1:
+            raise InputError(
+                f"num_segments {data.num_segments} has no effect with backbone {backbone.name!r}, which looks at "
+                f"single frames, and frame_policy {data.frame_policy!r}; set it to 1, or use 'dense'"
+            )
+        backbone.check_size(data.transform.image_size)
+        if backbone.pretrained_on and (warning := seen_in_pretraining(data.split, backbone.pretrained_on)):
+            rank_zero_warn(f"backbone {backbone.name!r} was pretrained on {backbone.pretrained_on}: {warning}")
 
     def on_fit_start(self) -> None:
         self._source, self._accumulated = None, 0
@@ -484,6 +506,7 @@ class STRMModule(L.LightningModule):
         if "hyper_parameters" in checkpoint:
             checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "pretrained": False, "weights": None}
         checkpoint["state_dict"] = {plain_name(name): value for name, value in checkpoint["state_dict"].items()}
+        checkpoint["pretrained_on"] = self.model.backbone.pretrained_on
         if classes := own_classes(self.model):
             checkpoint["own_classes"] = classes
         if "optimizer_states" in checkpoint:  # not with save_weights_only
@@ -493,6 +516,7 @@ class STRMModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._source = {name: value for name, value in checkpoint.items() if name in SOURCE_KEYS}
+        self.model.backbone.pretrained_on = checkpoint.get("pretrained_on")
         names = ("dropout_seed", "pending_gradients")
         self._resumed = {name: checkpoint[name] for name in names if checkpoint.get(name) is not None}
         classes, saved = own_classes(self.model), checkpoint.get("own_classes", {})

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from strm_lightning.classifier.predictions import Prediction
 from strm_lightning.classifier.support import EncodedClip, SupportSet
+from strm_lightning.data.sampling import select_frames
 from strm_lightning.models.matching.base import Encoded, Evidence
 
 MEANING = {
@@ -66,8 +67,8 @@ class Explanation:
         evidence: evidence for each class.
         patch_weights: weight of each patch, ``[L, P, P]``; sums to 1 over a frame. With PLE, the mean attention that
             the patches of a frame pay to the patch; otherwise the weights of the matching method, or None.
-        frames: frames of the clip, ``[L, 3, S, S]``.
-        thumbnails: small frames of the clips of each class, ``[K, L, 3, s, s]``.
+        frames: frames of the clip, ``[L, 3, S, S]``; with a video backbone one for each of its L time steps.
+        thumbnails: small frames of the clips of each class, ``[K, L, 3, s, s]``; see ``frames``.
         attends: whether the model has PLE, so that ``patch_weights`` is attention.
         matching: name of the matching method.
         parts: named parts of the logit of the matching method, by class; empty for methods with one part.
@@ -122,6 +123,7 @@ def explain(
         return dict(zip(labels, scores[0].tolist(), strict=True))
 
     evidence = _evidence(support, clip)
+    shown = select_frames("segments", len(pixels), head.num_frames, None)  # a frame in the middle of each time step
     weights = head.patch_weights(support.model.pool(pixels.to(support.device)))
     return Explanation(
         prediction=prediction,
@@ -131,8 +133,8 @@ def explain(
         qc_weight=support.qc_weight,
         evidence=evidence,
         patch_weights=None if weights is None else weights.float().cpu().numpy(),
-        frames=pixels.numpy(),
-        thumbnails={label: np.stack([c.thumbnail.numpy() for c in support.clips[label]]) for label in labels},
+        frames=pixels[shown].numpy(),
+        thumbnails={label: np.stack([c.thumbnail[shown].numpy() for c in support.clips[label]]) for label in labels},
         attends=head.ple is not None,
         matching=head.matching_name,
         parts=_parts(evidence),

@@ -120,6 +120,16 @@ def read_chosen(path: str | Path, choose: Callable[[int], Sequence[int]]) -> UIn
         number, confirmed = found, False
 
 
+def frame_rate(path: str | Path) -> float:
+    """Return the average number of frames per second that the container states, or 25.
+
+    Raises:
+        VideoError: as `count_frames`.
+    """
+    with _opened(path) as (_, stream):
+        return float(stream.average_rate or 25)
+
+
 def read_frames(path: str | Path, indices: Sequence[int]) -> UInt8[Tensor, "n H W 3"]:
     """Read frames as upright RGB.
 

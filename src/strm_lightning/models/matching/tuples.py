@@ -23,7 +23,7 @@ def check_sizes(sizes: tuple[int, ...], num_frames: int) -> None:
     """
     if not sizes or len(set(sizes)) < len(sizes) or not all(1 <= size <= num_frames for size in sizes):
         raise InputError(
-            f"tuple_sizes {list(sizes)}: give one or more different sizes from 1 to num_frames = {num_frames}"
+            f"tuple_sizes {list(sizes)}: give one or more different sizes from 1 to {num_frames} (time steps)"
         )
 
 
