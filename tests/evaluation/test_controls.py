@@ -41,9 +41,9 @@ def test_changed_maps_are_those_of_changed_clips() -> None:
     torch.testing.assert_close(still, found["own"].frame_level.mean(-2, keepdim=True).expand_as(still))
 
 
-def test_a_video_backbone_encodes_the_changed_clips() -> None:
+def test_a_video_backbone_encodes_the_changed_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     model = STRM("test_resnet", pretrained=False, num_frames=4, matching="otam").eval()
-    model.backbone.frame_wise = False
+    monkeypatch.setattr(type(model.backbone), "frame_wise", False, raising=False)
     clips = torch.randint(0, 256, (2, 4, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         found, still = control_features(model, clips), model.encode(static_clips(clips))
@@ -81,10 +81,7 @@ def test_the_bank_gives_the_controls_of_encoding_each_episode_anew(
     assert without["per_episode"] == found["bank"]["per_episode"]
 
 
-def test_order_and_motion_matter_where_the_position_of_a_moving_square_carries_the_label(
-    actions: Path, tmp_path: Path
-) -> None:
-    """`fall`, `sink` and `leap` have the same static content; `fall` reversed is the diagonal of no other class."""
+def test_every_setting_has_its_controls(actions: Path, tmp_path: Path) -> None:
     episodes = data(actions, way=3, shot=3, test_episodes=60, image_size=96, test_shots=[1, 3])
     options = {"matching": "patches", "center_clip": True, "patch_grid": 4}
     found = run_test(tmp_path, module(controls=True, **options), episodes)
@@ -95,7 +92,7 @@ def test_order_and_motion_matter_where_the_position_of_a_moving_square_carries_t
     assert found["sweep"][1]["controls"]["static"]["accuracy"] == static["accuracy"]
 
 
-def test_controls_are_not_an_option_of_a_checkpoint(actions: Path, tmp_path: Path) -> None:
+def test_controls_are_not_an_option_of_a_checkpoint() -> None:
     assert "controls" not in module(controls=True).hparams
 
 
