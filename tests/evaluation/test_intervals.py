@@ -125,6 +125,9 @@ def test_what_cannot_be_known_is_said() -> None:
     unknown = over_clips(answers(short), clip_design(results(answers(short), short)))
     assert unknown.ci95 is None
     assert unknown.unknown == "40 episodes are too few; raise data.test_episodes"
+    single = episodes(number=3)  # fewer than groups
+    found = all_intervals(results(answers(single), single))
+    assert [found[name]["ci95"] for name in ("clips", "classes")] == [None, None]
 
 
 def test_a_perfect_accuracy_has_an_interval_over_clips() -> None:
