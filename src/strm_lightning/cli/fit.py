@@ -19,6 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities import rank_zero_warn
 
 from strm_lightning.cli.parsing import Parser, one_line
+from strm_lightning.cli.recipes import find_recipes
 from strm_lightning.data.datamodule import MOVING_SHAPES, EpisodeDataModule
 from strm_lightning.errors import InputError, WriteError
 from strm_lightning.evaluation.pictures import METRICS, draw
@@ -294,7 +295,7 @@ def run(arguments: list[str], commands: dict[str, str]) -> STRMCLI:
             trainer_defaults={"logger": _CSV},
             parser_kwargs={"prog": "strm", **parsers},
             auto_configure_optimizers=False,  # optimiser and schedule are options of the module
-            args=arguments,
+            args=find_recipes(arguments),
         )
     except MisconfigurationException as error:
         raise InputError(one_line(str(error))) from error

@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "compare test results on the same episodes, with 95 % intervals",
     ),
     "plot": ("cli.plot:plot", "plot confusion matrices, accuracies and learning curves of runs"),
+    "recipes": ("cli.recipes:recipes", "list the shipped configurations, or copy them to a folder"),
 }
 
 
