@@ -53,9 +53,9 @@ def compare_documents(documents: Mapping[str, Mapping[str, Any]], *, allow: Sequ
         allow: entries of the protocol card that may differ.
 
     Returns:
-        Plain values: ``baseline``, its name, and ``results``: for each name ``accuracy``, ``ci95`` and ``sweep``, the
-        same for each way and shot; except for the baseline also ``paired``, its `Difference`, and ``per_class``, the
-        `Difference` of each class.
+        A dictionary with ``baseline``, the name of the first, and ``results``. These have for each name ``accuracy``,
+        ``ci95`` and ``sweep``, the same for each way and shot; except for the baseline also ``paired``, its
+        `Difference`, and ``per_class``, the `Difference` of each class.
 
     Raises:
         InputError: the protocol cards or the episodes differ, or ``allow`` names an entry that no card has.
