@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "classify": ("cli.classify:classify", "recognise actions in videos from a few example clips of each class"),
     "demo": ("cli.demo:demo", "classify on a local web page"),
     "convert": ("cli.convert:convert", "convert a checkpoint of the official STRM or TRX code"),
+    "publish": ("cli.publish:publish", "write a model folder with a model card from a checkpoint"),
     "compare": (
         "cli.compare:compare",
         "compare test results on the same episodes, with 95 % intervals",

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from strm_lightning.episode import MatchLogits, PooledMaps, VideoFeatures
 from strm_lightning.models.backbones.timm import Backbone, BatchNormPolicy
 from strm_lightning.models.head import STRMHead
+from strm_lightning.models.weights.hub import HubModel
 from strm_lightning.models.weights.state import plain_name
 
 
-class STRM(nn.Module):
+class STRM(nn.Module, HubModel):
     """Spatio-temporal relation modelling for few-shot action recognition (CVPR 2022, arXiv 2112.05132).
 
     Clips are encoded separately, so a video that is in many episodes needs to be encoded only once.
