@@ -27,6 +27,7 @@ from strm_lightning.evaluation.report import RESULTS, run_folder
 from strm_lightning.evaluation.tables import plain_table
 from strm_lightning.models.matching.base import matching_names, matching_options
 from strm_lightning.training.checkpoints import LastCheckpoint, check_checkpoint
+from strm_lightning.training.example_episodes import ExampleEpisodes
 from strm_lightning.training.module import STRMModule
 
 _CSV = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}
@@ -194,6 +195,7 @@ class STRMCLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LearningRateMonitor, "lr_monitor")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
+        parser.add_lightning_class_args(ExampleEpisodes, "example_episodes")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/accuracy",
