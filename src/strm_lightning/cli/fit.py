@@ -19,6 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities import rank_zero_warn
 
 from strm_lightning.cli.parsing import Parser, one_line
+from strm_lightning.cli.recipes import find_recipes
 from strm_lightning.data.datamodule import MOVING_SHAPES, EpisodeDataModule
 from strm_lightning.errors import InputError, WriteError
 from strm_lightning.evaluation.intervals import interval_rows
@@ -27,6 +28,7 @@ from strm_lightning.evaluation.report import RESULTS, run_folder
 from strm_lightning.evaluation.tables import plain_table
 from strm_lightning.models.matching.base import matching_names, matching_options
 from strm_lightning.training.checkpoints import LastCheckpoint, check_checkpoint
+from strm_lightning.training.example_episodes import ExampleEpisodes
 from strm_lightning.training.module import STRMModule
 
 _CSV = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}
@@ -194,6 +196,7 @@ class STRMCLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LearningRateMonitor, "lr_monitor")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
+        parser.add_lightning_class_args(ExampleEpisodes, "example_episodes")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/accuracy",
@@ -296,7 +299,7 @@ def run(arguments: list[str], commands: dict[str, str]) -> STRMCLI:
             trainer_defaults={"logger": _CSV},
             parser_kwargs={"prog": "strm", **parsers},
             auto_configure_optimizers=False,  # optimiser and schedule are options of the module
-            args=arguments,
+            args=find_recipes(arguments),
         )
     except MisconfigurationException as error:
         raise InputError(one_line(str(error))) from error

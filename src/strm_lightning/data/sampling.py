@@ -44,6 +44,12 @@ def select_frames(
 
     Raises:
         InputError: the policy is unknown, a count is below 1, or L is no multiple of ``num_segments``.
+
+    Examples:
+        >>> select_frames("segments", available=80, num_frames=8, rng=None)
+        [5, 15, 25, 35, 45, 55, 65, 75]
+        >>> select_frames("release", available=80, num_frames=8, rng=None)
+        [1, 12, 23, 34, 45, 56, 67, 78]
     """
     if available < 1 or num_frames < 1:
         raise InputError(f"cannot choose {num_frames} of {available} frames")

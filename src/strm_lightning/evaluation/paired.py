@@ -58,8 +58,8 @@ def compare_documents(documents: Mapping[str, Mapping[str, Any]], *, allow: Sequ
         allow: entries of the protocol card that may differ.
 
     Returns:
-        Plain values: ``baseline``, its name, and ``results``: for each name ``accuracy``, ``ci95`` and ``sweep``, the
-        same for each way and shot; except for the baseline also ``paired``, its `Difference`, and ``per_class``, the
+        A dictionary with ``baseline``, its name, and ``results``: for each name ``accuracy``, ``ci95`` and ``sweep``,
+        the same for each way and shot; except for the baseline also ``paired``, its `Difference`, and ``per_class``, the
         `Difference` of each class. For a group of runs that differ in the training seed, ``accuracy`` is the mean over
         its runs, and ``seeds`` contains the number of runs, their accuracies and the standard deviation.
 

@@ -13,10 +13,11 @@ from strm_lightning.messages import check_positive
 from strm_lightning.models.backbones.base import BatchNormPolicy, ClipBackbone, registered_backbone
 from strm_lightning.models.backbones.build import build_backbone
 from strm_lightning.models.head import STRMHead
+from strm_lightning.models.weights.hub import HubModel
 from strm_lightning.models.weights.state import plain_name
 
 
-class STRM(nn.Module):
+class STRM(nn.Module, HubModel):
     """Spatio-temporal relation modelling for few-shot action recognition (CVPR 2022, arXiv 2112.05132).
 
     Clips are encoded separately, so a video that is in many episodes needs to be encoded only once.

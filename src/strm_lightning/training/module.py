@@ -158,6 +158,12 @@ class STRMModule(L.LightningModule):
         self._receive_results()
         return self._report
 
+    @property
+    def tested_step(self) -> int:
+        """Optimiser step of the loaded checkpoint; without one, of the current weights."""
+        step = (self._source or {}).get("global_step")
+        return self.trainer.global_step if step is None else int(step)
+
     # Training -----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
@@ -351,7 +357,7 @@ class STRMModule(L.LightningModule):
 
     def on_test_end(self) -> None:
         if self.trainer.is_global_zero and self.report and "card" in self.report:
-            log_pictures(self.trainer.loggers, run_folder(self.trainer))
+            log_pictures(self.trainer.loggers, run_folder(self.trainer), self.tested_step)
 
     def _start_evaluation(self, stage: Stage) -> None:
         loaders, start = loaders_of(self.trainer, stage), perf_counter()

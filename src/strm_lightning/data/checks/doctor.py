@@ -86,7 +86,7 @@ class DoctorReport:
 
     @property
     def status(self) -> int:
-        """Exit status: 0 if training can start, else 1."""
+        """The exit status, 0 if training can start, else 1."""
         return 1 if self.problems else 0
 
     def as_json(self) -> str:

@@ -28,7 +28,12 @@ def check_sizes(sizes: tuple[int, ...], num_frames: int) -> None:
 
 
 def num_tuples(sizes: tuple[int, ...], num_frames: int) -> tuple[int, ...]:
-    """Return the number of ordered tuples of each size: L choose w."""
+    """Return the number of ordered tuples of each size: L choose w.
+
+    Examples:
+        >>> num_tuples((2, 3), num_frames=8)
+        (28, 56)
+    """
     return tuple(comb(num_frames, size) for size in sizes)
 
 
