@@ -60,8 +60,8 @@ def compare_documents(documents: Mapping[str, Mapping[str, Any]], *, allow: Sequ
     Returns:
         A dictionary with ``baseline``, its name, and ``results``: for each name ``accuracy``, ``ci95`` and ``sweep``,
         the same for each way and shot; except for the baseline also ``paired``, its `Difference`, and ``per_class``,
-        the `Difference` of each class. For a group of runs that differ in the training seed, ``accuracy`` is the mean over
-        its runs, and ``seeds`` contains the number of runs, their accuracies and the standard deviation.
+        the `Difference` of each class. For a group of runs that differ in the training seed, ``accuracy`` is the mean
+        over its runs, and ``seeds`` contains the number of runs, their accuracies and the standard deviation.
 
     Raises:
         InputError: the protocol cards or the episodes differ, or ``allow`` names an entry that no card has.
