@@ -27,7 +27,7 @@ from strm_lightning.classifier import FewShotClassifier
 from strm_lightning.classifier.calibration import calibrate
 from strm_lightning.classifier.encoder import encode_each
 from strm_lightning.classifier.support import EncodedClip, SupportSet
-from strm_lightning.cli.classify import find_examples, find_videos
+from strm_lightning.classifier.videos import find_examples, find_videos
 from strm_lightning.models import STRM
 
 SHOTS, CALIBRATED = (1, 5), 100

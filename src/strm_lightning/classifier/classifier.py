@@ -13,16 +13,7 @@ from tqdm import tqdm
 from strm_lightning.classifier import load_model, storage
 from strm_lightning.classifier.calibration import Calibration, Fitted, calibrate, check_options
 from strm_lightning.classifier.check import Check, check
-from strm_lightning.classifier.clips import (
-    ClipConfig,
-    Video,
-    Videos,
-    as_list,
-    is_one,
-    read_clip,
-    video_name,
-    windows,
-)
+from strm_lightning.classifier.clips import ClipConfig, as_list, is_one, read_clip, windows
 from strm_lightning.classifier.encoder import encode, encode_each
 from strm_lightning.classifier.examples import add_examples, by_class, check_labels
 from strm_lightning.classifier.explain.explanation import Explanation, explain
@@ -30,6 +21,7 @@ from strm_lightning.classifier.predictions import UNKNOWN, Prediction, WindowPre
 from strm_lightning.classifier.selection import Selection, select
 from strm_lightning.classifier.sklearn_mixin import SklearnMixin
 from strm_lightning.classifier.support import EncodedClip, SupportSet
+from strm_lightning.classifier.videos import Video, Videos, video_name
 from strm_lightning.data.decode.video import VideoError
 from strm_lightning.data.sampling import FramePolicy
 from strm_lightning.errors import InputError

@@ -5,20 +5,18 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import cast
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from strm_lightning.data.decode.video import VideoError, frame_rate, iter_frames, read_chosen
+from strm_lightning.classifier.videos import Video, Videos, VideoSource, read_path
+from strm_lightning.data.decode.video import VideoError, frame_rate, iter_frames
 from strm_lightning.data.sampling import FRAME_STRIDE, FramePolicy, select_frames
 from strm_lightning.data.transforms import ClipTransform
 from strm_lightning.errors import InputError, InputTypeError
-
-Video: TypeAlias = str | Path | np.ndarray | Tensor  # a file, or [F, H, W, 3] of uint8
-Videos: TypeAlias = Sequence[Video] | np.ndarray | Tensor  # a list, or an array with a leading axis
 
 
 @dataclass(frozen=True)
@@ -60,21 +58,28 @@ def read_clip(video: Video, config: ClipConfig) -> UInt8[Tensor, "L 3 S S"]:
         InputTypeError: the array is not ``[F, H, W, 3]`` of uint8.
     """
     if isinstance(video, (str, Path)):
-        return config.transform(read_chosen(video, config.frames_of), None)
+        return config.transform(read_path(video, config.frames_of), None)
+    if isinstance(video, VideoSource):
+        return config.transform(video.read(config.frames_of), None)
     frames = check_array(video)
     return config.transform(frames[config.frames_of(len(frames))], None)
 
 
-def check_first_frame(path: str | Path) -> None:
-    """Decode the first frame of a video file, a check that takes milliseconds.
+def check_first_frame(video: str | Path | VideoSource) -> None:
+    """Decode the first frame of a video, a check that takes milliseconds.
 
     Raises:
         VideoError: the file does not exist, contains no video, or is damaged at its start.
     """
-    next(iter(iter_frames(path)))
+    if isinstance(video, VideoSource):
+        video.read(lambda _: [0])
+    elif Path(video).is_dir():
+        read_path(video, lambda _: [0])
+    else:
+        next(iter(iter_frames(video)))
 
 
-def check_array(video: np.ndarray | Tensor) -> UInt8[Tensor, "F H W 3"]:
+def check_array(video: Video) -> UInt8[Tensor, "F H W 3"]:
     """Convert a decoded video to a tensor.
 
     Raises:
@@ -100,17 +105,14 @@ def describe_tensor(tensor: Tensor) -> str:
 
 def is_one(videos: Video | Videos) -> bool:
     """Whether this is one video and not a sequence of videos."""
-    return isinstance(videos, (str, Path)) or (isinstance(videos, (np.ndarray, Tensor)) and videos.ndim not in (1, 5))
+    return isinstance(videos, (str, Path, VideoSource)) or (
+        isinstance(videos, (np.ndarray, Tensor)) and videos.ndim not in (1, 5)
+    )
 
 
 def as_list(videos: Video | Videos) -> list[Video]:
     """Return one or several videos as a list."""
     return [cast("Video", videos)] if is_one(videos) else list(cast("Sequence[Video]", videos))
-
-
-def video_name(video: Video) -> str:
-    """Return the path, or the shape of an array."""
-    return str(video) if isinstance(video, (str, Path)) else f"array {'x'.join(map(str, video.shape))}"
 
 
 @dataclass
@@ -196,8 +198,12 @@ def _fill(
 
 
 def _timed_frames(video: Video, fps: float) -> Iterator[tuple[np.ndarray, float]]:
-    if isinstance(video, (str, Path)):
+    if isinstance(video, (str, Path)) and not Path(video).is_dir():
         return iter_frames(video)
+    if isinstance(video, (str, Path)):
+        video = read_path(video, range)
+    elif isinstance(video, VideoSource):
+        video = video.read(range)
     return ((image, i / fps) for i, image in enumerate(check_array(video).numpy()))
 
 

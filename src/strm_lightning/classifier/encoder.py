@@ -11,8 +11,9 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from strm_lightning.classifier.clips import ClipConfig, Video, read_clip, video_name
+from strm_lightning.classifier.clips import ClipConfig, read_clip
 from strm_lightning.classifier.support import EncodedClip
+from strm_lightning.classifier.videos import Video, video_name
 from strm_lightning.data.decode.video import VideoError
 from strm_lightning.models.strm import STRM
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any, get_args
@@ -14,12 +14,14 @@ from torch import Tensor
 
 from strm_lightning.classifier.calibration import Fitted, check_options
 from strm_lightning.classifier.clips import ClipConfig, describe_tensor
+from strm_lightning.classifier.examples import check_labels
 from strm_lightning.classifier.selection import Selection
 from strm_lightning.classifier.support import EncodedClip, SupportSet
 from strm_lightning.data.sampling import FRAME_STRIDE, FramePolicy
 from strm_lightning.episode import PooledMaps
 from strm_lightning.errors import InputError, MissingFileError
 from strm_lightning.fileio import atomic_path, sweep_parts, write_errors
+from strm_lightning.messages import did_you_mean
 from strm_lightning.models.matching.base import Encoded, matching_options, source_hash
 from strm_lightning.models.strm import STRM
 from strm_lightning.models.weights.state import hash_state
@@ -67,9 +69,7 @@ def save(
     tensors = {key: torch.stack([clip.features[key] for _, clip in clips]).cpu() for key in keys}
     if clips and thumbnails:
         tensors[_THUMBNAILS] = torch.stack([clip.thumbnail for _, clip in clips])
-    with write_errors(path, SafetensorError), atomic_path(path) as part:
-        save_file(tensors, part, {name: json.dumps(value) for name, value in header.items()})
-    sweep_parts(path.parent)
+    _write(path, tensors, header)
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
@@ -110,6 +110,52 @@ class Stored:
         """How well the matching fits the examples; None if it was not stored."""
         stored = self.about.get("selection")
         return None if stored is None else Selection.from_dict(stored)
+
+    @property
+    def clips_by_class(self) -> dict[str, list[str]]:
+        """Names of the clips of each class, classes in ascending order."""
+        found: dict[str, list[str]] = {}
+        for clip in self.about["clips"]:
+            found.setdefault(clip["label"], []).append(clip["name"])
+        return dict(sorted(found.items()))
+
+    def without(self, removed: str) -> "Stored":
+        """Remove a class, or a clip that is named ``CLASS/CLIP``.
+
+        Raises:
+            InputError: there is no such class or clip, or fewer than two classes are left.
+        """
+        clips = self.about["clips"]
+        kept = [i for i, clip in enumerate(clips) if removed not in (clip["label"], f"{clip['label']}/{clip['name']}")]
+        if len(kept) == len(clips):
+            names = [*self.clips_by_class, *(f"{clip['label']}/{clip['name']}" for clip in clips)]
+            raise InputError(
+                f"{self.path}: no class or clip {removed!r}; {did_you_mean(removed, names)}classes are "
+                f"{', '.join(self.clips_by_class)}"
+            )
+        if len({clips[i]["label"] for i in kept}) < 2:
+            raise InputError(f"{self.path}: without {removed!r} fewer than two classes are left")
+        rows = torch.tensor(kept)
+        return self._changed([clips[i] for i in kept], {name: t[rows] for name, t in self.tensors.items()})
+
+    def renamed(self, old: str, new: str) -> "Stored":
+        """Rename a class; if a class of the new name exists, they are merged.
+
+        Raises:
+            InputError: there is no such class, the new name is ``unknown``, or only one class is left.
+        """
+        if old not in self.clips_by_class:
+            hint = did_you_mean(old, self.clips_by_class)
+            raise InputError(f"{self.path}: no class {old!r}; {hint}classes are {', '.join(self.clips_by_class)}")
+        check_labels([new])
+        clips = [{**clip, "label": new} if clip["label"] == old else clip for clip in self.about["clips"]]
+        if len({clip["label"] for clip in clips}) < 2:
+            raise InputError(f"{self.path}: {old!r} and {new!r} are its only classes; one class is too few")
+        return self._changed(clips, self.tensors)
+
+    def _changed(self, clips: list[dict[str, Any]], tensors: Mapping[str, Tensor]) -> "Stored":
+        about = {name: value for name, value in self.about.items() if name != "selection"}  # of the old examples
+        return replace(self, about={**about, "clips": clips}, tensors=tensors)
 
     def support_for(self, model: STRM, qc_weight: float, how: ClipConfig) -> SupportSet:
         """Build the support set for a model.
@@ -192,6 +238,21 @@ def load(path: Path) -> Stored:
     if error := _metadata_error(about) or _tensor_error(tensors, len(about["clips"])):
         raise InputError(f"examples {path}: damaged: {error}")
     return Stored(path, about, tensors)
+
+
+def save_changed(stored: Stored, path: Path) -> None:
+    """Write the content of an examples file atomically.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    _write(path, stored.tensors, stored.about)
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    with write_errors(path, SafetensorError), atomic_path(path) as part:
+        save_file(dict(tensors), part, {name: json.dumps(value) for name, value in header.items()})
+    sweep_parts(path.parent)
 
 
 @torch.inference_mode()

@@ -16,9 +16,9 @@ from strm_lightning.classifier.classifier import FewShotClassifier
 from strm_lightning.classifier.clips import check_first_frame
 from strm_lightning.classifier.examples import bar_options
 from strm_lightning.classifier.predictions import merge_windows
+from strm_lightning.classifier.videos import Video, VideoSource, find_examples, find_videos, video_name
 from strm_lightning.cli.reports import REPORTS, Found, Report
-from strm_lightning.data.decode.video import VIDEO_SUFFIXES, VideoError
-from strm_lightning.data.detect import list_videos
+from strm_lightning.data.decode.video import VideoError
 from strm_lightning.errors import InputError, WriteError
 
 
@@ -45,8 +45,10 @@ def classify(
     """Recognise actions in videos from a few example clips of each class.
 
     Args:
-        videos: video files, or folders of video files.
-        support: folder with a subfolder of example clips for each class, or a file that ``--save_support`` wrote.
+        videos: video files, folders of frames, zips of frames, or folders of these.
+        support: folder with a subfolder of example clips (video files or folders of frames) for each class; zip of
+            ``<class>/<video>/00000001.jpg``; .csv table with the columns video, start, end and label; or a file that
+            ``--save_support`` wrote.
         ckpt: checkpoint of a trained model; null for the model of the support file, or for a pretrained backbone.
         backbone: timm model to use without ``ckpt``; null for EfficientNet-Lite0.
         weights: file of the backbone's weights; null for pretrained weights (EfficientNet-Lite0: the extra
@@ -78,7 +80,7 @@ def classify(
         picture.check_name(explain)
         if files and files[0] in broken:
             raise broken[files[0]]
-    report = REPORTS["json" if json else "csv" if csv else "table"](files)
+    report = REPORTS["json" if json else "csv" if csv else "table"](list(map(video_name, files)))
     if files and len(broken) == len(files) and save_support is None:
         for video, error in broken.items():
             _print(report, video, error)
@@ -115,10 +117,11 @@ def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _broken(files: Sequence[str]) -> dict[str, VideoError]:
+def _broken(files: Sequence[Video]) -> dict[Video, VideoError]:
     """Return the videos whose first frame cannot be decoded, with their errors."""
     found = {}
     for file in tqdm(files, "Checking videos", **bar_options()):
+        assert isinstance(file, (str, Path, VideoSource))
         try:
             check_first_frame(file)
         except VideoError as error:
@@ -126,10 +129,10 @@ def _broken(files: Sequence[str]) -> dict[str, VideoError]:
     return found
 
 
-def _print(report: Report, video: str, found: Found) -> None:
+def _print(report: Report, video: Video, found: Found) -> None:
     """Print one row without buffering, for programs that read the output."""
     try:
-        report.add(video, found)
+        report.add(video_name(video), found)
         sys.stdout.flush()
     except BrokenPipeError:
         raise
@@ -150,7 +153,7 @@ def _note(message: str) -> None:
 
 
 def _check(
-    files: Sequence[str],
+    files: Sequence[Video],
     support: str | None,
     window: float | None,
     stride: float | None,
@@ -176,8 +179,8 @@ def _check(
 
 
 def _findings(
-    classifier: FewShotClassifier, files: Sequence[str], window: float | None, stride: float | None, *, merged: bool
-) -> Iterator[tuple[str, Found]]:
+    classifier: FewShotClassifier, files: Sequence[Video], window: float | None, stride: float | None, *, merged: bool
+) -> Iterator[tuple[Video, Found]]:
     if window is None:
         yield from zip(files, classifier.predict_each(files), strict=True)
         return
@@ -188,40 +191,6 @@ def _findings(
                 yield file, stretch
         except VideoError as error:
             yield file, error
-
-
-def find_videos(names: Sequence[str]) -> list[str]:
-    """Replace each folder by the video files in it and its subfolders, sorted; keep the other names.
-
-    Raises:
-        InputError: a folder contains no video.
-    """
-    found = []
-    for name in names:
-        inside = _videos_in(Path(name))
-        if Path(name).is_dir() and not inside:
-            raise InputError(f"{name}: the folder contains no video")
-        found += inside or [name]
-    return found
-
-
-def _videos_in(folder: Path) -> list[str]:
-    return sorted(str(file) for file in folder.rglob("*") if file.suffix.lower() in VIDEO_SUFFIXES and file.is_file())
-
-
-def find_examples(folder: str) -> dict[str, list[str]]:
-    """Return the video files of each class; as for `strm fit`, the class is the name of the folder of a video.
-
-    Raises:
-        MissingFileError: the folder does not exist.
-        InputError: the folder or one of its subfolders contains no video.
-    """
-    listing = list_videos(folder, "videos")
-    for inner in sorted(listing.root.iterdir()):
-        near = [video for video in _videos_in(inner) if len(Path(video).relative_to(inner).parts) < 3]
-        if inner.is_dir() and inner.name[0] != "." and not near:
-            raise InputError(f"class {inner.name!r} has no video: remove the folder {inner} or add videos to it")
-    return {name: [listing.paths[video] for video in listing.by_class[name]] for name in listing.class_names}
 
 
 @dataclass(frozen=True)
@@ -270,7 +239,7 @@ def open_classifier(support: str, model: Model, **options: Any) -> FewShotClassi
         model: the model; the default is the model of the file.
         **options: arguments of the classifier.
     """
-    stored = Path(support).is_file()
+    stored = Path(support).is_file() and Path(support).suffix.lower() not in (".csv", ".zip")
     if stored and model.is_default:
         return FewShotClassifier.load(support, device=model.device).set_params(**options)
     classifier = model.build(**options)

@@ -170,6 +170,61 @@ def iter_frames(path: str | Path) -> Iterator[tuple[UInt8[np.ndarray, "H W 3"], 
         raise VideoError(f"{path}: has no frame that can be decoded")
 
 
+def read_times(path: str | Path, times: Sequence[float]) -> UInt8[Tensor, "n H W 3"]:
+    """Read the frames that are shown at certain times, as upright RGB.
+
+    Decoding begins at the key frame before the first time.
+
+    Args:
+        path: the video file.
+        times: seconds from the first frame, ascending.
+
+    Raises:
+        VideoError: as `count_frames`, or the video ends before a time.
+    """
+    wanted, upright_rgb = list(times), _UprightRGB()
+    frames: list[np.ndarray] = []
+    with _opened(path) as (container, stream):
+        rate = float(stream.average_rate or 25)
+        origin = next((frame.time for frame in _whole(container.decode(stream), path)), None) or 0.0
+        if stream.time_base:
+            container.seek(int((origin + wanted[0]) / stream.time_base), stream=stream)
+        shown: VideoFrame | None = None
+        for frame in _whole(container.decode(stream), path):
+            now = (frame.time or 0.0) - origin
+            if shown is None and now > wanted[0] and now > 1 / rate:
+                break  # the index is wrong: decode from the start
+            while shown is not None and len(frames) < len(wanted) and now > wanted[len(frames)]:
+                frames.append(upright_rgb(shown))
+            shown, last = frame, now
+            if len(frames) == len(wanted):
+                break
+        while shown is not None and len(frames) < len(wanted) and wanted[len(frames)] <= last + 1.5 / rate:
+            frames.append(upright_rgb(shown))
+    if len(frames) == len(wanted):
+        return torch.from_numpy(np.stack(frames))
+    return _read_times_from_start(path, wanted, 1.5 / rate)
+
+
+def _read_times_from_start(path: str | Path, times: Sequence[float], slack: float) -> UInt8[Tensor, "n H W 3"]:
+    frames: list[np.ndarray] = []
+    origin: float | None = None
+    shown, now = None, 0.0
+    for image, time in iter_frames(path):
+        origin = time if origin is None else origin
+        now = time - origin
+        while shown is not None and len(frames) < len(times) and now > times[len(frames)]:
+            frames.append(shown)
+        if len(frames) == len(times):
+            return torch.from_numpy(np.stack(frames))
+        shown = image
+    while shown is not None and len(frames) < len(times) and times[len(frames)] <= now + slack:
+        frames.append(shown)
+    if len(frames) < len(times):
+        raise VideoError(f"{path}: is {now:.1f} s long, there is no frame at {times[len(frames)]:.1f} s")
+    return torch.from_numpy(np.stack(frames))
+
+
 @contextmanager
 def _opened(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     if not Path(path).is_file():
