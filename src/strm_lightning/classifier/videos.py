@@ -180,8 +180,8 @@ def _in_zip(path: Path) -> dict[str, list[Video]]:
 def read_table(path: Path) -> dict[str, list[Video]]:
     """Read a table of parts of videos.
 
-    The columns ``video`` and ``label`` are required. ``start`` and ``end`` are seconds, ``m:ss`` or ``h:mm:ss``; if both
-    are empty, the part is the whole video. Paths are relative to the table.
+    The columns ``video`` and ``label`` are required. ``start`` and ``end`` are seconds, ``m:ss`` or ``h:mm:ss``; if
+    both are empty, the part is the whole video. Paths are relative to the table.
 
     Raises:
         MissingFileError: the table or a video does not exist.
