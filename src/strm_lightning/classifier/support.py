@@ -98,6 +98,16 @@ class SupportSet:
             del self.clips[label]
         self._chunks = None
 
+    def rename(self, label: str, name: str) -> None:
+        """Rename a class; if a class of the new name exists, they are merged.
+
+        Raises:
+            InputKeyError: the class does not exist.
+        """
+        if label not in self.clips:
+            raise InputKeyError(f"no class {label!r}; there are {', '.join(self.labels) or 'none'}")
+        self.add(name, self.clips.pop(label))
+
     def features(self, label: str) -> Encoded:
         """Features of the clips of a class, with leading axis ``K``."""
         return _stack([clip.features for clip in self.clips[label]])

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from strm_lightning.classifier.explain.method_words import describe_method
+from strm_lightning.classifier.explain.occlusion import patch_importance
 from strm_lightning.classifier.predictions import Prediction
 from strm_lightning.classifier.support import EncodedClip, SupportSet
 from strm_lightning.models.matching.base import Encoded, Evidence
@@ -55,11 +58,10 @@ class Explanation:
         qc: logit of QC for each class, or None without QC.
         qc_weight: lambda, the weight of QC in the combined logits.
         evidence: evidence for each class.
-        patch_weights: weight of each patch, ``[L, P, P]``; sums to 1 over a frame. With PLE, the mean attention that
-            the patches of a frame pay to the patch; otherwise the weights of the matching method, or None.
+        patch_importance: by how much the lead of the best class over `rival` shrinks when a patch is occluded,
+            ``[L, P, P]``; see `strm_lightning.classifier.explain.occlusion`.
         frames: frames of the clip, ``[L, 3, S, S]``.
         thumbnails: small frames of the clips of each class, ``[K, L, 3, s, s]``.
-        attends: whether the model has PLE, so that ``patch_weights`` is attention.
         matching: name of the matching method.
     """
 
@@ -69,16 +71,41 @@ class Explanation:
     qc: Mapping[str, float] | None
     qc_weight: float
     evidence: Mapping[str, ClassEvidence]
-    patch_weights: Float[np.ndarray, "L P P"] | None
+    patch_importance: Float[np.ndarray, "L P P"]
     frames: UInt8[np.ndarray, "L 3 S S"]
     thumbnails: Mapping[str, UInt8[np.ndarray, "K L 3 s s"]]
-    attends: bool = True
     matching: str = "trm"
 
     @property
     def best_class(self) -> str:
         """The most probable class, also if the label is ``unknown``."""
         return next(iter(self.prediction.probabilities))
+
+    @property
+    def rival(self) -> str:
+        """The second most probable class."""
+        return list(self.prediction.probabilities)[1]
+
+    def words(self) -> list[str]:
+        """Explain the prediction in sentences that fit the matching method."""
+        prediction, evidence = self.prediction, self.evidence[self.best_class]
+        clip = Path(evidence.clips[evidence.best_clip]).name
+        label = f"{prediction.label}: probability {prediction.probability:.2f}."
+        if prediction.rejected:
+            label = f"unknown: {self.best_class!r} is the most probable action, but too uncertain."
+        lines = [label, describe_method(self.matching), f"The most similar example of {self.best_class!r} is {clip}."]
+        if evidence.main is not None and evidence.main.strongest is not None:
+            query, best, frames, _ = evidence.main.strongest
+            other = Path(evidence.clips[best]).name
+            lines.append(f"The strongest match is {_frames(query)} with {_frames(frames)} of {other}.")
+        frames_by_heat = self.patch_importance.clip(0).sum((1, 2))
+        if frames_by_heat.any():
+            first = int(frames_by_heat.argmax()) + 1
+            lines.append(
+                f"Heat marks what speaks for {self.best_class!r} against {self.rival!r}, the next action: without the "
+                f"marked patches its lead is smaller. Frame {first} matters most."
+            )
+        return lines
 
     def __str__(self) -> str:
         evidence = self.evidence[self.best_class]
@@ -107,7 +134,8 @@ def explain(
     def by_label(scores: Float[Tensor, "1 N"]) -> dict[str, float]:
         return dict(zip(labels, scores[0].tolist(), strict=True))
 
-    weights = head.patch_weights(support.model.pool(pixels.to(support.device)))
+    label, rival = list(prediction.probabilities)[:2]
+    importance = patch_importance(support, support.model.pool(pixels.to(support.device)), label, rival)
     return Explanation(
         prediction=prediction,
         logits=by_label(logits.combined(support.qc_weight)),
@@ -115,10 +143,9 @@ def explain(
         qc=None if logits.qc is None else by_label(logits.qc),
         qc_weight=support.qc_weight,
         evidence=_evidence(support, clip),
-        patch_weights=None if weights is None else weights.float().cpu().numpy(),
+        patch_importance=importance.cpu().numpy(),
         frames=pixels.numpy(),
         thumbnails={label: np.stack([c.thumbnail.numpy() for c in support.clips[label]]) for label in labels},
-        attends=head.ple is not None,
         matching=head.matching_name,
     )
 
