@@ -36,8 +36,11 @@ def test_few_clips_all_right_are_no_certainty() -> None:
 def test_the_threshold_parts_known_from_unknown() -> None:
     # The right class has 4 to 7, the best of the others 1; a single slip (the last row) does not move it.
     logits = torch.tensor([[4.0, 1, 0], [1, 5, 0], [1, 0, 7], [0.5, 0.2, 0.5]])
-    assert fit_threshold(logits, torch.tensor([0, 1, 2, 0])) == pytest.approx(2.5)
-    assert fit_threshold(100 - logits.flip(0), torch.tensor([1, 1, 0, 1])) > 90
+    def threshold(known: torch.Tensor, targets: list[int]) -> float:
+        return fit_threshold(known, known.scatter(1, torch.tensor(targets)[:, None], -torch.inf))
+
+    assert threshold(logits, [0, 1, 2, 0]) == pytest.approx(2.5)
+    assert threshold(100 - logits.flip(0), [1, 1, 0, 1]) > 90
 
 
 def test_leaving_out_is_matching_without_the_clip(classifier) -> None:
@@ -65,7 +68,8 @@ def test_fitted_where_there_are_clips_enough(classifier) -> None:
     for motion in ("right", "left"):  # a class of one clip does not stand in the way
         classifier.add(motion, moving(motion, 2))
     left_out = classifier.support.leave_one_out()
-    fitted = Calibration(fit_temperature(*left_out), min_logit=fit_threshold(*left_out))
+    without = classifier.support.leave_classes_out()
+    fitted = Calibration(fit_temperature(*left_out), min_logit=fit_threshold(left_out[0], without))
     assert classifier.calibration_ == fitted
     assert classifier.set_params(temperature=3.0).calibration_ == replace(fitted, temperature=3.0)
     assert classifier.set_params(threshold=0.7).calibration_ == Calibration(3.0, min_probability=0.7)

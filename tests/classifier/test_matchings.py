@@ -20,6 +20,8 @@ UNTRAINED = {
     "otam on patches": ("otam", {"features": "patches"}),
     "ridge": ("ridge", {}),
     "ridge on patches": ("ridge", {"features": "patches", "rho": 0.5}),
+    "auto": ("auto", {}),
+    "auto, mirrored": ("auto", {"mirror": True}),
     "kernel_ridge": ("kernel_ridge", {}),
     "kernel_ridge of two": ("kernel_ridge", {"kernels": ("lag", "energy")}),
     "lag": ("lag", {"max_lag": 2}),

@@ -50,6 +50,9 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("ridge", {}),
     ("ridge", {"features": "patches", "rho": 0.5, "scale": 3.0}),
     ("lag_energy", {}),
+    ("lag_energy", {"mirror": True}),
+    ("auto", {}),
+    ("auto", {"mirror": True}),
     ("kernel_ridge", {}),
     ("kernel_ridge", {"kernels": ["lag", "meanpatch"], "ridge": 0.5}),
 ]
@@ -188,7 +191,7 @@ def test_per_class_is_true(name: str, options: dict[str, Any]) -> None:
     support, query = episode(head)
     some = combined(head, support[:2], query)
     assert torch.allclose(some, combined(head, support, query)[:, :2]) == head.matching.per_class
-    assert head.matching.per_class == (name not in ("ridge", "lag_energy", "kernel_ridge"))
+    assert head.matching.per_class == (name not in ("ridge", "lag_energy", "kernel_ridge", "auto"))
 
 
 @every_method
@@ -229,7 +232,7 @@ def test_encoded_clips_give_the_logits_of_features(name: str, options: dict[str,
     assert head.matching.options == ({"tuple_sizes": (2, 3), "match_dim": 5} if name == "trm" else options)
 
 
-WITHOUT_CLIP_SCORES = ("trm", "ridge", "lag_energy", "kernel_ridge")
+WITHOUT_CLIP_SCORES = ("trm", "ridge", "lag_energy", "kernel_ridge", "auto")
 
 
 @every_method
@@ -251,7 +254,7 @@ def test_clip_scores_average_to_logits(name: str, options: dict[str, Any]) -> No
     assert with_qc.encode(query).keys() == {*first, "qc.relations"}
 
 
-WITHOUT_EVIDENCE = ("mean", "energy", "motionmap", "meanpatch", "lag", "ridge", "lag_energy", "kernel_ridge")
+WITHOUT_EVIDENCE = ("mean", "energy", "motionmap", "meanpatch", "lag", "ridge", "lag_energy", "kernel_ridge", "auto")
 
 
 @every_method
@@ -285,7 +288,7 @@ def test_evidence_adds_up_to_the_logit(name: str, options: dict[str, Any]) -> No
 def test_patch_weights_sum_to_one(name: str, options: dict[str, Any]) -> None:
     head = make(name, options)
     weights = head.patch_weights(head.pool(clips()))
-    if name not in ("trm", "patches", "lag"):
+    if name not in ("trm", "patches", "lag", "lag_energy", "kernel_ridge", "auto"):
         assert weights is None
         return
     assert weights is not None

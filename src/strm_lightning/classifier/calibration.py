@@ -59,10 +59,12 @@ def calibrate(support: SupportSet, temperature: Fitted, threshold: Fitted | None
         )
     left_out = support.leave_one_out() if enough and "fit" in (temperature, threshold) else None
     if temperature == "fit":
-        temperature = support.model.head.matching.temperature if left_out is None else fit_temperature(*left_out)
+        method = support.model.head.matching
+        default = left_out is None
+        temperature = method.default_temperature(support.shots) if default else fit_temperature(*left_out)
     if threshold == "fit":
         assert left_out is not None
-        return Calibration(temperature, min_logit=fit_threshold(*left_out))
+        return Calibration(temperature, min_logit=fit_threshold(left_out[0], support.leave_classes_out()))
     return Calibration(temperature, min_probability=threshold or 0.0)
 
 
@@ -90,20 +92,17 @@ def fit_temperature(logits: Float[Tensor, "n N"], targets: Int[Tensor, " n"]) ->
     return (low * high) ** -0.5
 
 
-def fit_threshold(logits: Float[Tensor, "n N"], targets: Int[Tensor, " n"]) -> float:
+def fit_threshold(known: Float[Tensor, "n N"], unknown: Float[Tensor, "n N"]) -> float:
     """Fit the logit of the best class below which a clip is rejected.
 
-    Each left-out clip counts twice: as a known clip, with the logits of all classes, and as an unknown clip, without
-    the logit of its own class. The threshold is the middle of the widest range with the fewest errors. It applies to
-    the logit because the probability only compares the best class with the others.
+    The threshold is the middle of the widest range with the fewest errors. It applies to the logit because the
+    probability only compares the best class with the others.
 
     Args:
-        logits: logits of ``n`` left-out clips for ``N >= 2`` classes, ``[n, N]``.
-        targets: class of each clip, ``[n]``.
+        known: logits of clips that are left out of the support set, ``[n, N]``.
+        unknown: logits of the same clips when all clips of their class are left out, ``[n, N]``.
     """
-    known = logits.double().amax(1)
-    unknown = logits.double().scatter(1, targets[:, None], -torch.inf).amax(1)
-    return _best_cut(known.tolist(), unknown.tolist())
+    return _best_cut(known.double().amax(1).tolist(), unknown.double().amax(1).tolist())
 
 
 def _best_cut(known: Sequence[float], unknown: Sequence[float]) -> float:

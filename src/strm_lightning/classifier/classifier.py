@@ -26,6 +26,7 @@ from strm_lightning.classifier.encoder import encode, encode_each
 from strm_lightning.classifier.examples import add_examples, by_class, check_labels
 from strm_lightning.classifier.explain.explanation import Explanation, explain
 from strm_lightning.classifier.predictions import UNKNOWN, Prediction, WindowPrediction
+from strm_lightning.classifier.selection import Selection, select
 from strm_lightning.classifier.sklearn_mixin import SklearnMixin
 from strm_lightning.classifier.support import EncodedClip, SupportSet
 from strm_lightning.data.decode.video import VideoError
@@ -74,7 +75,7 @@ class FewShotClassifier(SklearnMixin):
         self.temperature, self.threshold = temperature, threshold
         self.batch_size, self.jobs, self.source = batch_size, jobs, source
         self.support = SupportSet(model, qc_weight)
-        self._calibration: tuple[Any, Calibration] | None = None
+        self._changed()
         self._check_params()
 
     def _check_params(self) -> None:
@@ -123,7 +124,7 @@ class FewShotClassifier(SklearnMixin):
         patch_grid: int = 4,
         num_frames: int = 8,
         image_size: int = 224,
-        matching: str = "patches",
+        matching: str = load_model.DEFAULT_MATCHING,
         matching_options: Mapping[str, Any] | None = None,
         device: str | None = None,
         **options: Any,
@@ -137,8 +138,10 @@ class FewShotClassifier(SklearnMixin):
             patch_grid: rows and columns P of the patch grid.
             num_frames: frames L of a clip.
             image_size: height and width of a clip in pixels.
-            matching: name of the matching method.
-            matching_options: options of the matching method.
+            matching: name of the matching method. ``auto`` is ``lag_energy`` with one example per class and
+                ``kernel_ridge`` with several; `selection_` describes it.
+            matching_options: options of the matching method, such as ``{"mirror": True}`` for ``auto`` if an action and
+                its mirror image are the same action.
             device: device such as ``cuda:0``; None for the GPU if one is available.
             **options: arguments of the constructor.
 
@@ -190,7 +193,8 @@ class FewShotClassifier(SklearnMixin):
             raise InputError(f"examples of {len(grouped)} class{'' if grouped else 'es'}: give clips of 2 or more")
         support = SupportSet(self.model, self.qc_weight)
         add_examples(support, grouped, self._encoded, progress=progress)
-        self.support, self._calibration = support, None
+        self.support = support
+        self._changed()
         return self
 
     def add(self, label: str, videos: Video | Videos) -> "FewShotClassifier":
@@ -202,7 +206,7 @@ class FewShotClassifier(SklearnMixin):
         if label not in self.support.clips:
             check_labels([label])
         add_examples(self.support, {label: as_list(videos)}, self._encoded)
-        self._calibration = None
+        self._changed()
         return self
 
     def remove(self, label: str, video: str | Path | None = None) -> "FewShotClassifier":
@@ -214,7 +218,7 @@ class FewShotClassifier(SklearnMixin):
             InputKeyError: the class or the video does not exist.
         """
         self.support.remove(label, None if video is None else str(video))
-        self._calibration = None
+        self._changed()
         return self
 
     def add_encoded(self, label: str, clips: Sequence[EncodedClip]) -> "FewShotClassifier":
@@ -226,7 +230,7 @@ class FewShotClassifier(SklearnMixin):
         if label not in self.support.clips:
             check_labels([label])
         self.support.add(label, clips)
-        self._calibration = None
+        self._changed()
         return self
 
     def rename(self, label: str, name: str) -> "FewShotClassifier":
@@ -238,8 +242,13 @@ class FewShotClassifier(SklearnMixin):
         """
         check_labels([name])
         self.support.rename(label, name)
-        self._calibration = None
+        self._changed()
         return self
+
+    def _changed(self) -> None:
+        """Discard what was computed from the support set."""
+        self._calibration: tuple[Any, Calibration] | None = None
+        self._selection: Selection | None = None
 
     # Predictions ----------------------------------------------------------------------------------------------------
 
@@ -320,6 +329,14 @@ class FewShotClassifier(SklearnMixin):
         return explain(self.support, clip, pixels, self._predict_clip(clip))
 
     @property
+    def selection_(self) -> Selection:
+        """The matching in use, the weights of its kernels, and its accuracy on left-out example clips."""
+        self._check_fitted()
+        if self._selection is None:
+            self._selection = select(self.support)
+        return self._selection
+
+    @property
     def calibration_(self) -> Calibration:
         """Temperature and threshold in use, fixed or fitted."""
         options = (self.temperature, self.threshold)
@@ -358,7 +375,9 @@ class FewShotClassifier(SklearnMixin):
             WriteError: the file cannot be written.
         """
         calibration = {"temperature": self.temperature, "threshold": self.threshold}
-        storage.save(Path(path), self.support, self.preprocessing, self.source, calibration, thumbnails=thumbnails)
+        selection = self.selection_.to_dict() if len(self.support.clips) > 1 else None
+        about = {**calibration, "selection": selection}
+        storage.save(Path(path), self.support, self.preprocessing, self.source, about, thumbnails=thumbnails)
 
     @storage.on_class_or_instance
     def load(self, path: str | Path, **options: Any) -> "FewShotClassifier":
@@ -382,7 +401,9 @@ class FewShotClassifier(SklearnMixin):
         support = stored.support_for(classifier.model, classifier.qc_weight, classifier.preprocessing)
         params = {name: value for name, value in options.items() if name != "device" or not isinstance(self, type)}
         classifier.set_params(**{**stored.calibration, **params})
-        classifier.support, classifier._calibration = support, None
+        classifier.support = support
+        classifier._changed()
+        classifier._selection = stored.selection
         return classifier
 
     @classmethod

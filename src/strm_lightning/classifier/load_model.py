@@ -14,6 +14,7 @@ from strm_lightning.models.weights.packaged import EFFICIENTNET_LITE0
 from strm_lightning.models.weights.state import plain_name
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
+DEFAULT_MATCHING = "auto"
 _PREPROCESSING = ("num_frames", "image_size", "short_side", "frame_policy")
 _PREFIX = "model."
 
@@ -66,7 +67,7 @@ def untrained(backbone: str, *, weights: str | None, **head_options: Any) -> STR
     if model.head.learns:
         raise InputError(
             f"matching {model.head.matching_name!r} has weights that must be trained: train it (strm fit) and pass the "
-            "checkpoint, or choose a matching without weights, such as 'patches'"
+            f"checkpoint, or choose a matching without weights, such as {DEFAULT_MATCHING!r}"
         )
     return model
 

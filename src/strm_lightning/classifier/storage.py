@@ -14,6 +14,7 @@ from torch import Tensor
 
 from strm_lightning.classifier.calibration import Fitted, check_options
 from strm_lightning.classifier.clips import ClipConfig, describe_tensor
+from strm_lightning.classifier.selection import Selection
 from strm_lightning.classifier.support import EncodedClip, SupportSet
 from strm_lightning.data.sampling import FramePolicy
 from strm_lightning.episode import PooledMaps
@@ -33,7 +34,7 @@ def save(
     support: SupportSet,
     config: ClipConfig,
     source: Mapping[str, Any] | None,
-    calibration: Mapping[str, Fitted | None],
+    about: Mapping[str, Any],
     *,
     thumbnails: bool,
 ) -> None:
@@ -41,25 +42,33 @@ def save(
 
     Paths of clips are shortened by `short_names`.
 
+    Args:
+        path: path of the file.
+        support: the support set.
+        config: preprocessing of the clips.
+        source: arguments that build the model again.
+        about: options ``temperature`` and ``threshold`` of the classifier, and its ``selection`` as plain values.
+        thumbnails: save the small frames of the clips.
+
     Raises:
         WriteError: the file cannot be written.
     """
     clips = [(label, clip) for label in support.labels for clip in support.clips[label]]
     names = {label: short_names([clip.name for clip in support.clips[label]]) for label in support.labels}
-    about = {
+    header = {
         "format": _FORMAT,
         "fingerprint": fingerprint(support.model),
         "preprocessing": asdict(config),
         "clips": [{"label": label, "name": names[label][clip.name], "digest": clip.digest} for label, clip in clips],
         "source": source,
-        **calibration,
+        **about,
     }
     keys = clips[0][1].features if clips else ()
     tensors = {key: torch.stack([clip.features[key] for _, clip in clips]).cpu() for key in keys}
     if clips and thumbnails:
         tensors[_THUMBNAILS] = torch.stack([clip.thumbnail for _, clip in clips])
     with write_errors(path, SafetensorError), atomic_path(path) as part:
-        save_file(tensors, part, {name: json.dumps(value) for name, value in about.items()})
+        save_file(tensors, part, {name: json.dumps(value) for name, value in header.items()})
     sweep_parts(path.parent)
 
 
@@ -95,6 +104,12 @@ class Stored:
     def calibration(self) -> Mapping[str, Fitted | None]:
         """The options ``temperature`` and ``threshold`` of the classifier that was saved."""
         return {name: self.about[name] for name in ("temperature", "threshold")}
+
+    @property
+    def selection(self) -> Selection | None:
+        """How well the matching fits the examples; None if it was not stored."""
+        stored = self.about.get("selection")
+        return None if stored is None else Selection.from_dict(stored)
 
     def support_for(self, model: STRM, qc_weight: float, how: ClipConfig) -> SupportSet:
         """Build the support set for a model.
@@ -167,8 +182,11 @@ def load(path: Path) -> Stored:
         raise InputError(f"examples {path}: cannot be read ({reason})") from cause
     if about.get("format") not in (_FORMAT, _FORMAT_0_1):
         raise InputError(f"examples {path}: not a file that FewShotClassifier.save wrote")
-    if about["format"] == _FORMAT_0_1 and "relations" in tensors:
-        tensors["qc.relations"] = tensors.pop("relations")
+    if about["format"] == _FORMAT_0_1:
+        if "relations" in tensors:
+            tensors["qc.relations"] = tensors.pop("relations")
+        if isinstance(about.get("source"), dict) and "path" not in about["source"]:
+            about["source"]["matching"] = "patches"  # the only matching without a checkpoint in version 0.1
     if error := _metadata_error(about) or _tensor_error(tensors, len(about["clips"])):
         raise InputError(f"examples {path}: damaged: {error}")
     return Stored(path, about, tensors)
@@ -233,6 +251,10 @@ def _metadata_error(about: Mapping[str, Any]) -> str | None:
         checks = _CHECKPOINT if isinstance(source, dict) and "path" in source else _BACKBONE
         if not (isinstance(source, dict) and _are_valid(source, checks)):
             return f"source {_short(source)}"
+    try:
+        Selection.from_dict(about["selection"]) if about.get("selection") is not None else None
+    except (TypeError, ValueError, KeyError, AttributeError):
+        return f"selection {_short(about['selection'])}"
     return _calibration_error(about)
 
 

@@ -12,10 +12,12 @@ from torch import Tensor
 from strm_lightning.episode import MatchLogits
 from strm_lightning.errors import InputKeyError
 from strm_lightning.models.matching.base import Encoded
+from strm_lightning.models.matching.kernel_methods import KernelRidge
 from strm_lightning.models.strm import STRM
 
 _FLOATS_AT_ONCE = 2**24  # elements of the largest tensor of a match: 64 MB of float32
 _CLIPS_AT_ONCE = 256  # support clips of a chunk
+_ONE_BY_ONE, _FOLDS = 160, 10  # up to so many clips are left out one by one; more in so many folds
 
 
 @dataclass
@@ -48,8 +50,8 @@ class _Chunk:
 
     columns: list[int]
     features: Encoded
-    mask: Bool[Tensor, "N K"]
-    full: bool  # no shot is absent: matching without a mask copies nothing
+    mask: Bool[Tensor, "N K"] | None  # None if no shot is absent: matching without a mask copies nothing
+    prepared: Encoded  # of `STRMHead.prepare`
 
 
 class SupportSet:
@@ -65,7 +67,11 @@ class SupportSet:
     def __init__(self, model: STRM, qc_weight: float = 0.1) -> None:
         self.model, self.qc_weight = model, qc_weight
         self.clips: dict[str, list[EncodedClip]] = {}
+        self._changed()
+
+    def _changed(self) -> None:
         self._chunks: list[_Chunk] | None = None
+        self._left_out: tuple[Float[Tensor, "n N"], Int[Tensor, " n"]] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -80,7 +86,7 @@ class SupportSet:
     def add(self, label: str, clips: Sequence[EncodedClip]) -> None:
         """Add clips to a new or existing class."""
         self.clips.setdefault(label, []).extend(clips)
-        self._chunks = None
+        self._changed()
 
     def remove(self, label: str, name: str | None = None) -> None:
         """Remove a class, or only its clips of the given name.
@@ -96,7 +102,24 @@ class SupportSet:
         self.clips[label] = kept
         if not kept:
             del self.clips[label]
-        self._chunks = None
+        self._changed()
+
+    def rename(self, label: str, name: str) -> None:
+        """Rename a class; if a class of the new name exists, they are merged.
+
+        Raises:
+            InputKeyError: the class does not exist.
+        """
+        if label not in self.clips:
+            raise InputKeyError(f"no class {label!r}; there are {', '.join(self.labels) or 'none'}")
+        clips = self.clips.pop(label)
+        self.clips.setdefault(name, []).extend(clips)
+        self._changed()
+
+    @property
+    def shots(self) -> list[int]:
+        """Number of clips of each class, in the order of `labels`."""
+        return [len(self.clips[label]) for label in self.labels]
 
     def rename(self, label: str, name: str) -> None:
         """Rename a class; if a class of the new name exists, they are merged.
@@ -122,7 +145,7 @@ class SupportSet:
         for start in range(0, total, size):
             part = {name: tensor[start : start + size] for name, tensor in query.items()}
             found = [
-                self.model.head.match_encoded(chunk.features, part, None if chunk.full else chunk.mask)
+                self.model.head.match_prepared(chunk.prepared, part, chunk.mask)
                 for chunk in self._arranged()
             ]
             rows.append(tuple(_join([getattr(f, head) for f in found], 1) for head in ("trm", "qc")))
@@ -131,11 +154,11 @@ class SupportSet:
         assert trm is not None
         return MatchLogits(trm=trm[:, order], qc=None if qc is None else qc[:, order])
 
-    @torch.no_grad()
     def leave_one_out(self, limit: int = 512) -> tuple[Float[Tensor, "n N"], Int[Tensor, " n"]]:
         """Match support clips with the support set without them.
 
-        Clips that are the only one of their class are left out.
+        Clips that are the only one of their class are left out. Methods with `Matching.leave_out` leave out several
+        clips at a time if there are more than `_ONE_BY_ONE`.
 
         Args:
             limit: largest number of clips; the first ones of each class are used.
@@ -143,15 +166,57 @@ class SupportSet:
         Returns:
             Combined logits ``[n, N]``, and the class of each clip ``[n]``.
         """
-        classes = [
-            [(c, k) for k in range(len(self.clips[label]))] if len(self.clips[label]) > 1 else []
-            for c, label in enumerate(self.labels)
-        ]
+        if self._left_out is None or limit != 512:
+            with torch.no_grad():
+                found = self._leave_one_out(limit)
+            if limit != 512:
+                return found
+            self._left_out = found
+        return self._left_out
+
+    @torch.no_grad()
+    def leave_classes_out(self) -> Float[Tensor, "n N"]:
+        """Match the clips of `leave_one_out` with the support set without their class.
+
+        Returns:
+            Combined logits ``[n, N]``, with -inf for the own class of each clip.
+        """
+        logits, targets = self.leave_one_out()
+        if self.model.head.matching.per_class:
+            return logits.scatter(1, targets[:, None], -torch.inf)
+        clips = self.left_out_clips()
+        (chunk,) = self._arranged()
+        if self.model.head.qc is None:
+            folds = torch.tensor(chunk.columns)[:, None].repeat(1, max(self.shots))
+            if (found := self._logits_without(chunk, folds, clips)) is not None:
+                return found
+        found = torch.full_like(logits, -torch.inf)
+        for column in targets.unique().tolist():
+            rows = targets == column
+            query = _stack([self.clips[self.labels[c]][k].features for c, k in clips if c == column])
+            kept = [row for row, other in enumerate(chunk.columns) if other != column]
+            mask = None if chunk.mask is None else chunk.mask[kept]
+            others = {name: tensor[kept] for name, tensor in chunk.features.items()}
+            alone = self.model.head.match_encoded(others, query, mask).combined(self.qc_weight).float().cpu()
+            part = torch.full((len(alone), len(self.labels)), -torch.inf)
+            part[:, [chunk.columns[row] for row in kept]] = alone
+            found[rows] = part
+        return found
+
+    def left_out_clips(self, limit: int = 512) -> list[tuple[int, int]]:
+        """Return class and position of the clips of `leave_one_out`, in its order."""
+        classes = [[(c, k) for k in range(shots)] if shots > 1 else [] for c, shots in enumerate(self.shots)]
         in_turn = (clip for turn in zip_longest(*classes) for clip in turn if clip is not None)
-        clips = list(islice(in_turn, limit))
+        return list(islice(in_turn, limit))
+
+    def _leave_one_out(self, limit: int) -> tuple[Float[Tensor, "n N"], Int[Tensor, " n"]]:
+        clips = self.left_out_clips(limit)
         targets = torch.tensor([c for c, _ in clips], dtype=torch.long)
         if not clips:
             return torch.empty(0, len(self.labels)), targets
+        found = self._leave_folds_out(clips)
+        if found is not None:
+            return found, targets
         query = _stack([self.clips[self.labels[c]][k].features for c, k in clips])
         if not self.model.head.matching.per_class:
             return self._without_each(clips, query), targets
@@ -164,22 +229,66 @@ class SupportSet:
             logits[row, c] = found.item()
         return logits, targets
 
+    def _leave_folds_out(self, clips: Sequence[tuple[int, int]]) -> Float[Tensor, "n N"] | None:
+        """`leave_one_out` by `Matching.leave_out`, if the method supports it."""
+        if self.model.head.qc is not None or self.model.head.matching.per_class:
+            return None
+        (chunk,) = self._arranged()
+        row_of = {column: row for row, column in enumerate(chunk.columns)}
+        shape = (len(chunk.columns), max(self.shots))
+        folds = torch.full(shape, -1)
+        for number, (c, k) in enumerate(clips):
+            folds[row_of[c], k] = number if len(clips) <= _ONE_BY_ONE else (k + c) % _FOLDS
+        return self._logits_without(chunk, folds, clips)
+
+    def _logits_without(
+        self, chunk: _Chunk, folds: Int[Tensor, "N K"], clips: Sequence[tuple[int, int]]
+    ) -> Float[Tensor, "n N"] | None:
+        row_of = {column: row for row, column in enumerate(chunk.columns)}
+        found = self.model.head.matching.leave_out(chunk.prepared, folds.to(self.device), chunk.mask)
+        if found is None:
+            return None
+        order = torch.tensor(chunk.columns).argsort()
+        rows, positions = torch.tensor([(row_of[c], k) for c, k in clips]).T
+        return found.float().cpu()[rows, positions][:, order]
+
     def _without_each(self, clips: Sequence[tuple[int, int]], query: Encoded) -> Float[Tensor, "n N"]:
-        """`leave_one_out` for methods whose logit of a class depends on the other classes."""
+        """`leave_one_out` for other methods whose logit of a class depends on the other classes."""
         (chunk,) = self._arranged()
         row_of = {column: row for row, column in enumerate(chunk.columns)}
         logits = []
         for number, (c, k) in enumerate(clips):
-            mask = chunk.mask.clone()
+            shape = (len(chunk.columns), max(self.shots))
+            mask = torch.ones(shape, dtype=torch.bool, device=self.device) if chunk.mask is None else chunk.mask.clone()
             mask[row_of[c], k] = False
             alone = {name: tensor[number : number + 1] for name, tensor in query.items()}
             logits.append(self.model.head.match_encoded(chunk.features, alone, mask).combined(self.qc_weight))
         order = torch.tensor(chunk.columns).argsort()
         return torch.cat(logits).float().cpu()[:, order]
 
+    @torch.no_grad()
+    def kernels(self) -> tuple[dict[str, float], dict[str, Float[Tensor, "n N"]]]:
+        """Return the share of each kernel of `KernelRidge`, and the scores of the clips of `leave_one_out` by kernel.
+
+        A score is the mean similarity with the other clips of a class.
+        """
+        method = self.model.head.matching
+        assert isinstance(method, KernelRidge)
+        (chunk,) = self._arranged()
+        order = torch.tensor(chunk.columns).argsort()
+        row_of = {column: row for row, column in enumerate(chunk.columns)}
+        rows = torch.tensor([row_of[c] * max(self.shots) + k for c, k in self.left_out_clips()])
+        scores = method.kernel_scores(chunk.prepared, chunk.mask)
+        weights = chunk.prepared["weights"] / chunk.prepared["weights"].sum()
+        return (
+            dict(zip(method.parts, weights.tolist(), strict=True)),
+            {name: by_class.float().cpu()[rows][:, order] for name, by_class in scores.items()},
+        )
+
     def _floats_per_query(self, query: Encoded) -> int:
-        classes = max(chunk.mask.numel() for chunk in self._arranged())
-        return classes * self.model.head.floats_per_pair(query)
+        shots = self.shots
+        clips = max(len(chunk.columns) * max(shots[column] for column in chunk.columns) for chunk in self._arranged())
+        return clips * self.model.head.floats_per_pair(query)
 
     def _arranged(self) -> list[_Chunk]:
         if self._chunks is None:
@@ -202,7 +311,8 @@ class SupportSet:
         for row, clips in enumerate(members):  # views of the chunk, so that no tensor is stored twice
             for k, clip in enumerate(clips):
                 clip.features = {name: tensor[row, k] for name, tensor in features.items()}
-        return _Chunk(columns, features, mask.to(self.device), full=bool(mask.all()))
+        present = None if mask.all() else mask.to(self.device)
+        return _Chunk(columns, features, present, self.model.head.prepare(features, present))
 
 
 def _stack(parts: Sequence[Encoded]) -> Encoded:

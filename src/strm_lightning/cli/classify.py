@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,8 @@ def classify(
     ckpt: str | None = None,
     backbone: str | None = None,
     weights: str | None = None,
+    matching: str | None = None,
+    mirror: bool = False,
     threshold: float | Literal["fit"] | None = None,
     temperature: float | Literal["fit"] | None = None,
     window: float | None = None,
@@ -43,11 +46,13 @@ def classify(
     Args:
         videos: video files, or folders of video files.
         support: folder with a subfolder of example clips for each class, or a file that ``--save_support`` wrote.
-        ckpt: checkpoint of a trained model; null for the model of the support file, or for a pretrained backbone whose
-            patches are compared (matching ``patches``).
+        ckpt: checkpoint of a trained model; null for the model of the support file, or for a pretrained backbone.
         backbone: timm model to use without ``ckpt``; null for EfficientNet-Lite0.
         weights: file of the backbone's weights; null for pretrained weights (EfficientNet-Lite0: the extra
             ``weights``).
+        matching: matching method to use without ``ckpt``; null for ``auto``, which weighs four ways of comparing clips
+            by how well they separate the examples. ``patches`` is the default of version 0.1.
+        mirror: an action and its mirror image are the same action; only without ``ckpt``.
         threshold: probability below which a video is ``unknown``; ``fit`` fits a threshold on the logit to the
             examples; null for no threshold, or for the support file's.
         temperature: divides the logits; ``fit`` fits it to the examples, if at least two classes have at least two
@@ -79,9 +84,10 @@ def classify(
         _warn(str(error))
     options = {"threshold": threshold, "temperature": temperature}
     given = {name: value for name, value in options.items() if value is not None}
-    classifier = open_classifier(
-        str(support), ckpt=ckpt, backbone=backbone, weights=weights, device=device, jobs=jobs, **given
-    )
+    model = Model(ckpt, backbone, weights, matching, mirror, device)
+    classifier = open_classifier(str(support), model, jobs=jobs, **given)
+    if classifier.source is None or "path" not in classifier.source:
+        _note(str(classifier.selection_))
     if save_support is not None:
         classifier.save(save_support)
     bad = 0
@@ -121,10 +127,14 @@ def _print(report: Report, video: str, found: Found) -> None:
 
 
 def _warn(message: str) -> None:
+    _note(f"warning: {message}")
+
+
+def _note(message: str) -> None:
     if sys.stderr.isatty():
-        tqdm.write(f"warning: {message}", file=sys.stderr)
+        tqdm.write(message, file=sys.stderr)
     else:  # in a log a bar starts late; `tqdm.write` would draw it at once
-        sys.stderr.write(f"warning: {message}\n")
+        sys.stderr.write(f"{message}\n")
 
 
 def _check(
@@ -201,20 +211,56 @@ def find_examples(folder: str) -> dict[str, list[str]]:
     return {name: [listing.paths[video] for video in listing.by_class[name]] for name in listing.class_names}
 
 
-def open_classifier(
-    support: str,
-    *,
-    ckpt: str | None = None,
-    backbone: str | None = None,
-    weights: str | None = None,
-    device: str | None = None,
-    **options: Any,
-) -> FewShotClassifier:
-    """Return a classifier with examples from a folder or a file; for the arguments see `classify`."""
+@dataclass(frozen=True)
+class Model:
+    """Options of a command that choose the model; for the attributes see `classify`."""
+
+    ckpt: str | None = None
+    backbone: str | None = None
+    weights: str | None = None
+    matching: str | None = None
+    mirror: bool = False
+    device: str | None = None
+
+    def build(self, **options: Any) -> FewShotClassifier:
+        """Return a classifier without examples, on a checkpoint or a pretrained backbone.
+
+        Raises:
+            InputError: the options exclude each other.
+        """
+        if self.ckpt is not None:
+            given = {"--backbone": self.backbone, "--weights": self.weights, "--matching": self.matching}
+            for name, value in {**given, "--mirror": self.mirror or None}.items():
+                if value is not None:
+                    raise InputError(f"--ckpt excludes {name}: a checkpoint contains backbone, weights and matching")
+            return FewShotClassifier.from_checkpoint(self.ckpt, device=self.device, **options)
+        return FewShotClassifier.from_backbone(
+            self.backbone or load_model.DEFAULT_BACKBONE,
+            weights=self.weights,
+            matching=self.matching or load_model.DEFAULT_MATCHING,
+            matching_options={"mirror": True} if self.mirror else None,
+            device=self.device,
+            **options,
+        )
+
+    @property
+    def is_default(self) -> bool:
+        """Whether nothing but the device is chosen: a support file then names its model."""
+        return replace(self, device=None) == Model()
+
+
+def open_classifier(support: str, model: Model, **options: Any) -> FewShotClassifier:
+    """Return a classifier with examples from a folder or a file.
+
+    Args:
+        support: folder or file of the examples.
+        model: the model; the default is the model of the file.
+        **options: arguments of the classifier.
+    """
     stored = Path(support).is_file()
-    if stored and ckpt is backbone is weights is None:
-        return FewShotClassifier.load(support, device=device).set_params(**options)
-    classifier = classifier_without_examples(ckpt, backbone, weights, device, **options)
+    if stored and model.is_default:
+        return FewShotClassifier.load(support, device=model.device).set_params(**options)
+    classifier = model.build(**options)
     if stored:
         return classifier.load(support).set_params(**options)
     with _one_line_warnings():
@@ -227,15 +273,3 @@ def _one_line_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: _warn(str(message))
         yield
-
-
-def classifier_without_examples(
-    ckpt: str | None, backbone: str | None, weights: str | None, device: str | None, **options: Any
-) -> FewShotClassifier:
-    """Return a classifier without examples, on a checkpoint or a pretrained backbone."""
-    if ckpt is not None:
-        if backbone is not None or weights is not None:
-            raise InputError("--ckpt excludes --backbone and --weights: a checkpoint contains both")
-        return FewShotClassifier.from_checkpoint(ckpt, device=device, **options)
-    name = backbone or load_model.DEFAULT_BACKBONE
-    return FewShotClassifier.from_backbone(name, weights=weights, device=device, **options)

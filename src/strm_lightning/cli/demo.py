@@ -2,7 +2,7 @@
 
 import signal
 
-from strm_lightning.cli.classify import classifier_without_examples, open_classifier
+from strm_lightning.cli.classify import Model, open_classifier
 from strm_lightning.errors import InputError, MissingPackageError
 
 
@@ -12,6 +12,8 @@ def demo(
     ckpt: str | None = None,
     backbone: str | None = None,
     weights: str | None = None,
+    matching: str | None = None,
+    mirror: bool = False,
     host: str = "127.0.0.1",
     port: int | None = None,
     max_mb: int = 100,
@@ -27,6 +29,8 @@ def demo(
         backbone: timm model to use without ``ckpt``; null for EfficientNet-Lite0.
         weights: file of the backbone's weights; null for pretrained weights (EfficientNet-Lite0: the extra
             ``weights``).
+        matching: matching method to use without ``ckpt``; null for ``auto``, see ``strm classify``.
+        mirror: an action and its mirror image are the same action; only without ``ckpt``.
         host: address to listen on; 0.0.0.0 allows other computers to connect, without a password.
         port: port number; null for the first free one from 7860.
         max_mb: largest size of an uploaded file, in megabytes.
@@ -46,14 +50,11 @@ def demo(
     if max_total_mb < max_mb:
         raise InputError(f"--max_total_mb {max_total_mb}: give at least --max_mb, {max_mb}")
     serve.check_address(host, port)
-    model = {"ckpt": ckpt, "backbone": backbone, "weights": weights, "device": device}
-    if support is None:
-        plain = classifier_without_examples(**model)
-        examples = built_in_examples(plain)
-    else:
-        plain = open_classifier(support, **model)
-        examples = {label: plain.support.clips[label] for label in plain.support.labels}
+    model = Model(ckpt, backbone, weights, matching, mirror, device)
+    plain = model.build() if support is None else open_classifier(support, model)
+    built_in = support is None
+    examples = built_in_examples(plain) if built_in else {name: plain.support.clips[name] for name in plain.classes_}
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # delete the uploads, as after Ctrl-C
     with upload_folder() as folder:
-        store = SessionStore(plain, examples, max_total_mb * 10**6)
+        store = SessionStore(plain, examples, built_in=built_in, max_bytes=max_total_mb * 10**6)
         serve.serve(page.build_page(store, folder, max_mb), store, host=host, port=port, max_mb=max_mb)

@@ -231,15 +231,26 @@ class STRMHead(nn.Module):
         self, support: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
     ) -> MatchLogits:
         """Compute `match` from encoded clips with leading axes ``[..., N, K]`` and ``[..., Q]``."""
+        return self.match_prepared(self.prepare(support, shot_mask), query, shot_mask)
+
+    def prepare(self, support: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None) -> Encoded:
+        """Compute what depends only on the support, see `Matching.prepare`."""
         if shot_mask is not None:
             check_shot_mask(shot_mask, next(iter(support.values())).shape[: shot_mask.ndim])
             if torch.is_grad_enabled():  # methods ignore absent values, but their gradient of NaN would be NaN
                 support = {name: zero_absent(tensor, shot_mask) for name, tensor in support.items()}
-        logits = self.matching.match(_of_method(support), _of_method(query), shot_mask)
+        of_qc = {name: tensor for name, tensor in support.items() if name.startswith(_QC)}
+        return {**self.matching.prepare(_of_method(support), shot_mask), **of_qc}
+
+    def match_prepared(
+        self, prepared: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> MatchLogits:
+        """Compute `match` from the result of `prepare` with the same ``shot_mask``, and encoded queries."""
+        logits = self.matching.match_prepared(_of_method(prepared), _of_method(query), shot_mask)
         first, *others = logits.values()
         qc = None
         if self.qc is not None:
-            qc = self.qc.match(_of_qc(support), _of_qc(query), shot_mask)["qc"]
+            qc = self.qc.match(_of_qc(prepared), _of_qc(query), shot_mask)["qc"]
         return MatchLogits(trm=sum(others, start=first), qc=qc)
 
     def clip_scores(self, support: Encoded, query: Encoded) -> Float[Tensor, "Q V"] | None:

@@ -32,7 +32,7 @@ class Session:
     Attributes:
         classifier: classifier with the examples.
         labels: the classes in the order of the page, also those without examples.
-        greets: whether the examples are those that the page opened with.
+        greets: whether the page still shows the built-in examples.
     """
 
     def __init__(self, plain: FewShotClassifier, lock: RLock) -> None:

@@ -18,11 +18,12 @@ class SessionStore:
     Args:
         plain: classifier with the model and the options of all sessions.
         greeting: examples that a page opens with.
+        built_in: whether these are the built-in examples.
         max_bytes: limit of the total size of files and examples of all sessions.
     """
 
-    def __init__(self, plain: FewShotClassifier, greeting: Examples, max_bytes: int) -> None:
-        self.plain, self.greeting, self.max_bytes = plain, greeting, max_bytes
+    def __init__(self, plain: FewShotClassifier, greeting: Examples, *, built_in: bool, max_bytes: int) -> None:
+        self.plain, self.greeting, self.built_in, self.max_bytes = plain, greeting, built_in, max_bytes
         self.lock = RLock()
         self._sessions: dict[str, Session] = {}
         self._used: dict[str, float] = {}
@@ -33,7 +34,7 @@ class SessionStore:
             if name not in self._sessions:
                 self._drop_idle()
                 session = Session(self.plain, self.lock)
-                session.replace_all(self.greeting, greets=True)
+                session.replace_all(self.greeting, greets=self.built_in)
                 self._sessions[name] = session
             return self.of(name)
 

@@ -99,7 +99,7 @@ class Matching(nn.Module):
             matched in chunks.
         per_query: whether each query is matched separately; False for transductive methods.
         version: version of `encode`; increase it when the encoded tensors change, so that stored banks are recomputed.
-        temperature: divides the logits in the classifier if no temperature is fitted.
+        temperature: see `default_temperature`.
         options: options of this instance, as plain values.
     """
 
@@ -139,6 +139,42 @@ class Matching(nn.Module):
             Logits by name, ``[..., Q, N]``; their sum is the logit of the method.
         """
         raise NotImplementedError
+
+    def prepare(self, support: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None) -> Encoded:
+        """Compute what depends only on the support, so that many queries can be matched with it.
+
+        Returns:
+            The support of `match_prepared`: tensors by name. By default, ``support`` itself.
+        """
+        return support
+
+    def match_prepared(
+        self, prepared: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> dict[str, Tensor]:
+        """Compute `match` from the result of `prepare` with the same ``shot_mask``."""
+        return self.match(prepared, query, shot_mask)
+
+    def leave_out(
+        self, prepared: Encoded, folds: Int[Tensor, "N K"], shot_mask: Bool[Tensor, "N K"] | None = None
+    ) -> Float[Tensor, "N K N"] | None:
+        """Compute the logits of each support clip for the support without the clips of its fold.
+
+        A method overrides it if it can do this with less work than one match for each fold.
+
+        Args:
+            prepared: result of `prepare` for a support ``[N, K]``.
+            folds: number of the fold of each clip; below 0 for clips that are never left out.
+            shot_mask: True where a support clip exists.
+
+        Returns:
+            Logits of each clip, ``[N, K, N]``, with -inf for classes of which all clips are in the fold; those of clips
+            without fold have no meaning. None if not supported.
+        """
+        return None
+
+    def default_temperature(self, shots: Sequence[int]) -> float:
+        """Return the divisor of the logits in the classifier if none is fitted, for classes with these shots."""
+        return self.temperature
 
     def clip_scores(self, support: Encoded, query: Encoded) -> Float[Tensor, "Q V"] | None:
         """Compute the score of each query and support clip, ``[Q, V]``, if a logit is the mean score over clips.

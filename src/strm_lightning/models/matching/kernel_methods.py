@@ -1,10 +1,11 @@
 """Matching methods that compare one vector for each clip, lag, and kernel ridge regression."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,7 +17,7 @@ from strm_lightning.models.matching.base import Encoded, Evidence, FeatureSpec, 
 from strm_lightning.models.matching.frame_methods import FeatureChoice
 from strm_lightning.models.matching.lag import lag_similarity, soft_normalize
 from strm_lightning.models.matching.precision import inner_products
-from strm_lightning.models.matching.shots import mean_over_shots
+from strm_lightning.models.matching.shots import mean_over_shots, zero_absent
 
 
 class _VectorMatching(Matching):
@@ -239,6 +240,8 @@ class Ridge(Matching):
 
 
 KERNELS = ("lag", "energy", "motionmap", "meanpatch")
+_FLOATS_AT_ONCE = 2**24  # elements of the largest tensor of `leave_out`: 64 MB of float32
+_ROWS_AT_ONCE = 32  # support clips compared with all others at a time, without gradient
 
 
 class _SeveralKernels(Matching):
@@ -253,13 +256,16 @@ class _SeveralKernels(Matching):
         "meanpatch": MeanPatch,
     }
 
-    def __init__(self, spec: FeatureSpec, names: Sequence[str]) -> None:
+    def __init__(self, spec: FeatureSpec, names: Sequence[str], mirror: bool) -> None:
         super().__init__(spec)
         for name in names:
             check_choice("kernels", name, KERNELS)
         if not names or len(set(names)) < len(names):
             raise InputError(f"kernels {list(names)}: give one or more of {', '.join(KERNELS)}, each once")
         self.parts = nn.ModuleDict({name: self.kinds[name](spec) for name in names})
+        self.mirror = mirror
+        if mirror and math.isqrt(spec.patches) ** 2 != spec.patches:
+            raise InputError(f"mirror needs a square grid of patches, not {spec.patches} patches")
 
     def encode(self, clip: VideoFeatures) -> Encoded:
         encoded = {}
@@ -269,38 +275,69 @@ class _SeveralKernels(Matching):
         return encoded
 
     def scores(self, name: str, support: Tensor, query: Tensor) -> Float[Tensor, "*B Q V"]:
-        """Compute the similarity of queries ``[..., Q]`` and clips ``[..., V]`` with one kernel."""
-        part = self.parts[name]
-        return part.similarity(support, query) if isinstance(part, Lag) else inner_products(support, query)
+        """Compute the similarity of queries ``[..., Q]`` and clips ``[..., V]`` with one kernel.
 
-    @staticmethod
-    def _flatten_shots(name: str, support: Encoded) -> tuple[Tensor, int]:
-        """Reshape clips of one kernel, ``[..., N, K, *features] -> [..., N K, *features]``; return them and N."""
-        axis = -3 - (2 if name == "lag" else 0)  # lag has separate axes for time steps and patches
-        return support[name].flatten(axis, axis + 1), support[name].shape[axis]
+        With ``mirror``, it is the larger one of the similarities of the query and of the mirrored query.
+        """
+        part = self.parts[name]
+        compare = part.similarity if isinstance(part, Lag) else inner_products
+        scores: Tensor = compare(support, query)
+        return torch.maximum(scores, compare(support, self._mirrored(name, query))) if self.mirror else scores
+
+    def _mirrored(self, name: str, clips: Tensor) -> Tensor:
+        """Exchange left and right in the descriptors of clips."""
+        side = math.isqrt(self.spec.patches)
+        if name == "lag":
+            return clips.unflatten(-2, (side, side)).flip(-2).flatten(-3, -2)
+        if name == "energy":
+            return clips.unflatten(-1, (self.spec.steps * side, side)).flip(-1).flatten(-2)
+        return clips.unflatten(-1, (side, side, -1)).flip(-2).flatten(-3)
+
+    def _flatten_shots(self, support: Encoded, shot_mask: Tensor | None) -> tuple[Encoded, int]:
+        """Reshape clips, ``[..., N, K, *features] -> [..., N K, *features]``, absent ones 0; return them and N."""
+        clips, way = {}, 1
+        for name in self.parts:
+            tensor = zero_absent(support[name], shot_mask)
+            axis = -3 - (2 if name == "lag" else 0)  # lag has separate axes for time steps and patches
+            way = tensor.shape[axis]
+            clips[name] = tensor.flatten(axis, axis + 1)
+        return clips, way
 
     def floats_per_pair(self, encoded: Encoded) -> int:
-        return self.spec.steps**2
+        return self.spec.steps**2 * (1 + self.mirror)
+
+    def patch_weights(self, clip: Encoded) -> Float[Tensor, "L PP"] | None:
+        return _shares(clip["lag"]) if "lag" in self.parts else None
 
 
 @register_matching("lag_energy")
 class LagEnergy(_SeveralKernels):
-    """Sum of ``lag`` and ``energy``, each z-scored over the classes: for one shot."""
+    """Sum of ``lag`` and ``energy``, each z-scored over the classes: for one shot.
+
+    Args:
+        spec: sizes of the features.
+        mirror: a clip also matches its mirror image (left and right exchanged).
+    """
 
     temperature = 1.0
 
-    def __init__(self, spec: FeatureSpec) -> None:
-        super().__init__(spec, ("lag", "energy"))
+    def __init__(self, spec: FeatureSpec, *, mirror: bool = False) -> None:
+        super().__init__(spec, ("lag", "energy"), mirror)
 
     def match(
         self, support: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
     ) -> dict[str, Tensor]:
-        logits = []
-        for name in self.parts:
-            clips, way = self._flatten_shots(name, support)
-            scores = self.scores(name, clips, query[name])
-            logits.append(mean_over_shots(scores, way, shot_mask))
-        return {"lag_energy": kernels.z_sum(*logits)}
+        clips, way = self._flatten_shots(support, shot_mask)
+        scores = {name: self.scores(name, clips[name], query[name]) for name in self.parts}
+        return lag_energy_logits(scores, way, shot_mask)
+
+
+def lag_energy_logits(
+    scores: Mapping[str, Float[Tensor, "*B Q S"]], way: int, shot_mask: Tensor | None
+) -> dict[str, Float[Tensor, "*B Q N"]]:
+    """Compute the parts of the logits of `LagEnergy` from similarities of queries and support clips."""
+    means = {name: mean_over_shots(scores[name], way, shot_mask) for name in ("lag", "energy")}
+    return {name: kernels.z_sum(mean) for name, mean in means.items()}
 
 
 @register_matching("kernel_ridge")
@@ -311,6 +348,7 @@ class KernelRidge(_SeveralKernels):
         spec: sizes of the features.
         kernels: some of ``lag``, ``energy``, ``motionmap`` and ``meanpatch``.
         ridge: penalty as a fraction of the mean diagonal.
+        mirror: a clip also matches its mirror image (left and right exchanged).
 
     Raises:
         InputError: a kernel is unknown or listed twice, or ``ridge`` is not positive.
@@ -318,20 +356,126 @@ class KernelRidge(_SeveralKernels):
 
     temperature = 0.1
 
-    def __init__(self, spec: FeatureSpec, *, kernels: Sequence[str] = KERNELS, ridge: float = 0.1) -> None:
-        super().__init__(spec, tuple(kernels))
+    def __init__(
+        self, spec: FeatureSpec, *, kernels: Sequence[str] = KERNELS, ridge: float = 0.1, mirror: bool = False
+    ) -> None:
+        super().__init__(spec, tuple(kernels), mirror)
         check_positive(ridge=ridge)
         self.ridge = ridge
+
+    def prepare(self, support: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None) -> Encoded:
+        """Fit the regression to the support.
+
+        Returns:
+            The clips of each kernel ``[..., S, *features]``; ``similarities`` of the support clips, ``[..., C, S, S]``;
+            ``coefficients``, ``bias`` and ``weights`` of `KernelRidgeFit`.
+        """
+        clips, way = self._flatten_shots(support, shot_mask)
+        similarities = torch.stack([self._similarities(name, clips[name]) for name in self.parts], -3)
+        fit = kernels.fit_kernel_ridge(similarities.unbind(-3), way, shot_mask, self.ridge)
+        return {**clips, "similarities": similarities, **fit._asdict()}
+
+    def match_prepared(
+        self, prepared: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> dict[str, Tensor]:
+        scores = {name: self.scores(name, prepared[name], query[name]) for name in self.parts}
+        return self._logits(prepared["coefficients"], prepared["bias"], scores, shot_mask)
 
     def match(
         self, support: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
     ) -> dict[str, Tensor]:
-        own, cross, way = [], [], 1
-        for name in self.parts:
-            clips, way = self._flatten_shots(name, support)
-            own.append(self.scores(name, clips, clips))
-            cross.append(self.scores(name, clips, query[name]))
-        return {"kernel_ridge": kernels.weighted_kernel_ridge(own, cross, way, shot_mask, self.ridge)}
+        return self.match_prepared(self.prepare(support, shot_mask), query, shot_mask)
+
+    def leave_out(
+        self, prepared: Encoded, folds: Int[Tensor, "N K"], shot_mask: Bool[Tensor, "N K"] | None = None
+    ) -> Float[Tensor, "N K N"]:
+        present = torch.ones_like(folds, dtype=torch.bool) if shot_mask is None else shot_mask
+        own, way = prepared["similarities"], len(folds)
+        numbers = folds[folds >= 0].unique()
+        logits = own.new_zeros(*folds.shape, way)
+        for part in numbers.split(max(1, _FLOATS_AT_ONCE // own.numel())):
+            left = present & (folds != part[:, None, None])  # [F, N, K]
+            similarities = [kernel.expand(len(part), -1, -1) for kernel in own]
+            fit = kernels.fit_kernel_ridge(similarities, way, left, self.ridge, some_absent=True)
+            scores = dict(zip(self.parts, similarities, strict=True))
+            parts = self._logits(fit.coefficients, fit.bias, scores, left)
+            found = torch.stack(tuple(parts.values())).sum(0).masked_fill(~left.any(-1).unsqueeze(-2), -torch.inf)
+            for row, number in enumerate(part):
+                logits[folds == number] = found[row].unflatten(0, folds.shape)[folds == number]
+        return logits
+
+    def kernel_scores(
+        self, prepared: Encoded, shot_mask: Bool[Tensor, "N K"] | None = None
+    ) -> dict[str, Float[Tensor, "S N"]]:
+        """Compute the mean similarity of each support clip with the other clips of each class, for each kernel.
+
+        It is NaN for the own class of the only clip of a class.
+        """
+        own = prepared["similarities"]
+        size, way = own.shape[-1], prepared["bias"].shape[-1]
+        present = own.new_ones(size, dtype=torch.bool) if shot_mask is None else shot_mask.flatten()
+        others = (present & ~torch.eye(size, dtype=torch.bool, device=own.device)).unflatten(-1, (way, -1))  # [S, N, K]
+        by_class = torch.where(others, own.unflatten(-1, (way, -1)), 0).sum(-1) / others.sum(-1)
+        return dict(zip(self.parts, by_class, strict=True))
+
+    def _logits(
+        self, coefficients: Tensor, bias: Tensor, scores: Mapping[str, Tensor], shot_mask: Tensor | None
+    ) -> dict[str, Tensor]:
+        found = kernels.apply_kernel_ridge(coefficients, bias, [scores[name] for name in self.parts], shot_mask)
+        return dict(zip(self.parts, found.unbind(-3), strict=True))
+
+    def _similarities(self, name: str, clips: Tensor) -> Float[Tensor, "*B S S"]:
+        features = 3 if name == "lag" else 1
+        if clips.ndim > features + 1 or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.scores(name, clips, clips)
+        own = clips.new_empty(len(clips), len(clips), dtype=torch.promote_types(clips.dtype, torch.float32))
+        for start in range(0, len(clips), _ROWS_AT_ONCE):  # in blocks of bounded memory, one triangle
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            block = self.scores(name, clips[start:], clips[rows])
+            own[rows, start:], own[start:, rows] = block, block.mT
+        return own
+
+
+@register_matching("auto")
+class Auto(KernelRidge):
+    """``lag_energy`` where no class has several clips, otherwise ``kernel_ridge`` with all four kernels.
+
+    The default for own videos: which kernel separates the classes can be estimated from several clips of a class, and
+    cannot be known from one.
+
+    Args:
+        spec: sizes of the features.
+        mirror: a clip also matches its mirror image (left and right exchanged).
+    """
+
+    def __init__(self, spec: FeatureSpec, *, mirror: bool = False) -> None:
+        super().__init__(spec, mirror=mirror)
+
+    def prepare(self, support: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None) -> Encoded:
+        if support["energy"].shape[-2] > 1:
+            return super().prepare(support, shot_mask)
+        return self._flatten_shots(support, shot_mask)[0]
+
+    def match_prepared(
+        self, prepared: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> dict[str, Tensor]:
+        if "coefficients" in prepared:
+            return super().match_prepared(prepared, query, shot_mask)
+        scores = {name: self.scores(name, prepared[name], query[name]) for name in ("lag", "energy")}
+        return lag_energy_logits(scores, way=prepared["energy"].shape[-2], shot_mask=shot_mask)
+
+    def default_temperature(self, shots: Sequence[int]) -> float:
+        return KernelRidge.temperature if max(shots) > 1 else LagEnergy.temperature
+
+    def _logits(
+        self, coefficients: Tensor, bias: Tensor, scores: Mapping[str, Tensor], shot_mask: Tensor | None
+    ) -> dict[str, Tensor]:
+        logits = super()._logits(coefficients, bias, scores, shot_mask)
+        if shot_mask is None:
+            return logits
+        several = (shot_mask.sum(-1) > 1).any(-1)[..., None, None]
+        one = lag_energy_logits(scores, bias.shape[-1], shot_mask)
+        return {name: torch.where(several, part, one.get(name, 0)) for name, part in logits.items()}
 
 
 def _vectors(tensor: Tensor, axes: int) -> Tensor:

@@ -5,6 +5,7 @@ Except for `ridge`, these methods are not from a paper. `energy` ignores what mo
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -88,6 +89,20 @@ def ridge(
         return inner_products(clips, query) @ solution
 
 
+class KernelRidgeFit(NamedTuple):
+    """A kernel ridge regression that is fitted to the support: ``logits = sum_c (k_c(q, s) A_c + b_c)``.
+
+    Attributes:
+        coefficients: A, for each kernel c and support clip s, ``[..., C, S, N]``; centring and weights are included.
+        bias: b, ``[..., C, N]``.
+        weights: weight of each kernel, ``[..., C]``, see `kernel_weights`.
+    """
+
+    coefficients: Tensor
+    bias: Tensor
+    weights: Tensor
+
+
 def weighted_kernel_ridge(
     support: Sequence[Float[Tensor, "*B S S"]],
     query: Sequence[Float[Tensor, "*B Q S"]],
@@ -97,10 +112,8 @@ def weighted_kernel_ridge(
 ) -> Float[Tensor, "*B Q N"]:
     """Kernel ridge regression to one-hot labels on a weighted sum of kernels, for several shots.
 
-    Each kernel is centred on the support (`center_kernels`) and weighted by `kernel_weights`; negative eigenvalues of
-    the sum are set to 0; the penalty is ``ridge`` times its mean diagonal. Logits depend on all classes of the episode.
-    The correction of negative eigenvalues is treated as a constant in the gradient, because repeated eigenvalues have
-    no gradient.
+    `fit_kernel_ridge` to the support, then `apply_kernel_ridge` to the queries. Logits depend on all classes of the
+    episode.
 
     Args:
         support: for each kernel, similarities between support clips, ordered by class: ``S = N K``.
@@ -118,44 +131,98 @@ def weighted_kernel_ridge(
     """
     if not support or len(support) != len(query):
         raise InputError(f"{len(support)} support kernels and {len(query)} query kernels: give at least one of each")
+    fit = fit_kernel_ridge(support, way, shot_mask, ridge)
+    return apply_kernel_ridge(fit.coefficients, fit.bias, query, shot_mask).sum(-3)
+
+
+def fit_kernel_ridge(
+    support: Sequence[Float[Tensor, "*B S S"]],
+    way: int,
+    shot_mask: Tensor | None = None,
+    ridge: float = 0.1,
+    *,
+    some_absent: bool = False,
+) -> KernelRidgeFit:
+    """Fit kernel ridge regression to the support clips.
+
+    Each kernel is centred on the support and scaled to a mean diagonal of 1 (`center_kernels`), and weighted by
+    `kernel_weights`; negative eigenvalues of the sum are set to 0; the penalty is ``ridge`` times its mean diagonal.
+    The correction of negative eigenvalues is treated as a constant in the gradient, because repeated eigenvalues have
+    no gradient.
+
+    Args:
+        support: for each kernel, similarities between support clips, ordered by class: ``S = N K``.
+        way: number of classes N.
+        shot_mask: ``[..., N, K]``, true where a clip is present. Rows and columns of absent clips are ignored.
+        ridge: penalty as a fraction of the mean diagonal.
+        some_absent: accept classes without any clip; their logits have no meaning.
+
+    Raises:
+        InputError: ``ridge`` is not positive, or the mask does not fit the support.
+    """
     check_positive(ridge=ridge)
-    if shot_mask is not None:
+    if shot_mask is not None and not some_absent:
         check_shot_mask(shot_mask, (way, support[0].shape[-1] // way))
-    own, cross = torch.stack(at_least_float32(*support), -3), torch.stack(at_least_float32(*query), -3)
-    own, cross = at_least_float32(own, cross)
+    own = torch.stack(at_least_float32(*support), -3)
     present = _present(own[..., 0, :, :], shot_mask)
     with no_autocast(own):
-        own, cross = center_kernels(own, cross, present.unsqueeze(-2))
-        weight = kernel_weights(own, way, present.unsqueeze(-2))[..., None, None]
-        own, cross = (weight * own).sum(-3), (weight * cross).sum(-3)
-        own = own + _negative_part(own)
-        penalty = ridge * own.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True) / present.sum(-1, keepdim=True)
+        own, offset, scale = center_kernels(own, present.unsqueeze(-2))
+        weights = kernel_weights(own, way, present.unsqueeze(-2))
+        gram = (weights[..., None, None] * own).sum(-3)
+        gram = gram + _negative_part(gram)
+        count = present.sum(-1, keepdim=True)
+        penalty = ridge * gram.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True) / count
         # If all clips are equal, every kernel and every logit is 0.
         penalty = torch.where(present & (penalty > 0), penalty, 1)
-        return cross @ _solve(own, penalty, _one_hot(way, present, own.dtype))
+        dual = _solve(gram, penalty, _one_hot(way, present, gram.dtype))
+        # Centring of a query's similarities is linear in them, so it is moved into the coefficients:
+        # sum_s (k_s - mean(k) - offset_s) dual_s = sum_s k_s (dual_s - mean(dual)) - sum_s offset_s dual_s.
+        gain = weights / scale
+        centered = torch.where(present.unsqueeze(-1), dual - dual.sum(-2, keepdim=True) / count.unsqueeze(-1), 0)
+        bias = -gain.unsqueeze(-1) * (offset @ dual)
+        return KernelRidgeFit(gain[..., None, None] * centered.unsqueeze(-3), bias, weights)
 
 
-def center_kernels(
-    own: Float[Tensor, "*B S S"], cross: Float[Tensor, "*B Q S"], present: Tensor
-) -> tuple[Float[Tensor, "*B S S"], Float[Tensor, "*B Q S"]]:
+def apply_kernel_ridge(
+    coefficients: Float[Tensor, "*B C S N"],
+    bias: Float[Tensor, "*B C N"],
+    query: Sequence[Float[Tensor, "*B Q S"]],
+    shot_mask: Tensor | None = None,
+) -> Float[Tensor, "*B C Q N"]:
+    """Compute the part of the logits of each kernel from the similarities of queries and support clips.
+
+    See `KernelRidgeFit`; the sum over the kernels is the logit.
+    """
+    cross = torch.stack(at_least_float32(*query), -3)
+    cross, coefficients, bias = at_least_float32(cross, coefficients, bias)
+    if shot_mask is not None:
+        cross = torch.where(shot_mask.flatten(-2)[..., None, None, :], cross, 0)
+    with no_autocast(cross):
+        return cross @ coefficients + bias.unsqueeze(-2)
+
+
+def center_kernels(own: Float[Tensor, "*B S S"], present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Centre similarities on the support (in feature space: subtract the mean of the support) and scale them.
 
     ``k(a, b) - mean_s k(a, s) - mean_s k(s, b) + mean_ss' k(s, s')``, divided by the mean diagonal over the support.
     Rows and columns of clips that are not ``present`` ``[..., S]`` are 0. A kernel that is constant up to rounding
     becomes 0.
+
+    Returns:
+        The centred and scaled kernels; ``mean_s k(s, b) - mean_ss' k(s, s')`` of each support clip b, ``[..., S]``;
+        the scale, ``[...]``, infinite for a constant kernel.
     """
     count = present.sum(-1)[..., None, None].clamp_min(1)
-    column, row = present.unsqueeze(-2), present.unsqueeze(-1)
-    own, cross = torch.where(column & row, (own + own.mT) / 2, 0), torch.where(column, cross, 0)
+    both = present.unsqueeze(-2) & present.unsqueeze(-1)
+    own = torch.where(both, (own + own.mT) / 2, 0)
     mean = own.sum(-2, keepdim=True) / count
-    overall = mean.sum(-1, keepdim=True) / count
-    size = own.abs().amax((-2, -1), keepdim=True)
-    cross = torch.where(column, cross - cross.sum(-1, keepdim=True) / count - mean + overall, 0)
-    own = torch.where(column & row, own - mean.mT - mean + overall, 0)
-    scale = own.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] / count
+    offset = mean - mean.sum(-1, keepdim=True) / count
+    size = own.abs().amax((-2, -1))
+    own = torch.where(both, own - mean.mT - offset, 0)
+    scale = own.diagonal(dim1=-2, dim2=-1).sum(-1) / count[..., 0, 0]
     rounding = own.shape[-1] * torch.finfo(own.dtype).eps * size
     scale = torch.where(scale > rounding, scale, torch.inf)
-    return own / scale, cross / scale
+    return own / scale[..., None, None], offset.squeeze(-2), scale
 
 
 def kernel_weights(own: Float[Tensor, "*B S S"], way: int, present: Tensor) -> Float[Tensor, "*B"]:
