@@ -121,16 +121,6 @@ class SupportSet:
         """Number of clips of each class, in the order of `labels`."""
         return [len(self.clips[label]) for label in self.labels]
 
-    def rename(self, label: str, name: str) -> None:
-        """Rename a class; if a class of the new name exists, they are merged.
-
-        Raises:
-            InputKeyError: the class does not exist.
-        """
-        if label not in self.clips:
-            raise InputKeyError(f"no class {label!r}; there are {', '.join(self.labels) or 'none'}")
-        self.add(name, self.clips.pop(label))
-
     def features(self, label: str) -> Encoded:
         """Features of the clips of a class, with leading axis ``K``."""
         return _stack([clip.features for clip in self.clips[label]])
@@ -144,10 +134,7 @@ class SupportSet:
         size = max(1, _FLOATS_AT_ONCE // self._floats_per_query(query))
         for start in range(0, total, size):
             part = {name: tensor[start : start + size] for name, tensor in query.items()}
-            found = [
-                self.model.head.match_prepared(chunk.prepared, part, chunk.mask)
-                for chunk in self._arranged()
-            ]
+            found = [self.model.head.match_prepared(chunk.prepared, part, chunk.mask) for chunk in self._arranged()]
             rows.append(tuple(_join([getattr(f, head) for f in found], 1) for head in ("trm", "qc")))
         order = columns.argsort()
         trm, qc = (_join([row[head] for row in rows], 0) for head in (0, 1))

@@ -49,6 +49,10 @@ class SessionStore:
         self._used[name] = time.monotonic()
         return self._sessions[name]
 
+    def names(self) -> list[str]:
+        """Return the names of the open pages."""
+        return list(self._sessions)
+
     def drop(self, name: str) -> None:
         """Delete a session, for example when its page is closed."""
         self._sessions.pop(name, None)

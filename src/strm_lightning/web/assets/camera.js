@@ -58,17 +58,23 @@ function makeCamera(video, shortSide, onstop) {
     timer = setInterval(grab, FRAME_MS);
   }
 
-  // The frames nearest to the middles of `count` equal parts of a time span, as data URLs.
+  // The frames nearest to the middles of `count` equal parts of a time span, as data URLs; null if there are too few.
   function clip(from, to, count) {
-    const frames = [...ring];
-    if (!frames.length || frames[0].time > from + 2 * FRAME_MS || frames.at(-1).time < to - 10 * FRAME_MS) return null;
+    const frames = ring.filter((frame) => frame.time >= from - FRAME_MS && frame.time <= to + FRAME_MS);
+    if (frames.length < count / 2) return null;
     const middles = Array.from({ length: count }, (_, i) => from + ((i + 0.5) * (to - from)) / count);
     const nearest = (time) =>
       frames.reduce((best, frame) => (Math.abs(frame.time - time) < Math.abs(best.time - time) ? frame : best));
     return Promise.all(middles.map((time) => toDataUrl(nearest(time).blob)));
   }
 
-  return { start, stop, clip, isOn: () => stream !== null };
+  // The clip of the last seconds; null if the camera has not been on for so long.
+  function latest(length, count) {
+    if (!ring.length || ring.at(-1).time - ring[0].time < length - 2 * FRAME_MS) return null;
+    return clip(ring.at(-1).time - length, ring.at(-1).time, count);
+  }
+
+  return { start, stop, clip, latest, isOn: () => stream !== null };
 }
 
 function toDataUrl(blob) {

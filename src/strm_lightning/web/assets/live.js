@@ -44,9 +44,8 @@ function makeLive(camera, settings, predict, show) {
 
   async function loop() {
     while (running && camera.isOn()) {
-      const now = performance.now();
       const started = performance.now();
-      const frames = document.hidden ? null : await camera.clip(now - 1000 * settings.seconds(), now, settings.frames);
+      const frames = document.hidden ? null : await camera.latest(1000 * settings.seconds(), settings.frames);
       if (frames && settings.ready()) {
         const result = await predict(frames);
         if (running && result) show(result, Math.round(performance.now() - started));

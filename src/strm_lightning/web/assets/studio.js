@@ -121,7 +121,7 @@ async function record(label) {
     await sleep(length);
     $(".stage").classList.remove("recording");
     const frames = await camera.clip(from, from + length, limits.frames);
-    if (!frames) throw new Error("The camera gave no frames: record again.");
+    if (!frames) throw new Error("The camera gave too few frames: record again.");
     say("");
     progress("Encoding the recording", null, 1);
     const found = await ask("add_recording", { label, frames });
@@ -236,8 +236,7 @@ function explainWith(found, name) {
 
 async function explainLive() {
   if (!(await startCamera())) return;
-  const now = performance.now();
-  const frames = await camera.clip(now - 1000 * seconds(), now, limits.frames);
+  const frames = await camera.latest(1000 * seconds(), limits.frames);
   if (!frames) {
     say(`The camera has been on for less than ${seconds()} seconds: try again in a moment.`, true);
     return;
@@ -302,7 +301,7 @@ $(".fit").addEventListener("click", (event) => {
 });
 chooseFile(".load", ".load-file", load);
 chooseFile(".recognise", ".recognise-file", recogniseFile);
-for (const input of [".recognise-file"]) $(input).accept = limits.suffixes.join(",");
+$(".recognise-file").accept = limits.suffixes.join(",");
 window.addEventListener("pagehide", () => camera.stop());
 setInterval(() => session() && server.touch({ session: session() }).catch(() => {}), 60000);
 watch("value", () => ask("state"));
