@@ -36,7 +36,8 @@ function progress(text, done, total) {
   bar.hidden = !text;
   $(".progress-text").textContent = text;
   $("progress").max = total || 1;
-  $("progress").value = done || 0;
+  if (done === null) $("progress").removeAttribute("value"); // a bar that moves without a count
+  else $("progress").value = done || 0;
 }
 
 async function apply(next) {
@@ -221,11 +222,14 @@ function show(result) {
 
 function look() {
   const dark = document.body.classList.contains("dark");
-  return { width: Math.max(300, Math.round($(".why").clientWidth || element.clientWidth) - 2), dark };
+  return { width: Math.max(300, $(".why-words").clientWidth), dark };
 }
 
 function explainWith(found, name) {
-  if (!found) return;
+  if (!found) {
+    $(".why").hidden = !$(".why-picture").src;
+    return;
+  }
   show(found);
   $(".source").textContent = name;
   $(".why").hidden = false;
@@ -242,8 +246,10 @@ async function explainLive() {
     return;
   }
   say("");
-  $(".why").hidden = false;
+  progress("Explaining the last seconds", null, 1);
+  $(".why").hidden = false; // look() measures it
   explainWith(await ask("explain_frames", { frames, ...look() }), "the last seconds of the camera");
+  progress("");
 }
 
 async function recogniseFile(file) {
@@ -255,7 +261,7 @@ async function recogniseFile(file) {
     const reason = refusal(file, limits.suffixes);
     if (reason) throw new Error(reason);
     const path = await send(file);
-    $(".why").hidden = false;
+    $(".why").hidden = false; // look() measures it
     explainWith(await ask("explain_file", { path, ...look() }), file.name);
   } catch (error) {
     say(error.message, true);
