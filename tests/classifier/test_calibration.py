@@ -36,6 +36,7 @@ def test_few_clips_all_right_are_no_certainty() -> None:
 def test_the_threshold_parts_known_from_unknown() -> None:
     # The right class has 4 to 7, the best of the others 1; a single slip (the last row) does not move it.
     logits = torch.tensor([[4.0, 1, 0], [1, 5, 0], [1, 0, 7], [0.5, 0.2, 0.5]])
+
     def threshold(known: torch.Tensor, targets: list[int]) -> float:
         return fit_threshold(known, known.scatter(1, torch.tensor(targets)[:, None], -torch.inf))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from strm_lightning.episode import MatchLogits
 from strm_lightning.errors import InputKeyError
-from strm_lightning.models.matching.base import Encoded
+from strm_lightning.models.matching.base import Encoded, Evidence
 from strm_lightning.models.matching.kernel_methods import KernelRidge
 from strm_lightning.models.strm import STRM
 
@@ -252,6 +252,24 @@ class SupportSet:
             logits.append(self.model.head.match_encoded(chunk.features, alone, mask).combined(self.qc_weight))
         order = torch.tensor(chunk.columns).argsort()
         return torch.cat(logits).float().cpu()[:, order]
+
+    @torch.no_grad()
+    def explain(self, query: Encoded) -> dict[str, dict[str, Evidence]]:
+        """Return the evidence of each class for one encoded query, see `STRMHead.explain`.
+
+        Args:
+            query: features of one clip, without leading axis.
+        """
+        head, found = self.model.head, {}
+        if head.matching.per_class:
+            for label in self.labels:
+                clips = {name: tensor[None] for name, tensor in self.features(label).items()}
+                found[label] = head.explain(clips, query, 0)
+            return found
+        (chunk,) = self._arranged()
+        for row, column in enumerate(chunk.columns):
+            found[self.labels[column]] = head.explain(chunk.prepared, query, row, chunk.mask)
+        return found
 
     @torch.no_grad()
     def kernels(self) -> tuple[dict[str, float], dict[str, Float[Tensor, "n N"]]]:

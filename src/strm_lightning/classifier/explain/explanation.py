@@ -1,7 +1,7 @@
 """Explanation of a prediction: logits of each class and the evidence for them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,15 @@ from strm_lightning.classifier.support import EncodedClip, SupportSet
 from strm_lightning.models.matching.base import Encoded, Evidence
 
 
+MEANING = {
+    "lag": "same motion at about the same time",
+    "energy": "same amount of motion",
+    "motionmap": "motion at the same places",
+    "meanpatch": "same appearance",
+}
+"""What a large similarity means, for each kernel of `KernelRidge`."""
+
+
 @dataclass(frozen=True)
 class ClassEvidence:
     """Evidence for one class.
@@ -23,8 +32,9 @@ class ClassEvidence:
     Attributes:
         clips: names of its clips.
         by_logit: evidence of each named logit, such as ``trm`` and ``qc``; a matching method may give none.
-        clip_scores: how much each clip matters, ``[K]``: its own score where a logit is the mean over clips; else its
-            weight in the evidence of the matching method; without evidence, its logit as a class of its own (among all
+        clip_scores: how much each clip matters, ``[K]``: its own score where a logit is the mean over clips; its
+            contribution to the logit where a logit is a sum over kernels; else its weight in the evidence of the matching
+            method; without evidence, its logit as a class of its own (among all
             clips as classes where a logit depends on the other classes).
     """
 
@@ -63,6 +73,7 @@ class Explanation:
         frames: frames of the clip, ``[L, 3, S, S]``.
         thumbnails: small frames of the clips of each class, ``[K, L, 3, s, s]``.
         matching: name of the matching method.
+        parts: named parts of the logit of the matching method, by class; empty for methods with one part.
     """
 
     prediction: Prediction
@@ -75,6 +86,7 @@ class Explanation:
     frames: UInt8[np.ndarray, "L 3 S S"]
     thumbnails: Mapping[str, UInt8[np.ndarray, "K L 3 s s"]]
     matching: str = "trm"
+    parts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def best_class(self) -> str:
@@ -114,6 +126,9 @@ class Explanation:
             f"{self.prediction.video}: {self.prediction}",
             f"most like {evidence.clips[best]} (class {self.best_class}; {evidence.clip_scores[best]:.2f})",
         ]
+        if self.parts:
+            shares = ", ".join(f"{MEANING[name]} {self.parts[name][self.best_class]:+.2f}" for name in self.parts)
+            lines.append(f"logit {self.logits[self.best_class]:.2f}: {shares}")
         if evidence.main is not None and evidence.main.strongest is not None:
             query, clip, frames, weight = evidence.main.strongest
             lines.append(
@@ -134,34 +149,45 @@ def explain(
     def by_label(scores: Float[Tensor, "1 N"]) -> dict[str, float]:
         return dict(zip(labels, scores[0].tolist(), strict=True))
 
-    label, rival = list(prediction.probabilities)[:2]
-    importance = patch_importance(support, support.model.pool(pixels.to(support.device)), label, rival)
+from dataclasses import dataclass, field, replace
+from pathlib import Path
     return Explanation(
         prediction=prediction,
         logits=by_label(logits.combined(support.qc_weight)),
         trm=by_label(logits.trm),
         qc=None if logits.qc is None else by_label(logits.qc),
         qc_weight=support.qc_weight,
-        evidence=_evidence(support, clip),
-        patch_importance=importance.cpu().numpy(),
+from dataclasses import dataclass, field, replace
+from pathlib import Path
         frames=pixels.numpy(),
         thumbnails={label: np.stack([c.thumbnail.numpy() for c in support.clips[label]]) for label in labels},
         matching=head.matching_name,
+        parts=_parts(evidence),
     )
+
+
+def _parts(evidence: Mapping[str, ClassEvidence]) -> dict[str, dict[str, float]]:
+    names = [name for name in next(iter(evidence.values())).by_logit if name != "qc"]
+    if len(names) < 2:
+        return {}
+    return {name: {label: found.by_logit[name].logit for label, found in evidence.items()} for name in names}
 
 
 def _evidence(support: SupportSet, clip: EncodedClip) -> dict[str, ClassEvidence]:
     head, query = support.model.head, {name: tensor[None] for name, tensor in clip.features.items()}
     evidence: dict[str, ClassEvidence] = {}
     alone: dict[str, Tensor] = {}
+    of_classes = support.explain(clip.features)
     for label in support.labels:
         clips = support.features(label)
         names = [example.name for example in support.clips[label]]
-        by_logit = head.explain({name: tensor[None] for name, tensor in clips.items()}, clip.features, 0)
-        found = ClassEvidence(names, by_logit, np.empty(0))
+        found = ClassEvidence(names, of_classes[label], np.empty(0))
         scores = head.matching.clip_scores(_without_qc(clips), _without_qc(query))
+        parts = [part for name, part in found.by_logit.items() if name != "qc"]
         if scores is not None:
             of_clips = scores[0]
+        elif len(parts) > 1:  # a sum of kernels
+            of_clips = torch.stack([part.contributions.sum((1, 2)) for part in parts]).sum(0)
         elif found.main is not None:
             of_clips = found.main.clip_scores
         else:

@@ -190,7 +190,7 @@ class Matching(nn.Module):
         """Decompose each named logit of one query for one class; None if the method does not support it.
 
         Args:
-            support: encoded clips ``[N, K]``.
+            support: encoded clips ``[N, K]``; methods with their own `prepare` also accept its result.
             query: one encoded clip, without leading axis.
             label: the class, 0 .. N-1.
             shot_mask: True where a support clip exists.

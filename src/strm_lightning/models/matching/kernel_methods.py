@@ -15,8 +15,8 @@ from strm_lightning.messages import check_choice, check_not_negative, check_posi
 from strm_lightning.models.matching import kernels
 from strm_lightning.models.matching.base import Encoded, Evidence, FeatureSpec, Matching, register_matching
 from strm_lightning.models.matching.frame_methods import FeatureChoice
-from strm_lightning.models.matching.lag import lag_similarity, soft_normalize
-from strm_lightning.models.matching.precision import inner_products
+from strm_lightning.models.matching.lag import lag_matches, lag_similarity, soft_normalize
+from strm_lightning.models.matching.precision import at_least_float32, inner_products, safe_ratio
 from strm_lightning.models.matching.shots import mean_over_shots, zero_absent
 
 
@@ -189,9 +189,25 @@ class Lag(Matching):
         self, support: Float[Tensor, "*B V L P D"], query: Float[Tensor, "*B Q L P D"]
     ) -> Float[Tensor, "*B Q V"]:
         """Compute the score of each query and support clip."""
+        return self.scale * lag_similarity(support, query, self.max_lag, *self._constants())
+
+    def matches(self, support: Float[Tensor, "K L P D"], query: Float[Tensor, "L P D"]) -> Float[Tensor, "K L L"]:
+        """Compute the contributions of pairs of frames to `similarity`, see `lag_matches`."""
+        return self.scale * lag_matches(support, query, self.max_lag, *self._constants())
+
+    def explain(
+        self, support: Encoded, query: Encoded, label: int, shot_mask: Bool[Tensor, "N K"] | None = None
+    ) -> dict[str, Evidence]:
+        clips = support["patches"][label]
+        clips = clips if shot_mask is None else clips[shot_mask[label]]
+        matches = self.matches(clips, query["patches"])
+        logit = self.similarity(clips, query["patches"][None]).mean()
+        return {"lag": _evidence(matches / len(clips), matches, float(logit))}
+
+    def _constants(self) -> tuple[float | Tensor, float | Tensor]:
         tau: float | Tensor = self.tau.clamp_min(1e-3) if isinstance(self.tau, Tensor) else self.tau
         decay: float | Tensor = self.decay.clamp_min(0) if isinstance(self.decay, Tensor) else self.decay
-        return self.scale * lag_similarity(support, query, self.max_lag, tau, decay)
+        return tau, decay
 
 
 @register_matching("ridge")
@@ -284,6 +300,50 @@ class _SeveralKernels(Matching):
         scores: Tensor = compare(support, query)
         return torch.maximum(scores, compare(support, self._mirrored(name, query))) if self.mirror else scores
 
+    def matches(self, name: str, support: Tensor, query: Tensor) -> Float[Tensor, "K L L"]:
+        """Compute the contributions of pairs of time steps (query, support) to the similarity of one query and K clips.
+
+        ``motionmap`` and ``meanpatch`` do not depend on single steps: their similarity is spread over all pairs.
+        """
+        if self.mirror:
+            mirrored = self._mirrored(name, query)
+            part = self.parts[name]
+            compare = part.similarity if isinstance(part, Lag) else inner_products
+            better = (compare(support, mirrored[None]) > compare(support, query[None]))[0]
+            of_both = [self._matches(name, support, each) for each in (query, mirrored)]
+            return torch.where(better[:, None, None], of_both[1], of_both[0])
+        return self._matches(name, support, query)
+
+    def _matches(self, name: str, support: Tensor, query: Tensor) -> Float[Tensor, "K L L"]:
+        part, steps = self.parts[name], self.spec.steps
+        if isinstance(part, Lag):
+            return part.matches(support, query)
+        support, query = at_least_float32(support, query)
+        if name == "energy":
+            by_step = (support * query).unflatten(-1, (steps, -1)).sum(-1)
+            return torch.diag_embed(by_step)
+        spread = support.new_full((steps, steps), 1 / steps**2)
+        return (support @ query)[:, None, None] * spread
+
+    def _explain(
+        self,
+        prepared: Encoded,
+        query: Encoded,
+        label: int,
+        shot_mask: Tensor | None,
+        logits: Mapping[str, Tensor],
+        factors: Mapping[str, Float[Tensor, " K"]],
+    ) -> dict[str, Evidence]:
+        """Build the evidence of each named logit; ``factors`` weigh the clips of the class."""
+        shots = len(next(iter(factors.values())))
+        present = slice(None) if shot_mask is None else shot_mask[label]
+        found = {}
+        for name, factor in factors.items():
+            clips = prepared[name][label * shots : (label + 1) * shots][present]
+            matches = self.matches(name, clips, query[name])
+            found[name] = _evidence(factor[present, None, None] * matches, matches, float(logits[name][0, label]))
+        return found
+
     def _mirrored(self, name: str, clips: Tensor) -> Tensor:
         """Exchange left and right in the descriptors of clips."""
         side = math.isqrt(self.spec.patches)
@@ -330,6 +390,28 @@ class LagEnergy(_SeveralKernels):
         clips, way = self._flatten_shots(support, shot_mask)
         scores = {name: self.scores(name, clips[name], query[name]) for name in self.parts}
         return lag_energy_logits(scores, way, shot_mask)
+
+    def explain(
+        self, support: Encoded, query: Encoded, label: int, shot_mask: Bool[Tensor, "N K"] | None = None
+    ) -> dict[str, Evidence]:
+        clips, way = self._flatten_shots(support, shot_mask)
+        return explain_lag_energy(self, clips, query, label, way, shot_mask)
+
+
+def explain_lag_energy(
+    method: _SeveralKernels, clips: Encoded, query: Encoded, label: int, way: int, shot_mask: Tensor | None
+) -> dict[str, Evidence]:
+    """`Matching.explain` of ``lag_energy`` for clips ``[N K, *features]``."""
+    alone = {name: query[name][None] for name in ("lag", "energy")}
+    scores = {name: method.scores(name, clips[name], alone[name]) for name in alone}
+    shots = clips["energy"].shape[0] // way
+    factors = {}
+    for name, score in scores.items():
+        deviation = mean_over_shots(score, way, shot_mask)[0].std(correction=0)
+        count = shots if shot_mask is None else int(shot_mask[label].sum())
+        factors[name] = safe_ratio(torch.ones_like(deviation), deviation * count).expand(shots)
+    logits = lag_energy_logits(scores, way, shot_mask)
+    return method._explain(clips, query, label, shot_mask, logits, factors)
 
 
 def lag_energy_logits(
@@ -385,6 +467,16 @@ class KernelRidge(_SeveralKernels):
         self, support: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
     ) -> dict[str, Tensor]:
         return self.match_prepared(self.prepare(support, shot_mask), query, shot_mask)
+
+    def explain(
+        self, support: Encoded, query: Encoded, label: int, shot_mask: Bool[Tensor, "N K"] | None = None
+    ) -> dict[str, Evidence]:
+        prepared = support if "coefficients" in support else self.prepare(support, shot_mask)
+        logits = self.match_prepared(prepared, {name: query[name][None] for name in self.parts}, shot_mask)
+        way = prepared["bias"].shape[-1]
+        of_class = prepared["coefficients"][..., label].unflatten(-1, (way, -1))[:, label]  # [C, K]
+        factors = dict(zip(self.parts, of_class, strict=True))
+        return self._explain(prepared, query, label, shot_mask, logits, factors)
 
     def leave_out(
         self, prepared: Encoded, folds: Int[Tensor, "N K"], shot_mask: Bool[Tensor, "N K"] | None = None
@@ -464,6 +556,15 @@ class Auto(KernelRidge):
         scores = {name: self.scores(name, prepared[name], query[name]) for name in ("lag", "energy")}
         return lag_energy_logits(scores, way=prepared["energy"].shape[-2], shot_mask=shot_mask)
 
+    def explain(
+        self, support: Encoded, query: Encoded, label: int, shot_mask: Bool[Tensor, "N K"] | None = None
+    ) -> dict[str, Evidence]:
+        prepared = support if support["energy"].ndim == 2 else self.prepare(support, shot_mask)
+        if "coefficients" in prepared and (shot_mask is None or int(shot_mask.sum(-1).max()) > 1):
+            return super().explain(prepared, query, label, shot_mask)
+        way = len(prepared["energy"]) if shot_mask is None else len(shot_mask)
+        return explain_lag_energy(self, prepared, query, label, way, shot_mask)
+
     def default_temperature(self, shots: Sequence[int]) -> float:
         return KernelRidge.temperature if max(shots) > 1 else LagEnergy.temperature
 
@@ -476,6 +577,11 @@ class Auto(KernelRidge):
         several = (shot_mask.sum(-1) > 1).any(-1)[..., None, None]
         one = lag_energy_logits(scores, bias.shape[-1], shot_mask)
         return {name: torch.where(several, part, one.get(name, 0)) for name, part in logits.items()}
+
+
+def _evidence(contributions: Tensor, matches: Tensor, logit: float) -> Evidence:
+    offset = logit - float(contributions.double().sum())
+    return Evidence(contributions=contributions, weights=matches.clamp_min(0), kind="similarity", offset=offset)
 
 
 def _vectors(tensor: Tensor, axes: int) -> Tensor:

@@ -39,16 +39,49 @@ def lag_similarity(
         check_positive(temperature=temperature)
     if not isinstance(decay, Tensor):
         check_not_negative(decay=decay)
-    rows, columns = query.shape[-3], support.shape[-3]
-    support, query = at_least_float32(support, query)
-    # [Q Lq, P D] x [S Ls, P D]: one product for all pairs, frames and shifts
-    products = inner_products(support.flatten(-2).flatten(-3, -2), query.flatten(-2).flatten(-3, -2))
-    products = rearrange(products, "... (q i) (s j) -> ... q s i j", i=rows, j=columns)
-    lags = range(-min(max_lag, rows - 1), min(max_lag, columns - 1) + 1)
+    products, lags = _frame_products(support, query), _lags(query.shape[-3], support.shape[-3], max_lag)
     by_lag = torch.stack([products.diagonal(lag, -2, -1).sum(-1) for lag in lags], dim=-1)
     log_weight = -decay * torch.tensor([abs(lag) for lag in lags], dtype=by_lag.dtype, device=by_lag.device)
     weighted = torch.logsumexp(temperature * by_lag + log_weight, dim=-1)
     return (weighted - torch.logsumexp(log_weight, dim=-1)) / temperature
+
+
+def lag_matches(
+    support: Float[Tensor, "K L P D"],
+    query: Float[Tensor, "L P D"],
+    max_lag: int,
+    temperature: float | Tensor,
+    decay: float | Tensor,
+) -> Float[Tensor, "K L L"]:
+    """Compute the contribution of each pair of frames (query, support) to `lag_similarity`.
+
+    It is the product of the frames times the softmax weight of their shift, ``softmax_d(tau s_d + log w_d)``. Their sum
+    differs from the similarity by the Kullback-Leibler divergence of these weights from ``w`` over tau.
+    """
+    products, lags = _frame_products(support, query[None])[0], _lags(len(query), support.shape[-3], max_lag)
+    by_lag = torch.stack([products.diagonal(lag, -2, -1).sum(-1) for lag in lags], dim=-1)
+    distance = torch.tensor([abs(lag) for lag in lags], dtype=by_lag.dtype, device=by_lag.device)
+    shares = torch.softmax(temperature * by_lag - decay * distance, -1)
+    weights = sum(
+        torch.diag_embed(share.unsqueeze(-1).expand(-1, products.shape[-1] - abs(lag)), lag)
+        for lag, share in zip(lags, shares.unbind(-1), strict=True)
+    )
+    assert isinstance(weights, Tensor)
+    return weights * products
+
+
+def _lags(rows: int, columns: int, max_lag: int) -> range:
+    return range(-min(max_lag, rows - 1), min(max_lag, columns - 1) + 1)
+
+
+def _frame_products(
+    support: Float[Tensor, "*B S Ls P D"], query: Float[Tensor, "*B Q Lq P D"]
+) -> Float[Tensor, "*B Q S Lq Ls"]:
+    rows, columns = query.shape[-3], support.shape[-3]
+    support, query = at_least_float32(support, query)
+    # [Q Lq, P D] x [S Ls, P D]: one product for all pairs, frames and shifts
+    products = inner_products(support.flatten(-2).flatten(-3, -2), query.flatten(-2).flatten(-3, -2))
+    return rearrange(products, "... (q i) (s j) -> ... q s i j", i=rows, j=columns)
 
 
 def soft_normalize(patches: Float[Tensor, "*B L P D"]) -> Float[Tensor, "*B L P D"]:
