@@ -228,3 +228,32 @@ def test_it_fits_the_window(browser: Any, address: str, width: int, theme: str) 
     )
     assert unnamed == 0
     tab.close()
+
+
+def test_the_examples_are_checked(tab: Any, tmp_path: Path) -> None:
+    fill(tab, tmp_path)
+    rename(tab, "up", "<b>up</b>")
+    wrong = write_video(tmp_path / "wrong.mp4", moving("left", 7))
+    give(tab, "<b>up</b>", wrong)
+    says(tab, "Added 1 example to <b>up</b>.")
+    tab.get_by_role("button", name="Check the examples").click()
+    tab.locator("#check table").wait_for(timeout=SECONDS)
+    assert "wrong.mp4 of <b>up</b> looks like left" in tab.locator("#check").inner_text()
+    assert tab.locator("#check td.right").all_inner_texts() == ["2", "2"]
+
+
+def test_actions_of_a_long_video_are_on_a_time_line(tab: Any, tmp_path: Path, served: tuple[str, Any, Path]) -> None:
+    fill(tab, tmp_path)
+    film = np.concatenate([moving("left", 5), moving("left", 6), moving("up", 5), moving("up", 6)])
+    video = write_video(tmp_path / "long.mp4", film)
+    tab.get_by_role("tab", name="Long video").click()
+    tab.locator("input[type=file][data-testid=file-upload]").last.set_input_files(str(video))
+    tab.get_by_text("long", exact=True).first.wait_for(timeout=SECONDS)
+    tab.get_by_label("number input for Seconds of a window").fill("1")
+    tab.get_by_role("button", name="Find the actions").click()
+    tab.locator("#events").get_by_text("Whole video").wait_for(timeout=SECONDS)
+    rows = tab.locator("#events tbody tr").all_inner_texts()
+    assert "left" in rows[0]
+    assert "up" in rows[-1]
+    assert tab.locator("#events .timeline span").count() == len(rows)
+    assert not list(served[2].rglob("*.mp4"))

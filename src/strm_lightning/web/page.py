@@ -7,6 +7,8 @@ from typing import Any
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 import gradio as gr
 
+from strm_lightning.web.check_panel import add_check_panel
+from strm_lightning.web.long_video_panel import add_long_video_panel
 from strm_lightning.web.session_store import SessionStore
 from strm_lightning.web.studio import add_studio, style_sheet
 
@@ -39,6 +41,10 @@ def build_page(store: SessionStore, folder: Path, max_mb: int) -> gr.Blocks:
     with gr.Blocks(title="strm demo", analytics_enabled=False, delete_cache=_DELETE_CACHE) as page:
         gr.Markdown(_INTRODUCTION)
         studio = add_studio(store, folder, max_mb)
+        with gr.Tab("Check the examples"):
+            add_check_panel(store)
+        with gr.Tab("Long video"):
+            add_long_video_panel(store)
         page.load(open_session, None, studio, show_progress="hidden")
         page.unload(close_session)
     return page

@@ -57,8 +57,8 @@ def add_studio(store: SessionStore, folder: Path, max_mb: int) -> gr.HTML:
 
 
 def style_sheet() -> str:
-    """Return the CSS of the component."""
-    return (_ASSETS / "studio.css").read_text("utf-8")
+    """Return the CSS of the component and of the panels below it."""
+    return "".join((_ASSETS / name).read_text("utf-8") for name in ("studio.css", "panels.css"))
 
 
 class Server:

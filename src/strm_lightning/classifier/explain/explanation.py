@@ -33,9 +33,9 @@ class ClassEvidence:
         clips: names of its clips.
         by_logit: evidence of each named logit, such as ``trm`` and ``qc``; a matching method may give none.
         clip_scores: how much each clip matters, ``[K]``: its own score where a logit is the mean over clips; its
-            contribution to the logit where a logit is a sum over kernels; else its weight in the evidence of the matching
-            method; without evidence, its logit as a class of its own (among all
-            clips as classes where a logit depends on the other classes).
+            contribution to the logit where a logit is a sum over kernels; else its weight in the evidence of the
+            matching method; without evidence, its logit as a class of its own (among all clips as classes where a logit
+            depends on the other classes).
     """
 
     clips: Sequence[str]
@@ -106,6 +106,11 @@ class Explanation:
         if prediction.rejected:
             label = f"unknown: {self.best_class!r} is the most probable action, but too uncertain."
         lines = [label, describe_method(self.matching), f"The most similar example of {self.best_class!r} is {clip}."]
+        if self.parts:
+            leads = {name: part[self.best_class] - part[self.rival] for name, part in self.parts.items()}
+            ranked = sorted(leads, key=lambda name: -leads[name])
+            shares = ", ".join(f"{MEANING[name]} {leads[name]:+.2f}" for name in ranked)
+            lines.append(f"Its lead over {self.rival!r}, the next action: {shares}.")
         if evidence.main is not None and evidence.main.strongest is not None:
             query, best, frames, _ = evidence.main.strongest
             other = Path(evidence.clips[best]).name
