@@ -154,16 +154,17 @@ def explain(
     def by_label(scores: Float[Tensor, "1 N"]) -> dict[str, float]:
         return dict(zip(labels, scores[0].tolist(), strict=True))
 
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+    label, rival = list(prediction.probabilities)[:2]
+    importance = patch_importance(support, support.model.pool(pixels.to(support.device)), label, rival)
+    evidence = _evidence(support, clip)
     return Explanation(
         prediction=prediction,
         logits=by_label(logits.combined(support.qc_weight)),
         trm=by_label(logits.trm),
         qc=None if logits.qc is None else by_label(logits.qc),
         qc_weight=support.qc_weight,
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+        evidence=evidence,
+        patch_importance=importance.cpu().numpy(),
         frames=pixels.numpy(),
         thumbnails={label: np.stack([c.thumbnail.numpy() for c in support.clips[label]]) for label in labels},
         matching=head.matching_name,
