@@ -15,7 +15,6 @@ from strm_lightning.classifier.predictions import Prediction
 from strm_lightning.classifier.support import EncodedClip, SupportSet
 from strm_lightning.models.matching.base import Encoded, Evidence
 
-
 MEANING = {
     "lag": "same motion at about the same time",
     "energy": "same amount of motion",
