@@ -21,7 +21,8 @@ MODELS = {
     "TRX": {"patch_enrichment": False, "frame_enrichment": False, "query_class": False, "tuple_sizes": (2, 3)},
 }
 LINEAR = {"pairs", "max", "diagonal", "linear", "chamfer", "patches"}  # in the similarities: no offset
-EXPLAINED = {*LINEAR, "trm", "bi_mhm", "otam"}
+KERNELS = {"lag_energy", "kernel_ridge", "auto"}  # sums of several parts
+EXPLAINED = {*LINEAR, *KERNELS, "lag", "trm", "bi_mhm", "otam"}
 METHODS = {name: (name, {}) for name in matching_names() if not source_hash(matching_class(name))}
 METHODS |= {
     "otam on patches": ("otam", {"features": "patches", "debias": True, "scale": 2.0}),
@@ -31,7 +32,7 @@ METHODS |= {
     "bi_mhm with positions": ("bi_mhm", {"positions": True, "eps": 0.0}),
 }
 BY_WEIGHT = ("trm", "chamfer++", "max over shots")  # a logit is no mean over clips
-OF_ALL_CLASSES = ("ridge", "lag_energy", "kernel_ridge")
+OF_ALL_CLASSES = ("ridge", *KERNELS)
 
 
 @pytest.fixture(params=MODELS)
@@ -48,7 +49,9 @@ def of_method(method: str, examples: dict) -> FewShotClassifier:
 def check_sums(explanation) -> None:
     for label, evidence in explanation.evidence.items():
         named = dict(evidence.by_logit)
-        combined = evidence.main.logit
+        combined = sum(part.logit for name, part in named.items() if name != "qc")
+        for name, parts in explanation.parts.items():
+            assert named[name].logit == parts[label]
         assert combined == pytest.approx(explanation.trm[label], rel=1e-4, abs=1e-5)
         assert ("qc" in named) == (explanation.qc is not None)
         if explanation.qc is not None:
@@ -124,8 +127,18 @@ def test_clips_have_the_scores_that_they_have_alone(method: str, examples) -> No
             assert evidence.clip_scores[k] == pytest.approx(logit, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("method", OF_ALL_CLASSES)
-def test_where_a_logit_depends_on_all_classes_each_clip_is_a_class_among_all_clips(method: str, examples) -> None:
+@pytest.mark.parametrize("method", sorted(KERNELS))
+def test_sums_of_kernels_explain_each_part(method: str, examples) -> None:
+    explanation = of_method(method, examples).explain(moving("left", 9))
+    assert set(explanation.parts) >= {"lag", "energy"}
+    assert "same motion at about the same time" in str(explanation)
+    for evidence in explanation.evidence.values():
+        of_clips = sum(part.contributions.sum((1, 2)).numpy() for part in evidence.by_logit.values())
+        np.testing.assert_allclose(evidence.clip_scores, of_clips, rtol=1e-5)
+
+
+def test_where_a_logit_depends_on_all_classes_each_clip_is_a_class_among_all_clips(examples) -> None:
+    method = "ridge"
     classifier = of_method(method, examples)
     explanation = classifier.explain(moving("left", 9))
     apart = {f"{label} {k}": [video] for label, videos in examples.items() for k, video in enumerate(videos)}
@@ -133,8 +146,8 @@ def test_where_a_logit_depends_on_all_classes_each_clip_is_a_class_among_all_cli
     for label, evidence in explanation.evidence.items():
         expected = [logits[f"{label} {k}"] for k in range(len(examples[label]))]
         np.testing.assert_allclose(evidence.clip_scores, expected, rtol=1e-4, atol=1e-5)
-        if method == "ridge":  # linear in the labels, so the clips of a class add up to its logit
-            assert evidence.clip_scores.sum() == pytest.approx(explanation.logits[label], rel=1e-4)
+        # linear in the labels, so the clips of a class add up to its logit
+        assert evidence.clip_scores.sum() == pytest.approx(explanation.logits[label], rel=1e-4)
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in ("trm", "linear", *OF_ALL_CLASSES)])

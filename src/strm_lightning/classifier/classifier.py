@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from strm_lightning.classifier import load_model, storage
 from strm_lightning.classifier.calibration import Calibration, Fitted, calibrate, check_options
+from strm_lightning.classifier.check import Check, check
 from strm_lightning.classifier.clips import (
     ClipConfig,
     Video,
@@ -335,6 +336,17 @@ class FewShotClassifier(SklearnMixin):
         if self._selection is None:
             self._selection = select(self.support)
         return self._selection
+
+    def check(self) -> Check:
+        """Cross-validate the examples: expected accuracy, confusions, clips that look mislabelled or duplicated.
+
+        No video is read again.
+
+        Raises:
+            InputError: there are fewer than two classes.
+        """
+        self._check_fitted()
+        return check(self.support, self.calibration_)
 
     @property
     def calibration_(self) -> Calibration:

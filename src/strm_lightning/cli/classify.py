@@ -38,6 +38,7 @@ def classify(
     csv: bool = False,
     explain: str | None = None,
     save_support: str | None = None,
+    check: bool = False,
     jobs: int = 1,
     device: str | None = None,
 ) -> None:
@@ -63,18 +64,20 @@ def classify(
         csv: print comma-separated values instead of the table.
         explain: draw an explanation of the first video's label to this file (.png, .pdf, .svg).
         save_support: write the encoded examples to this .safetensors file, for a later ``--support``.
+        check: print a cross-validation of the examples: expected accuracy, confused classes, clips that look
+            mislabelled or duplicated, and classes that need more clips. No video is needed.
         jobs: number of videos that are read at the same time.
         device: such as ``cuda:0``; null for the GPU if there is one.
     """
     files = find_videos(videos)
-    _check(files, support, window, stride, save_support, both=json and csv)
+    _check(files, support, window, stride, save_support, both=json and csv, needed=not (check or save_support))
+    broken = _broken(files)
     if explain is not None:
         from strm_lightning.classifier.explain import picture
 
         picture.check_name(explain)
-    broken = _broken(files)
-    if explain is not None and files and files[0] in broken:
-        raise broken[files[0]]
+        if files and files[0] in broken:
+            raise broken[files[0]]
     report = REPORTS["json" if json else "csv" if csv else "table"](files)
     if files and len(broken) == len(files) and save_support is None:
         for video, error in broken.items():
@@ -82,14 +85,10 @@ def classify(
         raise SystemExit(1)
     for error in broken.values():
         _warn(str(error))
-    options = {"threshold": threshold, "temperature": temperature}
-    given = {name: value for name, value in options.items() if value is not None}
+    given = _given(threshold=threshold, temperature=temperature)
     model = Model(ckpt, backbone, weights, matching, mirror, device)
     classifier = open_classifier(str(support), model, jobs=jobs, **given)
-    if classifier.source is None or "path" not in classifier.source:
-        _note(str(classifier.selection_))
-    if save_support is not None:
-        classifier.save(save_support)
+    _describe(classifier, save_support, check=check)
     bad = 0
     findings = _findings(classifier, files, window, stride, merged=not (json or csv))
     total = len(files) if window is None else None
@@ -101,6 +100,19 @@ def classify(
         picture.draw(classifier.explain(files[0]), explain)
     if bad:
         raise SystemExit(1)
+
+
+def _describe(classifier: FewShotClassifier, save_support: str | None, *, check: bool) -> None:
+    """Print the matching in use and the check of the examples, and save the examples."""
+    _note(str(classifier.selection_))
+    if check:
+        sys.stdout.write(f"{classifier.check()}\n")
+    if save_support is not None:
+        classifier.save(save_support)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _broken(files: Sequence[str]) -> dict[str, VideoError]:
@@ -145,13 +157,14 @@ def _check(
     save_support: str | None,
     *,
     both: bool,
+    needed: bool,
 ) -> None:
     """Check the options before anything is encoded."""
     if both:
         raise InputError("--json and --csv exclude each other")
     if support is None:
         raise InputError("--support is missing: give a folder with a subfolder of example clips for each class")
-    if not files and save_support is None:
+    if not files and needed:
         raise InputError("no video to classify: give video files or folders of video files")
     if window is None and stride is not None:
         raise InputError(f"--stride {stride:g} needs --window, the length of a window in seconds")

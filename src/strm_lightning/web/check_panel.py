@@ -1,17 +1,18 @@
 """The part of the page that checks the examples: each is left out in turn and recognised with the others."""
 
+from collections.abc import Sequence
 from html import escape
 
 import gradio as gr
 
+from strm_lightning.classifier.check import Check
 from strm_lightning.classifier.classifier import FewShotClassifier
 from strm_lightning.classifier.explain.explanation import MEANING
 from strm_lightning.errors import InputError
-from strm_lightning.messages import count_of
 from strm_lightning.web.session_store import SessionStore
 
 _INTRODUCTION = """Each example is left out in turn and recognised with the others. This shows which actions are
-confused, and which examples look like another action: play them, and remove or record them again."""
+confused, and which examples may have the wrong name: play them, and remove or record them again."""
 
 
 def add_check_panel(store: SessionStore) -> None:
@@ -39,44 +40,47 @@ def report(classifier: FewShotClassifier) -> str:
     Raises:
         InputError: there are too few examples.
     """
-    support = classifier.support
-    if len(support.labels) < 2 or sum(shots > 1 for shots in support.shots) < 2:
-        raise InputError("Two actions or more need two examples or more each: record some first.")
-    logits, targets = support.leave_one_out()
-    found = logits.argmax(1).tolist()
-    labels, selection = support.labels, classifier.selection_
-    lines = [f"Examples that are left out are recognised: <strong>{escape(str(selection.left_out))}</strong>."]
-    if selection.weights:
-        ranked = sorted(selection.weights, key=lambda name: -selection.weights[name])
-        weighed = ", ".join(f"{escape(MEANING[name])} {selection.weights[name]:.0%}" for name in ranked)
-        lines.append(f"What is compared, by weight: {weighed}.")
-    wrong = [
-        (float(logits[row, b] - logits[row, a]), support.clips[labels[a]][k].name, labels[a], labels[b])
-        for row, ((a, k), b) in enumerate(zip(support.left_out_clips(), found, strict=True))
-        if a != b
+    found = classifier.check() if len(classifier.classes_) > 1 else None
+    if found is None or found.left_out is None:
+        raise InputError("At least two actions, and two examples of one of them, are needed: record some first.")
+    lines = [f"Expected accuracy: <strong>{escape(str(found.left_out))}</strong>"]
+    weights = classifier.selection_.weights
+    if weights:
+        ranked = sorted(weights, key=lambda name: -weights[name])
+        lines.append(f"What is compared: {', '.join(f'{MEANING[name]} {weights[name]:.0%}' for name in ranked)}.")
+    if found.needs_clips:
+        lines.append(f"More examples are needed of: {escape(', '.join(found.needs_clips))}.")
+    suspects = [
+        f"<strong>{escape(s.clip)}</strong> of {escape(s.label)} looks like {escape(s.looks_like)} "
+        f"({s.probability:.2f})"
+        for s in found.suspects
     ]
-    table = _confusions(labels, targets.tolist(), found)
-    suspects = "".join(
-        f"<li><strong>{escape(name)}</strong> of {escape(label)} looks like {escape(other)}</li>"
-        for _, name, label, other in sorted(wrong, reverse=True)
-    )
-    title = f"{count_of(wrong, 'example')} to look at" if wrong else "No example looks like another action."
+    same = [
+        f"<strong>{escape(a.first[1])}</strong> of {escape(a.first[0])} and <strong>{escape(a.second[1])}</strong> of "
+        f"{escape(a.second[0])}"
+        for a in found.duplicates
+    ]
     text = "".join(f"<p>{line}</p>" for line in lines)
-    return f'<div class="check">{text}{table}<h3>{title}</h3><ul>{suspects}</ul></div>'
+    lists = _listed("Examples that may have the wrong name", suspects) + _listed("Examples that show the same", same)
+    return f'<div class="check">{text}{_table(found)}{lists}</div>'
 
 
-def _confusions(labels: list[str], targets: list[int], found: list[int]) -> str:
-    """Table of counts: a row for each action, a column for each answer."""
-    pairs = list(zip(targets, found, strict=True))
-    head = "".join(f'<th scope="col">{escape(label)}</th>' for label in labels)
+def _listed(title: str, items: Sequence[str]) -> str:
+    if not items:
+        return ""
+    return f"<h3>{title}</h3><ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>"
+
+
+def _table(found: Check) -> str:
+    """Table with a row for each action: how many examples are recognised, and as what the others are."""
     rows = []
-    for i, label in enumerate(labels):
-        counts = [pairs.count((i, j)) for j in range(len(labels))]
-        cells = "".join(
-            f'<td class="{"right" if i == j else "wrong" if number else "none"}">{number or ""}</td>'
-            for j, number in enumerate(counts)
+    for label, left_out in found.by_class.items():
+        others = [f"{c.predicted} {c.clips}" for c in found.confusions if c.actual == label]
+        kind = "right" if left_out.right == left_out.clips else "wrong"
+        rows.append(
+            f'<tr><th scope="row">{escape(label)}</th><td class="{kind}">{left_out.right} of {left_out.clips}</td>'
+            f"<td>{escape(', '.join(others))}</td></tr>"
         )
-        rows.append(f'<tr><th scope="row">{escape(label)}</th>{cells}</tr>')
-    caption = "Number of examples: action (rows) and answer (columns)"
-    body = f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return f'<div class="scroll"><table><caption>{caption}</caption>{body}</table></div>'
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Action", "Recognised", "Confused with"))
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'<div class="scroll">{table}</div>'
