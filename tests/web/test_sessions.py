@@ -81,15 +81,18 @@ def test_a_threshold_that_cannot_be_fitted_leaves_the_old_one(store: SessionStor
 def test_saved_sessions_are_loaded_with_threshold(store: SessionStore, tmp_path: Path) -> None:
     session = store.open("one")
     session.set_threshold(0.4)
-    session.save(tmp_path / "a.safetensors")
+    file = tmp_path / "download" / "a.safetensors"
+    session.save(file)
     other = store.open("two")
     other.replace_all({"x": ()})
-    other.load(tmp_path / "a.safetensors")
+    other.load(file)
     assert other.labels == ["left", "right"]
     assert other.classifier.threshold == 0.4
     assert other.predict(moving("left", 2)).probabilities == pytest.approx(
         session.predict(moving("left", 2)).probabilities
     )
+    store.drop("one")
+    assert not file.parent.exists()
 
 
 def test_only_uploaded_videos_are_read_and_then_deleted(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Examples and predictions of one open page."""
 
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,7 @@ class Session:
         self.classifier = empty_copy(plain)
         self.labels: list[str] = []
         self.greets = False
+        self._saved: Path | None = None
 
     @property
     def nbytes(self) -> int:
@@ -200,7 +202,10 @@ class Session:
     # Files ----------------------------------------------------------------------------------------------------------
 
     def save(self, path: Path) -> None:
-        """Save the examples, as `FewShotClassifier.save`.
+        """Save the examples, as `FewShotClassifier.save`; delete the file that was saved before.
+
+        Args:
+            path: a file in a folder of its own.
 
         Raises:
             InputError: there are no examples.
@@ -208,7 +213,14 @@ class Session:
         with self._lock:
             if not self.num_classes:
                 raise InputError("there are no examples yet: record or upload some first")
+            self.close()
             self.classifier.save(path)
+            self._saved = path
+
+    def close(self) -> None:
+        """Delete the file that `save` wrote."""
+        if self._saved is not None:
+            shutil.rmtree(self._saved.parent, ignore_errors=True)
 
     def load(self, path: Path) -> None:
         """Replace the examples by those of a file that `save` wrote.

@@ -55,8 +55,10 @@ class SessionStore:
 
     def drop(self, name: str) -> None:
         """Delete a session, for example when its page is closed."""
-        self._sessions.pop(name, None)
+        session = self._sessions.pop(name, None)
         self._used.pop(name, None)
+        if session is not None:
+            session.close()
 
     def room(self) -> int:
         """Number of bytes that can still be stored."""
