@@ -31,9 +31,7 @@ def main() -> None:
             classifier.add_encoded(action, [encoded])
     query, pixels = classifier.encode_one(clip(ACTIONS[0], QUERY))
     query.name = "new.mp4"
-    explanation = classifier.explain_encoded(query, pixels)
-    draw(explanation, Path(__file__).parent / "images" / "why.png")
-    print("\n".join(explanation.words()))
+    draw(classifier.explain_encoded(query, pixels), Path(__file__).parent / "images" / "why.png")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from strm_lightning.models import STRM
 from tests.classifier.conftest import HOW, bare_model, moving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-SECONDS = 60_000  # ms; encoding shares the machine with the browser
+SECONDS = 120_000  # ms; encoding shares the machine with the browser
 ROOM = 30_000_000
 
 
@@ -90,6 +90,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def tab(browser: Any, address: str) -> Iterator[Any]:
     """The page in a window; a request to any other machine or an error in the script fails the test."""
     tab = browser.new_page(viewport={"width": 1280, "height": 900})
+    tab.set_default_timeout(SECONDS)
     foreign: list[str] = []
     errors: list[str] = []
     tab.on("request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else foreign.append(r.url))

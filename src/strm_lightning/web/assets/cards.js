@@ -106,7 +106,7 @@ function drawCards(list, classes, pictures, actions, limits) {
   const typed = focused && active.matches("input.name") ? active.value : null;
   list.replaceChildren(...classes.map((group) => makeCard(group, pictures, actions, limits)));
   const find = (label) => label && list.querySelector(`[aria-label="${CSS.escape(label)}"]`);
-  for (const label of playing) find(label.replace(/^Stop /, "Play "))?.click();
+  for (const label of playing) find(label.replace(/^Stop /, "Play "))?.click(); // drawn again as not playing
   const again = find(focused);
   if (again && typed !== null) again.value = typed;
   again?.focus();

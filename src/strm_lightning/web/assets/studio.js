@@ -7,6 +7,8 @@ const pictures = makePictures((digests) => ask("pictures", { digests }).then((fo
 const bars = makeBars($(".bars"), $(".answer"));
 let state = { classes: [], ready: false, greets: false };
 let busy = false; // a recording or an upload is under way
+let drawn = ""; // the classes that are on the page
+let last = null; // the result that the bars show
 
 async function ask(name, data = {}) {
   let found;
@@ -43,25 +45,40 @@ function progress(text, done, total) {
 async function apply(next) {
   state = next;
   const digests = state.classes.flatMap((group) => group.clips.map((clip) => clip.digest));
-  draw();
-  if (await pictures.fetch(digests)) draw();
-}
-
-function draw() {
-  drawCards($(".classes"), state.classes, pictures, actions, limits);
+  const described = JSON.stringify(state.classes);
+  if (described !== drawn) {
+    drawn = described;
+    drawClasses();
+    last = null;
+    bars.show(labelsWithExamples(), null);
+  }
   $(".greeting").hidden = !state.greets;
   $(".fresh").hidden = state.greets;
   $(".need").hidden = state.ready;
-  const labels = state.classes.filter((group) => group.clips.length).map((group) => group.label);
-  bars.show(labels, null);
-  setBusy(busy);
-  if (state.threshold !== undefined) showThreshold(state.threshold);
+  showThreshold(state.threshold);
+  if (await pictures.fetch(digests)) drawClasses();
 }
 
+function labelsWithExamples() {
+  return state.classes.filter((group) => group.clips.length).map((group) => group.label);
+}
+
+function drawClasses() {
+  drawCards($(".classes"), state.classes, pictures, actions, limits);
+  setBusy(busy);
+}
+
+// Buttons that wait keep the focus, which a disabled button would lose.
 function setBusy(value) {
   busy = value;
-  element.querySelectorAll(".record, .card .buttons button, .busy-off").forEach((button) => { button.disabled = busy; });
+  element.querySelectorAll(".card button:not(.player), .busy-off").forEach((button) => {
+    button.setAttribute("aria-disabled", String(busy));
+  });
 }
+
+element.addEventListener("click", (event) => {
+  if (event.target.closest('[aria-disabled="true"]')) event.stopPropagation();
+}, true);
 
 // Camera --------------------------------------------------------------------------------------------------------------
 
@@ -182,7 +199,7 @@ async function addFiles(label, files) {
 const actions = {
   record,
   addFiles,
-  rename: async (label, name) => { if (!(await ask("rename_class", { label, name }))) draw(); },
+  rename: async (label, name) => { if (!(await ask("rename_class", { label, name }))) drawClasses(); },
   removeClass: (label) => ask("remove_class", { label }),
   removeExample: (label, name) => ask("remove_example", { label, name }),
 };
@@ -216,8 +233,15 @@ async function load(file) {
 // Answers -------------------------------------------------------------------------------------------------------------
 
 function show(result) {
-  const labels = state.classes.filter((group) => group.clips.length).map((group) => group.label);
-  bars.show(labels, result);
+  last = result;
+  bars.show(labelsWithExamples(), result);
+}
+
+// The slider decides about the shown result at once; a fitted threshold is of the logit, which only the server knows.
+function decideAgain(threshold) {
+  if (!last) return;
+  const rejected = last.probabilities[last.best] < threshold;
+  show({ ...last, rejected, label: rejected ? "unknown" : last.best });
 }
 
 function look() {
@@ -299,7 +323,10 @@ $(".explain").addEventListener("click", explainLive);
 $(".add").addEventListener("click", () => ask("add_class"));
 $(".save").addEventListener("click", save);
 for (const button of element.querySelectorAll(".start")) button.addEventListener("click", () => ask("start_fresh"));
-$(".threshold").addEventListener("input", (event) => showThreshold(Number(event.target.value) || null));
+$(".threshold").addEventListener("input", (event) => {
+  showThreshold(Number(event.target.value) || null);
+  decideAgain(Number(event.target.value));
+});
 $(".threshold").addEventListener("change", (event) => ask("set_threshold", { threshold: Number(event.target.value) || null }));
 $(".fit").addEventListener("click", (event) => {
   const fitted = event.target.getAttribute("aria-pressed") === "true";
