@@ -114,9 +114,9 @@ class Explanation:
             query, best, frames, _ = evidence.main.strongest
             other = Path(evidence.clips[best]).name
             lines.append(f"The strongest match is {_frames(query)} with {_frames(frames)} of {other}.")
-        frames_by_heat = self.patch_importance.clip(0).sum((1, 2))
-        if frames_by_heat.any():
-            first = int(frames_by_heat.argmax()) + 1
+        by_step = self.patch_importance.clip(0).sum((1, 2))
+        if by_step.any():
+            first = (2 * int(by_step.argmax()) + 1) * len(self.frames) // (2 * len(by_step)) + 1
             lines.append(
                 f"Heat marks what speaks for {self.best_class!r} against {self.rival!r}, the next action: without the "
                 f"marked patches its lead is smaller. Frame {first} matters most."

@@ -178,7 +178,8 @@ class _Drawing:
 
     def _heat(self, row: list[Axes]) -> None:
         importance = self.explanation.patch_importance.clip(0)
-        for axes, image, patches in zip(row, self.explanation.frames, importance, strict=True):
+        for number, (axes, image) in enumerate(zip(row, self.explanation.frames, strict=True)):
+            patches = importance[number * len(importance) // len(row)]
             height, width = image.shape[1:]
             grey = image.mean(0).astype(np.uint8)
             axes.images[0].set_data(np.repeat(grey[..., None], 3, -1))
@@ -198,8 +199,8 @@ class _Drawing:
                 (0.5, 1.0),
                 "axes fraction",
                 "axes fraction",
-                axesA=tops[i],
-                axesB=lows[j],
+                axesA=tops[_frame_of(i, len(weights), len(tops))],
+                axesB=lows[_frame_of(j, len(weights), len(lows))],
                 color=self.colours.link,
                 linewidth=0.3 + 2.0 * share,
                 alpha=0.12 + 0.78 * share**2,
@@ -213,7 +214,11 @@ class _Drawing:
         if main is None or main.strongest is None or main.strongest[1] != self.clip:
             return False
         query, _, frames, _ = main.strongest
-        for axes in (*(tops[i] for i in query), *(lows[j] for j in frames)):
+        steps = main.weights.shape[-1]
+        for axes in (
+            *(tops[_frame_of(i, steps, len(tops))] for i in query),
+            *(lows[_frame_of(j, steps, len(lows))] for j in frames),
+        ):
             box = Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, clip_on=False)
             box.set(edgecolor=self.colours.link, linewidth=2)
             axes.add_patch(box)
@@ -257,6 +262,11 @@ class _Drawing:
         # In the row of the best class, where the bars have length 0.
         lower.legend(fontsize=7.5, frameon=False, handlelength=1, borderaxespad=0, loc="upper right", ncols=2)
         _label_bars(lower, names)
+
+
+def _frame_of(step: int, steps: int, frames: int) -> int:
+    """The middle frame of a time step; with a video backbone there are fewer steps than frames."""
+    return (2 * step + 1) * frames // (2 * steps)
 
 
 def _label_bars(axes: Axes, labels: list[str]) -> None:
