@@ -114,7 +114,7 @@ def test_upload_recognise_and_explain(tab: Any, tmp_path: Path, served: tuple[st
     picture = tab.locator(".why-picture")
     picture.wait_for(timeout=SECONDS)
     words = tab.locator(".why-words").inner_text()
-    assert "up: probability" in words
+    assert "up, probability" in words
     assert "What changes at each place" in words  # the matching `patches`
     assert picture.get_attribute("alt")
     width = pixels(picture.get_attribute("src")).shape[1]

@@ -101,15 +101,15 @@ class Explanation:
         """Explain the prediction in sentences that fit the matching method."""
         prediction, evidence = self.prediction, self.evidence[self.best_class]
         clip = Path(evidence.clips[evidence.best_clip]).name
-        label = f"{prediction.label}: probability {prediction.probability:.2f}."
+        label = f"{prediction.label}, probability {prediction.probability:.2f}."
         if prediction.rejected:
             label = f"unknown: {self.best_class!r} is the most probable action, but too uncertain."
         lines = [label, describe_method(self.matching), f"The most similar example of {self.best_class!r} is {clip}."]
         if self.parts:
             leads = {name: part[self.best_class] - part[self.rival] for name, part in self.parts.items()}
-            ranked = sorted(leads, key=lambda name: -leads[name])
+            ranked = sorted((name for name in leads if abs(leads[name]) >= 0.005), key=lambda name: -leads[name])
             shares = ", ".join(f"{MEANING[name]} {leads[name]:+.2f}" for name in ranked)
-            lines.append(f"Its lead over {self.rival!r}, the next action: {shares}.")
+            lines.append(f"Its lead over {self.rival!r}, the next action: {shares or 'below 0.01'}.")
         if evidence.main is not None and evidence.main.strongest is not None:
             query, best, frames, _ = evidence.main.strongest
             other = Path(evidence.clips[best]).name
