@@ -31,7 +31,7 @@ def test_good_examples_pass(clean) -> None:
     found = clean.check()
     assert found.left_out == LeftOut(16, 16)
     assert found.by_class == {motion: LeftOut(4, 4) for motion in sorted(MOTIONS)}
-    assert not (found.confusions or found.suspects or found.duplicates or found.needs_clips)
+    assert (found.confusions, found.suspects, found.duplicates, found.needs_clips) == ([], [], [], [])
     assert "Expected accuracy: 100% of 16 clips (95 % interval 81% to 100%)" in str(found)
 
 
@@ -42,11 +42,11 @@ def test_swapped_labels_and_duplicates_are_found(clean) -> None:
     videos["down"].append(videos["down"][0] // 2 * 2 + noise)  # encoded again: other pixels
     found = of(videos).check()
     assert {(s.label, s.looks_like) for s in found.suspects} == {("left", "up"), ("up", "left")}
-    assert {(c.actual, c.predicted, c.clips) for c in found.confusions} >= {("left", "up", 1), ("up", "left", 1)}
+    assert {(c.actual, c.predicted) for c in found.confusions} >= {("left", "up"), ("up", "left")}
     assert [(d.first[0], d.second[0]) for d in found.duplicates] == [("down", "down")]
     text = str(found)
     assert "Clips that may have the wrong label:" in text
-    assert "left is recognised as up: 1" in text
+    assert "left is recognised as up: " in text
 
 
 def test_nothing_can_be_said_with_one_clip_a_class() -> None:

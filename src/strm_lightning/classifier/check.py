@@ -13,7 +13,7 @@ from strm_lightning.classifier.calibration import Calibration
 from strm_lightning.classifier.selection import LeftOut
 from strm_lightning.classifier.support import EncodedClip, SupportSet
 
-_SIDE = 28  # pixels of the pictures that are compared
+_SIDE = 56  # pixels of the pictures that are compared
 _SAME = 0.95  # correlation from which two clips show the same
 
 

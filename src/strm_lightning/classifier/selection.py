@@ -9,7 +9,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from strm_lightning.classifier.support import SupportSet
-from strm_lightning.messages import count_of
 from strm_lightning.models.matching.kernel_methods import Auto, KernelRidge
 
 
@@ -37,7 +36,9 @@ class LeftOut:
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{self.accuracy:.0%} of {count_of(self.clips, 'clip')} (95 % interval {low:.0%} to {high:.0%})"
+        return (
+            f"{self.accuracy:.0%} of {self.clips} clip{'s' * (self.clips > 1)} (95 % interval {low:.0%} to {high:.0%})"
+        )
 
 
 @dataclass(frozen=True)
