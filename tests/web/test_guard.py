@@ -45,6 +45,15 @@ def test_other_hosts_and_origins_are_not_answered(address: str) -> None:
     assert ask(address, "/config", Origin=f"http://localhost:{port}") == 200
 
 
+def test_nothing_is_fetched_from_other_machines(address: str) -> None:
+    for path in (
+        "/gradio_api/file=http://127.0.0.1:1/x",
+        "/gradio_api/file=https%3A//a.example/x",
+        "/gradio_api/proxy=x",
+    ):
+        assert ask(address, path) == 403
+
+
 def test_requests_have_limits(address: str) -> None:
     assert ask(address, "/gradio_api/upload", body=ROOM + 1) == 413
     assert ask(address, "/gradio_api/queue/join", body=3_000_000) == 413

@@ -6,6 +6,7 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
+_FETCHING = ("/file=http", "/proxy=")  # gradio's paths that fetch from other machines
 _OTHER_BODIES = 2**21  # largest request that is not an upload, in bytes; a recording of 32 frames takes about 1 MB
 
 
@@ -52,6 +53,8 @@ class Guard:
         for origin in (value for name, value in headers if name == b"origin"):
             if not self.is_trusted([origin.partition("://")[2]]):
                 return 403, "This server does not accept requests of other sites."
+        if any(word in scope["path"] for word in _FETCHING):
+            return 403, "This server fetches nothing from other machines."
         if scope["type"] == "http" and any(name == b"transfer-encoding" for name, _ in headers):
             return 411, "The request has no Content-Length."
         if length and scope["type"] == "http":

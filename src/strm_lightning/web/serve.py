@@ -30,6 +30,7 @@ def check_address(host: str, port: int | None) -> None:
 
 def serve(page: gr.Blocks, store: SessionStore, *, host: str, port: int | None, max_mb: int, block: bool = True) -> str:
     """Start the server and return its address; with ``block``, return when the server stops."""
+    os.environ["GRADIO_RUN_HISTORY"] = "False"  # gradio would keep the answers in the storage of the browser
     fonts = ["system-ui", "sans-serif"]  # the default fonts of gradio's themes are downloaded
     theme = gr.themes.Default(font=fonts, font_mono=["monospace"], primary_hue="blue")
     _, address, _ = page.launch(

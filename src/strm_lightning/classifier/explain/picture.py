@@ -192,7 +192,7 @@ class _Drawing:
         ranked = np.sort(weights.ravel())[::-1]
         enough = int(np.searchsorted(np.cumsum(ranked), 0.75 * ranked.sum()))
         floor = ranked[min(enough, len(ranked) - 1)]
-        for i, j in zip(*np.nonzero(weights >= max(floor, 1e-9)), strict=True):
+        for i, j in np.argwhere(weights >= max(floor, 1e-9)).tolist():
             share = float(weights[i, j] / weights.max())
             line = ConnectionPatch(
                 (0.5, 0.0),
