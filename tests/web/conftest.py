@@ -63,8 +63,8 @@ def served(plain: FewShotClassifier) -> Iterator[tuple[str, Any, Path]]:
 
     with upload_folder() as folder:
         store = SessionStore(plain, built_in_examples(plain), built_in=True, max_bytes=ROOM)
-        page = build_page(store, folder, max_mb=1)
-        yield serve(page, store, host="127.0.0.1", port=None, max_mb=1, block=False), store, folder
+        page = build_page(store, folder, max_mb=2)
+        yield serve(page, store, host="127.0.0.1", port=None, max_mb=2, block=False), store, folder
         page.close()
 
 

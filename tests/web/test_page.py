@@ -182,7 +182,7 @@ def test_saved_examples_are_loaded_by_the_page_and_by_the_classifier(
 
 def test_files_that_are_no_videos_or_too_large_are_refused(tab: Any, tmp_path: Path) -> None:
     start_fresh(tab)
-    (tmp_path / "large.mp4").write_bytes(b"0" * 1_500_000)
+    (tmp_path / "large.mp4").write_bytes(b"0" * 2_500_000)
     (tmp_path / "playlist.mp4").write_bytes(b"#EXTM3U\n#EXTINF:1,\n/etc/hostname\n")
     (tmp_path / "notes.txt").write_bytes(b"text")
     broken = write_video(tmp_path / "broken.mp4", moving("up"))
@@ -192,7 +192,7 @@ def test_files_that_are_no_videos_or_too_large_are_refused(tab: Any, tmp_path: P
     says(tab, "Added 1 example to action 1.")
     message = tab.locator(".message").inner_text()
     for reason in (
-        "large.mp4 is larger than 1 MB",
+        "large.mp4 is larger than 2 MB",
         "Playlist.mp4: is no video",
         "notes.txt is not accepted",
         "Broken.mp4",

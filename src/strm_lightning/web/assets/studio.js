@@ -159,7 +159,7 @@ async function record(label) {
 function refusal(file, suffixes) {
   const suffix = file.name.slice(file.name.lastIndexOf(".")).toLowerCase();
   if (!suffixes.includes(suffix)) return `${file.name} is not accepted: give a file of ${suffixes.join(", ")}.`;
-  if (file.size > limits.max_mb * 1e6) return `${file.name} is larger than ${limits.max_mb} MB, the limit of a file.`;
+  if (file.size > limits.max_mb * 1e6) return `${file.name} is larger than ${limits.max_mb} MB, the limit of --max_mb.`;
   return null;
 }
 
