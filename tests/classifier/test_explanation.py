@@ -8,6 +8,8 @@ import torch
 
 from strm_lightning import FewShotClassifier
 from strm_lightning.classifier.clips import ClipConfig, read_clip
+from strm_lightning.classifier.explain.method_words import describe_method
+from strm_lightning.episode import PooledMaps
 from strm_lightning.models import STRM
 from strm_lightning.models.matching.base import matching_class, matching_names, source_hash
 from tests.classifier.conftest import HOW, bare_model, make_model, moving
@@ -223,30 +225,65 @@ def test_nearest_tuples_are_qc_s(examples) -> None:
 
 
 def test_patch_weights_are_the_attention_of_ple(classifier) -> None:
-    explanation = classifier.explain(moving("left", 9))
-    ple = classifier.model.head.ple
-    assert explanation.attends == (ple is not None)
-    if ple is None:
-        assert explanation.patch_weights is None
-        return
-    seen = []
-    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        real = ple._attend
-        patch.setattr(ple, "_attend", lambda x: seen.append(real(x)) or seen[-1])
-        classifier.predict(moving("left", 9))
-    received = seen[0][0].mean(-2).numpy().reshape(4, 4, 4)
-    np.testing.assert_allclose(explanation.patch_weights, received, rtol=1e-4)
-    np.testing.assert_allclose(explanation.patch_weights.sum((1, 2)), 1, rtol=1e-4)
+    head, (_, pixels) = classifier.model.head, classifier.encode_one(moving("left", 9))
+    maps = classifier.model.pool(pixels)
+    weights = head.patch_weights(maps)
+    assert (weights is None) == (head.ple is None)
+    if head.ple is not None:
+        received = head.ple.attention(head.project(maps.grid)).mean(-2).view(4, 4, 4)
+        torch.testing.assert_close(weights, received)
+        torch.testing.assert_close(weights.sum((1, 2)), torch.ones(4))
 
 
-@pytest.mark.parametrize("matching", ["patches", "lag"])
-def test_patch_weights_without_ple_are_where_the_clip_changes(matching: str, examples) -> None:
-    classifier = FewShotClassifier(bare_model(matching), ClipConfig(4, 128, 128)).fit(examples)  # a map of 4 x 4
-    weights = classifier.explain(examples["left"][2]).patch_weights
-    np.testing.assert_allclose(weights.sum((1, 2)), 1, rtol=1e-4)
-    # The square is as high as a patch row and never leaves the middle rows.
-    energy = weights.sum((0, 2))
-    assert energy[1:3].sum() > energy[[0, 3]].sum()
+@pytest.mark.parametrize("matching", ["patches", "lag", "lag_energy"])
+def test_the_lead_depends_on_the_patches_of_the_mover(matching: str) -> None:
+    """Twice the heat that the share of these patches would have by chance."""
+    classifier = FewShotClassifier(bare_model(matching), ClipConfig(4, 128, 128))  # a map of 4 x 4
+    classifier.fit({motion: [moving(motion, seed) for seed in range(2)] for motion in ("left", "right", "up")})
+    for seed in (7, 8, 9):
+        explanation = classifier.explain(moving("left", seed))
+        pixels = torch.from_numpy(explanation.frames).float()
+        moved = (pixels - pixels.median(0).values).abs().mean(1)
+        grid = torch.nn.functional.adaptive_avg_pool2d(moved, 4).flatten(1)
+        mover = grid >= 0.25 * grid.amax(1, keepdim=True)
+        heat = torch.from_numpy(explanation.patch_importance).clamp_min(0).flatten(1)
+        assert heat[mover].sum() / heat.sum() > 2 * mover.float().mean(), seed
+
+
+def test_importance_is_the_change_of_the_lead(classifier, examples) -> None:
+    """One patch occluded by hand, with the mean of the frame that follows from it."""
+    explanation = classifier.fit(examples).explain(moving("left", 9))
+    _, pixels = classifier.encode_one(moving("left", 9))
+    maps, head, labels = classifier.model.pool(pixels), classifier.model.head, classifier.support.labels
+    grid, mean = maps.grid.clone(), maps.mean.clone()
+    new = maps.grid[:, 5].median(0).values
+    mean[2] += (new - grid[2, 5]) / grid.shape[1]
+    grid[2, 5] = new
+    with torch.no_grad():
+        encoded = head.encode(head.enrich_pooled(PooledMaps(grid=grid[None], mean=mean[None])))
+        logits = dict(zip(labels, classifier.support.match(encoded).combined(0.1)[0].tolist(), strict=True))
+    best, rival = explanation.best_class, explanation.rival
+    lead = explanation.logits[best] - explanation.logits[rival]
+    expected = lead - (logits[best] - logits[rival])
+    assert explanation.patch_importance[2, 1, 1] == pytest.approx(expected, rel=1e-2, abs=2e-4)
+
+
+def test_words_fit_the_method(classifier, examples) -> None:
+    words = " ".join(classifier.fit(examples).explain(moving("left", 9)).words())
+    trained = classifier.model.head.matching_name == "trm"
+    assert ("by attention" in words) == trained
+    assert ("The strongest match is frame" in words) == trained
+    assert ("What changes at each place of the frame" in words) == (not trained)
+    assert "speaks for" in words
+    classifier.set_params(threshold=1.0)
+    assert classifier.explain(moving("left", 9)).words()[0].startswith("unknown: ")
+
+
+def test_every_method_has_its_words() -> None:
+    for name in matching_names():
+        if matching_class(name).__module__.startswith("strm_lightning."):
+            assert describe_method(name) != describe_method("mine").replace("mine", name)
+    assert "'mine'" in describe_method("mine")
 
 
 def test_a_backbone_without_training_explains_itself(bare, examples) -> None:
@@ -254,7 +291,6 @@ def test_a_backbone_without_training_explains_itself(bare, examples) -> None:
     explanation = classifier.explain(examples["left"][2])
     check_sums(explanation)
     assert explanation.qc is None
-    assert not explanation.attends
     assert explanation.best_class == "left"
     evidence = explanation.evidence["left"]
     assert evidence.best_clip == 2

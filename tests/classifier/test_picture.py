@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.patches import ConnectionPatch, Rectangle
+from matplotlib.text import Text
 
 from strm_lightning import FewShotClassifier
 from strm_lightning.classifier.explain.picture import draw
@@ -21,7 +22,7 @@ def test_every_frame_and_class_is_there(explanation) -> None:
     figure = draw(explanation)
     images = [axes for axes in figure.axes if axes.images]
     assert len(images) == 3 * 4  # patch maps, query and best example, four frames each
-    query, example = images[:4], images[4:8]
+    query, example = images[4:8], images[8:]  # below the heat
     np.testing.assert_array_equal(query[2].images[0].get_array(), explanation.frames[2].transpose(1, 2, 0))
     best = explanation.thumbnails[explanation.best_class][explanation.evidence[explanation.best_class].best_clip]
     np.testing.assert_array_equal(example[1].images[0].get_array(), best[1].transpose(1, 2, 0))
@@ -44,7 +45,7 @@ def test_lines_are_as_strong_as_the_attention(explanation) -> None:
     evidence = explanation.evidence[explanation.best_class]
     weights = evidence.frame_weights(evidence.best_clip)
     lines = [artist for artist in figure.artists if isinstance(artist, ConnectionPatch)]
-    tops = [axes for axes in figure.axes if axes.images]
+    tops = [axes for axes in figure.axes if axes.images][4:]  # without the heat
     drawn = np.zeros_like(weights)
     for line in lines:
         drawn[tops.index(line.axesA), tops.index(line.axesB) - 4] = line.get_linewidth()
@@ -66,19 +67,39 @@ def test_models_that_lack_a_part(options: dict, examples, tmp_path: Path) -> Non
     for suffix in (".png", ".pdf", ".svg"):
         draw(classifier.explain(moving("up", 9)), tmp_path / f"why{suffix}")
         assert (tmp_path / f"why{suffix}").stat().st_size > 1000
-    rows = math.ceil(len([a for a in draw(classifier.explain(moving("up", 9))).axes if a.images]) / how.num_frames)
-    assert rows == (2 if "patch_enrichment" in options else 3)
+    explanation = classifier.explain(moving("up", 9))
+    rows = math.ceil(len([a for a in draw(explanation).axes if a.images]) / how.num_frames)
+    assert rows == (3 if explanation.patch_importance.max() > 0 else 2)
 
 
 @pytest.mark.parametrize("kind", ["trained", "bare"])
 def test_the_legend_names_what_the_model_does(kind: str, examples, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(kind)
-    figure = draw(FewShotClassifier(model, HOW).fit(examples).explain(moving("left", 9)))
-    words = " ".join(text.get_text() for text in figure.texts)
-    sides = [axes.get_ylabel() for axes in figure.axes]
-    assert ("attention" in words) == (kind == "trained")
-    assert ("where it\nlooked" in sides) == (kind == "trained")
-    assert kind == "trained" or ("lines: similarity of frames" in words and "what\nchanged" in sides)
+    explanation = FewShotClassifier(model, HOW).fit(examples).explain(moving("left", 9))
+    words = " ".join(text.get_text() for text in draw(explanation).texts)
+    assert ("lines: attention of frames" in words) == (kind == "trained")
+    assert ("lines: similarity of frames" in words) == (kind == "bare")
+    assert "what speaks for" in words
+    for line in explanation.words()[1:]:
+        assert line in words
+    plain = " ".join(text.get_text() for text in draw(explanation, words=False).texts)
+    assert explanation.words()[1] not in plain
+
+
+@pytest.mark.parametrize("width", [3.2, 5.0, 9.0, 14.0])
+def test_text_is_inside_the_figure_and_readable_at_any_width(explanation, width: float) -> None:
+    figure = draw(explanation, width=width, dark=width == 5)
+    assert figure.get_figwidth() == width
+    figure.canvas.draw()
+    edge = figure.bbox
+    texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    for text in texts:
+        box = text.get_window_extent()
+        assert box.x0 >= edge.x0 - 1, text.get_text()
+        assert box.x1 <= edge.x1 + 1, text.get_text()
+        assert box.y0 >= edge.y0 - 1, text.get_text()
+        assert box.y1 <= edge.y1 + 1, text.get_text()
+        assert text.get_fontsize() >= 7.5
 
 
 def test_other_formats_are_refused(explanation, tmp_path: Path) -> None:

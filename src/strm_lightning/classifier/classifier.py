@@ -229,6 +229,18 @@ class FewShotClassifier(SklearnMixin):
         self._changed()
         return self
 
+    def add_encoded(self, label: str, clips: Sequence[EncodedClip]) -> "FewShotClassifier":
+        """Add clips that `encode_one` returned to a new or existing class.
+
+        Raises:
+            InputError: a new class is named ``unknown``.
+        """
+        if label not in self.support.clips:
+            check_labels([label])
+        self.support.add(label, clips)
+        self._changed()
+        return self
+
     def rename(self, label: str, name: str) -> "FewShotClassifier":
         """Rename a class; if a class of the new name exists, they are merged.
 

@@ -1,16 +1,14 @@
 """``strm demo``: a local web page for the classifier."""
 
-import os
 import signal
 
-from strm_lightning.classifier.classifier import FewShotClassifier
-from strm_lightning.cli.classify import Model
+from strm_lightning.cli.classify import Model, open_classifier
 from strm_lightning.errors import InputError, MissingPackageError
-from strm_lightning.web.uploads import Uploads, upload_folder
 
 
 def demo(
     *,
+    support: str | None = None,
     ckpt: str | None = None,
     backbone: str | None = None,
     weights: str | None = None,
@@ -25,7 +23,9 @@ def demo(
     """Start a local web page that recognises actions from a few example clips of each class.
 
     Args:
-        ckpt: checkpoint of a trained model; null for a pretrained backbone.
+        support: folder with a subfolder of example clips for each class, or a file of examples, that the page opens
+            with; null for built-in examples.
+        ckpt: checkpoint of a trained model; null for the model of the support file, or for a pretrained backbone.
         backbone: timm model to use without ``ckpt``; null for EfficientNet-Lite0.
         weights: file of the backbone's weights; null for pretrained weights (EfficientNet-Lite0: the extra
             ``weights``).
@@ -34,22 +34,27 @@ def demo(
         host: address to listen on; 0.0.0.0 allows other computers to connect, without a password.
         port: port number; null for the first free one from 7860.
         max_mb: largest size of an uploaded file, in megabytes.
-        max_total_mb: largest size of all uploads and stored data of open pages, in megabytes.
+        max_total_mb: largest size of all uploads and examples of open pages, in megabytes.
         device: such as ``cuda:0``; null for the GPU if there is one.
     """
     try:
-        from strm_lightning.web import page as web
+        from strm_lightning.web import page, serve
     except ModuleNotFoundError as error:
         raise MissingPackageError(f'strm demo needs {error.name}: in a checkout, run pip install ".[web]"') from error
+    from strm_lightning.web.greeting import built_in_examples
+    from strm_lightning.web.session_store import SessionStore
+    from strm_lightning.web.upload_folder import upload_folder
+
     if max_mb < 1:
         raise InputError(f"--max_mb {max_mb}: give at least 1")
     if max_total_mb < max_mb:
         raise InputError(f"--max_total_mb {max_total_mb}: give at least --max_mb, {max_mb}")
-    web.check_address(host, port)
-    plain = Model(ckpt, backbone, weights, matching, mirror, device).build()
+    serve.check_address(host, port)
+    model = Model(ckpt, backbone, weights, matching, mirror, device)
+    plain = model.build() if support is None else open_classifier(support, model)
+    built_in = support is None
+    examples = built_in_examples(plain) if built_in else {name: plain.support.clips[name] for name in plain.classes_}
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # delete the uploads, as after Ctrl-C
     with upload_folder() as folder:
-        os.environ["GRADIO_TEMP_DIR"] = str(folder)  # where gradio stores uploads
-        uploads = Uploads(max_total_mb * 10**6)
-        page = web.build(lambda: FewShotClassifier(plain.model, plain.preprocessing), folder / "examples", uploads)
-        web.serve(page, uploads, host=host, port=port, max_mb=max_mb)
+        store = SessionStore(plain, examples, built_in=built_in, max_bytes=max_total_mb * 10**6)
+        serve.serve(page.build_page(store, folder, max_mb), store, host=host, port=port, max_mb=max_mb)

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from strm_lightning.classifier.explain.method_words import describe_method
+from strm_lightning.classifier.explain.occlusion import patch_importance
 from strm_lightning.classifier.predictions import Prediction
 from strm_lightning.classifier.support import EncodedClip, SupportSet
 from strm_lightning.data.sampling import select_frames
@@ -31,8 +34,8 @@ class ClassEvidence:
         by_logit: evidence of each named logit, such as ``trm`` and ``qc``; a matching method may give none.
         clip_scores: how much each clip matters, ``[K]``: its own score where a logit is the mean over clips; its
             contribution to the logit where a logit is a sum over kernels; else its weight in the evidence of the
-            matching method; without evidence, its logit as a class of its own (among all
-            clips as classes where a logit depends on the other classes).
+            matching method; without evidence, its logit as a class of its own (among all clips as classes where a logit
+            depends on the other classes).
     """
 
     clips: Sequence[str]
@@ -65,11 +68,10 @@ class Explanation:
         qc: logit of QC for each class, or None without QC.
         qc_weight: lambda, the weight of QC in the combined logits.
         evidence: evidence for each class.
-        patch_weights: weight of each patch, ``[L, P, P]``; sums to 1 over a frame. With PLE, the mean attention that
-            the patches of a frame pay to the patch; otherwise the weights of the matching method, or None.
+        patch_importance: by how much the lead of the best class over `rival` shrinks when a patch is occluded,
+            ``[L, P, P]``; see `strm_lightning.classifier.explain.occlusion`.
         frames: frames of the clip, ``[L, 3, S, S]``; with a video backbone one for each of its L time steps.
         thumbnails: small frames of the clips of each class, ``[K, L, 3, s, s]``; see ``frames``.
-        attends: whether the model has PLE, so that ``patch_weights`` is attention.
         matching: name of the matching method.
         parts: named parts of the logit of the matching method, by class; empty for methods with one part.
     """
@@ -80,10 +82,9 @@ class Explanation:
     qc: Mapping[str, float] | None
     qc_weight: float
     evidence: Mapping[str, ClassEvidence]
-    patch_weights: Float[np.ndarray, "L P P"] | None
+    patch_importance: Float[np.ndarray, "L P P"]
     frames: UInt8[np.ndarray, "L 3 S S"]
     thumbnails: Mapping[str, UInt8[np.ndarray, "K L 3 s s"]]
-    attends: bool = True
     matching: str = "trm"
     parts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
@@ -91,6 +92,37 @@ class Explanation:
     def best_class(self) -> str:
         """The most probable class, also if the label is ``unknown``."""
         return next(iter(self.prediction.probabilities))
+
+    @property
+    def rival(self) -> str:
+        """The second most probable class."""
+        return list(self.prediction.probabilities)[1]
+
+    def words(self) -> list[str]:
+        """Explain the prediction in sentences that fit the matching method."""
+        prediction, evidence = self.prediction, self.evidence[self.best_class]
+        clip = Path(evidence.clips[evidence.best_clip]).name
+        label = f"{prediction.label}, probability {prediction.probability:.2f}."
+        if prediction.rejected:
+            label = f"unknown: {self.best_class!r} is the most probable action, but too uncertain."
+        lines = [label, describe_method(self.matching), f"The most similar example of {self.best_class!r} is {clip}."]
+        if self.parts:
+            leads = {name: part[self.best_class] - part[self.rival] for name, part in self.parts.items()}
+            ranked = sorted((name for name in leads if abs(leads[name]) >= 0.005), key=lambda name: -leads[name])
+            shares = ", ".join(f"{MEANING[name]} {leads[name]:+.2f}" for name in ranked)
+            lines.append(f"Its lead over {self.rival!r}, the next action: {shares or 'below 0.01'}.")
+        if evidence.main is not None and evidence.main.strongest is not None:
+            query, best, frames, _ = evidence.main.strongest
+            other = Path(evidence.clips[best]).name
+            lines.append(f"The strongest match is {_frames(query)} with {_frames(frames)} of {other}.")
+        by_step = self.patch_importance.clip(0).sum((1, 2))
+        if by_step.any():
+            first = (2 * int(by_step.argmax()) + 1) * len(self.frames) // (2 * len(by_step)) + 1
+            lines.append(
+                f"Heat marks what speaks for {self.best_class!r} against {self.rival!r}, the next action: without the "
+                f"marked patches its lead is smaller. Frame {first} matters most."
+            )
+        return lines
 
     def __str__(self) -> str:
         evidence = self.evidence[self.best_class]
@@ -122,9 +154,10 @@ def explain(
     def by_label(scores: Float[Tensor, "1 N"]) -> dict[str, float]:
         return dict(zip(labels, scores[0].tolist(), strict=True))
 
+    label, rival = list(prediction.probabilities)[:2]
+    importance = patch_importance(support, support.model.pool(pixels.to(support.device)), label, rival)
     evidence = _evidence(support, clip)
     shown = select_frames("segments", len(pixels), head.num_frames, None)  # a frame in the middle of each time step
-    weights = head.patch_weights(support.model.pool(pixels.to(support.device)))
     return Explanation(
         prediction=prediction,
         logits=by_label(logits.combined(support.qc_weight)),
@@ -132,10 +165,9 @@ def explain(
         qc=None if logits.qc is None else by_label(logits.qc),
         qc_weight=support.qc_weight,
         evidence=evidence,
-        patch_weights=None if weights is None else weights.float().cpu().numpy(),
+        patch_importance=importance.cpu().numpy(),
         frames=pixels[shown].numpy(),
         thumbnails={label: np.stack([c.thumbnail[shown].numpy() for c in support.clips[label]]) for label in labels},
-        attends=head.ple is not None,
         matching=head.matching_name,
         parts=_parts(evidence),
     )

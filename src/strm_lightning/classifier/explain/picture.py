@@ -1,6 +1,8 @@
-"""Figure of an explanation: query and best example, matching frames, patch weights, probabilities and logits."""
+"""Figure of an explanation: what speaks for the answer, the query and best example, matching frames, probabilities."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten, wrap
 from typing import Any
 
 import matplotlib as mpl
@@ -16,198 +18,262 @@ from strm_lightning.classifier.explain.explanation import Explanation
 from strm_lightning.errors import InputError
 from strm_lightning.fileio import atomic_path, sweep_parts, write_errors
 
-_INK, _QUIET, _LINK, _STRONG = "#1f2933", "#7b8794", "#c2410c", "#c2410c"
-_TRM, _QC = "#2563a8", "#8fb8de"
 _HEAT = LinearSegmentedColormap.from_list(
-    "heat", [(0.76, 0.25, 0.05, 0.0), (0.98, 0.45, 0.1, 0.55), (1, 0.85, 0.2, 0.85)]
+    "heat", [(0.98, 0.45, 0.1, 0.0), (0.98, 0.45, 0.1, 0.55), (1, 0.85, 0.2, 0.9)]
 )
 _FORMATS = (".png", ".pdf", ".svg")
 _CLASSES = 6  # largest number of bars
-_STYLE: dict[str, Any] = {"font.size": 8, "font.family": "DejaVu Sans", "text.color": _INK, "axes.edgecolor": _QUIET}
+# Sizes in inches.
+_WIDTH = 9.0
+_NARROW = 6.5  # below this width, the bars are under the frames instead of beside them
+_BARS = 2.9
+_MARGIN, _LINE, _GAP, _ROW = 0.1, 0.17, 0.55, 0.22
+_CHARACTER = 0.075  # mean width of a character
 
 
-def draw(explanation: Explanation, path: str | Path | None = None) -> Figure:
+@dataclass(frozen=True)
+class _Colours:
+    ink: str
+    quiet: str
+    paper: str
+    link: str
+    first: str
+    second: str
+    other: str
+
+
+_LIGHT = _Colours("#1f2933", "#5f6c7a", "#ffffff", "#c2410c", "#2563a8", "#8fb8de", "#b8c4ce")
+_DARK = _Colours("#eef2f6", "#a3b0bd", "#18181b", "#ff8a4c", "#5b9bd5", "#335a80", "#56616c")
+
+
+def draw(
+    explanation: Explanation,
+    path: str | Path | None = None,
+    *,
+    width: float = _WIDTH,
+    dark: bool = False,
+    words: bool = True,
+) -> Figure:
     """Draw an explanation.
 
-    Rows from top to bottom: the query overlaid with its patch weights, if there are any; the query; the best example of
-    the best class. The width and opacity of a line grow with the weight of a pair of frames in the evidence of the
-    matching method. The strongest match is framed. On the right: the probability of each class, and the differences of
-    the logits of the matching method and of QC from the best class.
+    Rows from top to bottom: the query in grey, with heat on the patches that speak for the best class (see
+    `Explanation.patch_importance`); the query; the best example of the best class. The width and opacity of a line grow
+    with the weight of a pair of frames in the evidence of the matching method. The strongest match is framed. On the
+    right, or in a narrow figure below: the probability of each class, and with QC the differences of the logits of the
+    matching method and of QC from the best class.
 
     Args:
         explanation: the explanation.
         path: save the figure to this file (.png, .pdf or .svg).
+        width: width of the figure in inches.
+        dark: light text on a dark background.
+        words: put the sentences of `Explanation.words` above the pictures.
 
     Raises:
         InputError: the path has another suffix.
         WriteError: the file cannot be written.
     """
     path = None if path is None else check_name(path)
-    evidence = explanation.evidence[explanation.best_class]
-    clip = evidence.best_clip
-    query = [_image(frame) for frame in explanation.frames]
-    example = [_image(frame) for frame in explanation.thumbnails[explanation.best_class][clip]]
-    heat = explanation.patch_weights
-    rows = 3 if heat is not None else 2
-    with mpl.rc_context(_STYLE):
-        count = len(query)
-        figure = Figure(figsize=(1.0 * count + 3.4, 1.0 * rows + 1.25), dpi=160)
-        FigureCanvasAgg(figure)
-        left, right, bottom, top = 0.075, 1 - 3.0 / (count + 3.4), 0.13, 0.86
-        spec = figure.add_gridspec(
-            rows,
-            count,
-            left=left,
-            right=right,
-            bottom=bottom,
-            top=top,
-            wspace=0.04,
-            hspace=0.0,
-            height_ratios=[1] * (rows - 2) + [1.25, 1.25],
-        )
-        tops = [figure.add_subplot(spec[rows - 2, i]) for i in range(count)]
-        lows = [figure.add_subplot(spec[rows - 1, i]) for i in range(count)]
-        for i in range(count):
-            _show(tops[i], query[i], anchor="N")
-            _show(lows[i], example[i], anchor="S")
-            lows[i].set_xlabel(str(i + 1), fontsize=7, color=_QUIET, labelpad=2)
-        if heat is not None:
-            looks = [figure.add_subplot(spec[0, i]) for i in range(count)]
-            for axes, image, weights in zip(looks, query, heat, strict=True):
-                _show(axes, image, anchor="S")
-                _overlay(axes, image, weights, float(heat.max()))
-            _side(looks[0], "where it\nlooked" if explanation.attends else "what\nchanged")
-        _side(tops[0], "query")
-        _side(lows[0], "best\nexample")
-        weights = evidence.frame_weights(clip)
-        if weights is not None:
-            _links(figure, tops, lows, weights)
-        framed = _frame_strongest(explanation, clip, tops, lows)
-        _bars(figure, explanation, right + 0.85 / (count + 3.4), bottom, top)
-        _title(figure, explanation, left)
-        if evidence.main is not None:
-            how = f"lines: {evidence.main.kind} of frames" + "; framed: the strongest match" * framed
-            figure.text(left, 0.03, how, fontsize=7, color=_QUIET)
+    colours = _DARK if dark else _LIGHT
+    style: dict[str, Any] = {
+        "font.size": 9,
+        "font.family": "DejaVu Sans",
+        "text.color": colours.ink,
+        "axes.edgecolor": colours.quiet,
+        "axes.facecolor": colours.paper,
+        "axes.labelcolor": colours.ink,
+        "axes.titlecolor": colours.ink,
+        "xtick.color": colours.quiet,
+        "ytick.color": colours.ink,
+        "figure.facecolor": colours.paper,
+        "savefig.facecolor": colours.paper,
+    }
+    with mpl.rc_context(style):
+        figure = _Drawing(explanation, colours, width, words=words).figure
         if path is not None:
             _save(figure, path)
     return figure
 
 
-def _image(frame: UInt8[np.ndarray, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    return np.ascontiguousarray(frame.transpose(1, 2, 0))
+class _Drawing:
+    """Draws a figure from top to bottom; positions are in inches from the top left corner."""
+
+    def __init__(self, explanation: Explanation, colours: _Colours, width: float, *, words: bool) -> None:
+        self.explanation, self.colours, self.width = explanation, colours, width
+        self.evidence = explanation.evidence[explanation.best_class]
+        self.clip = self.evidence.best_clip
+        beside = width >= _NARROW
+        self.columns = width - 2 * _MARGIN - (_BARS + 0.3 if beside else 0)
+        self.side = self.columns / len(explanation.frames)  # of a frame
+        head = self._wrapped(explanation.words(), width) if words else []
+        rows, linked = self._rows(), self.evidence.main is not None
+        start = len(head) * _LINE + (0.3 if words else 0.12)
+        tall = start - 0.05 + len(rows) * (self.side + _LINE + 0.06) + (_GAP if linked else 0.05) + _ROW
+        bars = self._bars_height()
+        self.height = tall + 0.1 + (0 if beside else bars + 0.15)
+        if beside:
+            self.height = max(self.height, start + 0.05 + bars)
+        self.figure = Figure(figsize=(width, self.height), dpi=160)
+        FigureCanvasAgg(self.figure)
+        for number, line in enumerate(head):
+            self._text(_MARGIN, 0.14 + number * _LINE, line, weight="bold" if number == 0 else "normal")
+        below = self._frames(start, rows, linked)
+        left = width - _MARGIN - _BARS if beside else _MARGIN
+        self._bars(left, start if beside else below + 0.1, _BARS if beside else width - 2 * _MARGIN)
+
+    def _wrapped(self, lines: list[str], width: float) -> list[str]:
+        most = int((width - 2 * _MARGIN) / _CHARACTER)
+        title = shorten(f"{Path(self.explanation.prediction.video).name}: {lines[0]}", most - 4, placeholder=" …")
+        return [title, *(part for line in lines[1:] for part in wrap(line, most))]
+
+    def _rows(self) -> list[tuple[str, Any]]:
+        explanation = self.explanation
+        example = f"best example: {Path(self.evidence.clips[self.clip]).name}"
+        found = [("video", explanation.frames), (example, explanation.thumbnails[explanation.best_class][self.clip])]
+        if explanation.patch_importance.max() > 0:
+            found.insert(0, (f"what speaks for {explanation.best_class!r}", explanation.frames))
+        return found
+
+    def _frames(self, y: float, rows: list[tuple[str, Any]], linked: bool) -> float:
+        axes: list[list[Axes]] = []
+        most = int(self.columns / _CHARACTER)
+        for number, (name, frames) in enumerate(rows):
+            last = number == len(rows) - 1
+            if last:
+                y += _GAP - _LINE if linked else 0.05
+            if not last or not linked:
+                self._text(_MARGIN, y, shorten(name, most, placeholder=" …"), color=self.colours.quiet)
+                y += _LINE - 0.06
+            axes.append([self._image(_MARGIN + i * self.side, y, frame) for i, frame in enumerate(frames)])
+            y += self.side + (0.06 if last else _LINE)
+            if last and linked:  # lines come from above, so the name is below
+                self._text(_MARGIN, y + 0.06, shorten(name, most, placeholder=" …"), color=self.colours.quiet)
+                y += _LINE
+        tops, lows = axes[-2], axes[-1]
+        if len(axes) == 3:
+            self._heat(axes[0])
+        weights = self.evidence.frame_weights(self.clip)
+        if weights is not None:
+            self._links(tops, lows, weights)
+        framed = self._frame_strongest(tops, lows)
+        if self.evidence.main is not None:
+            how = f"lines: {self.evidence.main.kind} of frames" + "; framed: the strongest match" * framed
+            self._text(_MARGIN, y + 0.06, how, color=self.colours.quiet)
+            y += _LINE
+        return y
+
+    def _axes(self, x: float, y: float, width: float, height: float) -> Axes:
+        box = (x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height)
+        return self.figure.add_axes(box)
+
+    def _text(self, x: float, y: float, text: str, **options: Any) -> None:
+        self.figure.text(x / self.width, 1 - y / self.height, text, va="center", **options)
+
+    def _image(self, x: float, y: float, frame: UInt8[np.ndarray, "3 h w"]) -> Axes:
+        axes = self._axes(x, y, self.side * 0.96, self.side * 0.96)
+        axes.imshow(np.ascontiguousarray(frame.transpose(1, 2, 0)), interpolation="lanczos")
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        return axes
+
+    def _heat(self, row: list[Axes]) -> None:
+        importance = self.explanation.patch_importance.clip(0)
+        for number, (axes, image) in enumerate(zip(row, self.explanation.frames, strict=True)):
+            patches = importance[number * len(importance) // len(row)]
+            height, width = image.shape[1:]
+            grey = image.mean(0).astype(np.uint8)
+            axes.images[0].set_data(np.repeat(grey[..., None], 3, -1))
+            extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+            high = float(importance.max())
+            axes.imshow(patches, cmap=_HEAT, vmin=0, vmax=high, extent=extent, interpolation="bicubic")
+
+    def _links(self, tops: list[Axes], lows: list[Axes], weights: Float[np.ndarray, "L L"]) -> None:
+        """Draw lines between frames, strongest first, until they have three quarters of the total weight."""
+        ranked = np.sort(weights.ravel())[::-1]
+        enough = int(np.searchsorted(np.cumsum(ranked), 0.75 * ranked.sum()))
+        floor = ranked[min(enough, len(ranked) - 1)]
+        for i, j in np.argwhere(weights >= max(floor, 1e-9)).tolist():
+            share = float(weights[i, j] / weights.max())
+            line = ConnectionPatch(
+                (0.5, 0.0),
+                (0.5, 1.0),
+                "axes fraction",
+                "axes fraction",
+                axesA=tops[_frame_of(i, len(weights), len(tops))],
+                axesB=lows[_frame_of(j, len(weights), len(lows))],
+                color=self.colours.link,
+                linewidth=0.3 + 2.0 * share,
+                alpha=0.12 + 0.78 * share**2,
+                capstyle="round",
+            )
+            self.figure.add_artist(line)
+
+    def _frame_strongest(self, tops: list[Axes], lows: list[Axes]) -> bool:
+        """Frame the strongest match if it is with the shown example; return whether it is."""
+        main = self.evidence.main
+        if main is None or main.strongest is None or main.strongest[1] != self.clip:
+            return False
+        query, _, frames, _ = main.strongest
+        steps = main.weights.shape[-1]
+        for axes in (
+            *(tops[_frame_of(i, steps, len(tops))] for i in query),
+            *(lows[_frame_of(j, steps, len(lows))] for j in frames),
+        ):
+            box = Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, clip_on=False)
+            box.set(edgecolor=self.colours.link, linewidth=2)
+            axes.add_patch(box)
+        return True
+
+    def _labels(self) -> list[str]:
+        return list(self.explanation.prediction.probabilities)[:_CLASSES]
+
+    def _bars_height(self) -> float:
+        one = 0.3 + _ROW * len(self._labels())
+        return one if self.explanation.qc is None else 2 * one + 0.45
+
+    def _bars(self, x: float, y: float, width: float) -> None:
+        explanation, labels = self.explanation, self._labels()
+        names = [label if len(label) < 19 else f"{label[:17]}…" for label in labels]
+        name_width = min(0.42 * width, 0.1 + _CHARACTER * max(map(len, names)))
+        box = (x + name_width, y + 0.2, width - name_width, _ROW * len(labels))
+        upper, places = self._axes(*box), np.arange(len(labels), dtype=float)
+        values = [explanation.prediction.probabilities[label] for label in labels]
+        colours = [self.colours.first, *[self.colours.other] * (len(labels) - 1)]
+        upper.barh(places, values, color=colours, height=0.7)
+        for place, value in zip(places.tolist(), values, strict=True):
+            upper.text(value + 0.02, place, f"{value:.2f}", va="center", fontsize=8)
+        upper.set(xlim=(0, 1.2), xticks=[])
+        upper.set_title("probability", fontsize=9, loc="left", pad=3)
+        _label_bars(upper, names)
+        if explanation.qc is None:
+            return
+        lower = self._axes(box[0], box[1] + box[3] + 0.35, box[2], box[3])
+        best = labels[0]
+        trm = np.array([explanation.trm[best] - explanation.trm[label] for label in labels])
+        qc = explanation.qc_weight * np.array([explanation.qc[best] - explanation.qc[label] for label in labels])
+        method = "TRM" if explanation.matching == "trm" else explanation.matching
+        lower.barh(places - 0.18, trm, color=self.colours.first, height=0.34, label=method)
+        name = f"QC (x {explanation.qc_weight:g})"
+        lower.barh(places + 0.18, qc, color=self.colours.second, height=0.34, label=name)
+        lower.axvline(0, color=self.colours.quiet, linewidth=0.6)
+        lower.tick_params(axis="x", labelsize=8, length=2)
+        lower.locator_params(axis="x", nbins=4)
+        lower.set_title("logit behind the best", fontsize=9, loc="left", pad=3)
+        # In the row of the best class, where the bars have length 0.
+        lower.legend(fontsize=7.5, frameon=False, handlelength=1, borderaxespad=0, loc="upper right", ncols=2)
+        _label_bars(lower, names)
 
 
-def _show(axes: Axes, image: UInt8[np.ndarray, "h w 3"], anchor: str) -> None:
-    axes.imshow(image, interpolation="lanczos")
-    axes.set(xticks=[], yticks=[], anchor=anchor)
-    axes.spines[:].set_visible(False)
-
-
-def _overlay(axes: Axes, image: np.ndarray, weights: Float[np.ndarray, "P P"], high: float) -> None:
-    height, width = image.shape[:2]
-    axes.images[0].set_data(np.repeat(image.mean(-1, keepdims=True), 3, -1).astype(np.uint8))
-    axes.imshow(
-        weights,
-        cmap=_HEAT,
-        vmin=1 / weights.size,
-        vmax=high,
-        extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-        interpolation="bicubic",
-    )
-
-
-def _side(axes: Axes, text: str) -> None:
-    axes.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=8, labelpad=5)
-
-
-def _links(figure: Figure, tops: list[Axes], lows: list[Axes], weights: Float[np.ndarray, "L L"]) -> None:
-    """Draw lines between frames, strongest first, until they have three quarters of the total weight."""
-    ranked = np.sort(weights.ravel())[::-1]
-    enough = int(np.searchsorted(np.cumsum(ranked), 0.75 * ranked.sum()))
-    floor = ranked[min(enough, len(ranked) - 1)]
-    for i, j in zip(*np.nonzero(weights >= max(floor, 1e-9)), strict=True):
-        share = float(weights[i, j] / weights.max())
-        line = ConnectionPatch(
-            (0.5, 0.0),
-            (0.5, 1.0),
-            "axes fraction",
-            "axes fraction",
-            axesA=tops[i],
-            axesB=lows[j],
-            color=_LINK,
-            linewidth=0.3 + 2.0 * share,
-            alpha=0.12 + 0.78 * share**2,
-            capstyle="round",
-        )
-        figure.add_artist(line)
-
-
-def _frame_strongest(explanation: Explanation, clip: int, tops: list[Axes], lows: list[Axes]) -> bool:
-    """Frame the strongest match if it is with this clip; return whether it is."""
-    main = explanation.evidence[explanation.best_class].main
-    if main is None or main.strongest is None or main.strongest[1] != clip:
-        return False
-    query, _, frames, _ = main.strongest
-    for axes in (*(tops[i] for i in query), *(lows[j] for j in frames)):
-        axes.add_patch(
-            Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, edgecolor=_STRONG, linewidth=2, clip_on=False)
-        )
-    return True
-
-
-def _bars(figure: Figure, explanation: Explanation, left: float, bottom: float, top: float) -> None:
-    labels = list(explanation.prediction.probabilities)[:_CLASSES]
-    middle = (bottom + top) / 2 if explanation.qc is not None else bottom
-    upper = figure.add_axes((left, middle + 0.06, 0.985 - left, top - middle - 0.06))
-    places = np.arange(len(labels), dtype=float)
-    values = [explanation.prediction.probabilities[label] for label in labels]
-    upper.barh(places, values, color=[_TRM if i == 0 else "#b8c4ce" for i in range(len(labels))], height=0.62)
-    for place, value in zip(places.tolist(), values, strict=True):
-        upper.text(value + 0.02, place, f"{value:.2f}", va="center", fontsize=7)
-    upper.set(xlim=(0, 1.2), xticks=[])
-    upper.set_title("probability", fontsize=8, loc="left", pad=3)
-    _label_bars(upper, labels)
-    if explanation.qc is None:
-        return
-    lower = figure.add_axes((left, bottom - 0.02, 0.985 - left, middle - bottom - 0.05))
-    best = labels[0]
-    trm = np.array([explanation.trm[best] - explanation.trm[label] for label in labels])
-    qc = explanation.qc_weight * np.array([explanation.qc[best] - explanation.qc[label] for label in labels])
-    lower.barh(
-        places - 0.18,
-        trm,
-        color=_TRM,
-        height=0.34,
-        label="TRM" if explanation.matching == "trm" else explanation.matching,
-    )
-    lower.barh(places + 0.18, qc, color=_QC, height=0.34, label=f"QC (x {explanation.qc_weight:g})")
-    lower.axvline(0, color=_QUIET, linewidth=0.6)
-    lower.tick_params(axis="x", labelsize=6, length=2, color=_QUIET)
-    lower.locator_params(axis="x", nbins=4)
-    lower.set_title("logit behind the best", fontsize=8, loc="left", pad=3)
-    # In the row of the best class, where the bars have length 0.
-    lower.legend(fontsize=6, frameon=False, handlelength=1, borderaxespad=0, loc="upper right", ncols=2)
-    _label_bars(lower, labels)
+def _frame_of(step: int, steps: int, frames: int) -> int:
+    """The middle frame of a time step; with a video backbone there are fewer steps than frames."""
+    return (2 * step + 1) * frames // (2 * steps)
 
 
 def _label_bars(axes: Axes, labels: list[str]) -> None:
-    axes.set_yticks(
-        range(len(labels)), [label if len(label) < 15 else label[:13] + "…" for label in labels], fontsize=7
-    )
+    axes.set_yticks(range(len(labels)), labels, fontsize=9)
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
     axes.spines[["top", "right", "bottom"]].set_visible(False)
-
-
-def _title(figure: Figure, explanation: Explanation, left: float) -> None:
-    prediction = explanation.prediction
-    evidence = explanation.evidence[explanation.best_class]
-    clip = evidence.best_clip
-    figure.text(
-        left, 0.955, f"{prediction.label}  {prediction.probability:.2f}", fontsize=12, weight="bold", va="center"
-    )
-    names = f"{Path(prediction.video).name}, most like {Path(evidence.clips[clip]).name} of {explanation.best_class!r}"
-    figure.text(left, 0.9, names, fontsize=8, color=_QUIET, va="center")
 
 
 def check_name(path: str | Path) -> Path:
