@@ -86,7 +86,9 @@ def test_many_windows_are_the_same_as_few() -> None:
 def test_memory_does_not_grow_and_frames_are_encoded_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, encoded = MODELS[name](), []
     real = Backbone.forward
-    monkeypatch.setattr(Backbone, "forward", lambda self, clips: encoded.append(clips.shape[:-3].numel()) or real(self, clips))
+    monkeypatch.setattr(
+        Backbone, "forward", lambda self, clips: encoded.append(clips.shape[:-3].numel()) or real(self, clips)
+    )
     store, sizes = FrameStore(model, HOW, capacity=8), set()
     for seed in range(20):
         store.push(pixels(3, seed))
@@ -97,7 +99,9 @@ def test_memory_does_not_grow_and_frames_are_encoded_once(name: str, monkeypatch
         assert sum(encoded) == 60
     newest = torch.cat([pixels(3, seed) for seed in range(17, 20)])[-8:]
     expected = clip_of(model, newest, (0, 8))
-    torch.testing.assert_close(store.encode([(52, 60)])[next(iter(expected))][0], next(iter(expected.values())), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        store.encode([(52, 60)])[next(iter(expected))][0], next(iter(expected.values())), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_step_without_a_frame_repeats_the_frame_before_it() -> None:

@@ -46,7 +46,6 @@ class FrameStore:
         """Return the stored tensors."""
         return self._rings
 
-    @torch.inference_mode()
     def push(self, frames: UInt8[Tensor, "n 3 S S"], steps: Sequence[int] | None = None) -> None:
         """Encode frames and store them.
 
@@ -56,7 +55,11 @@ class FrameStore:
                 next steps.
         """
         steps = range(self.end, self.end + len(frames)) if steps is None else steps
-        values = self._encode_frames(frames)
+        self.add(self.encode_frames(frames), steps)
+
+    @torch.inference_mode()
+    def add(self, values: Sequence[Tensor], steps: Sequence[int]) -> None:
+        """Store frames that `encode_frames` encoded; for ``steps`` see `push`."""
         if not self._rings:
             self._rings = [value.new_zeros(self.capacity, *value.shape[1:]) for value in values]
         for i, step in enumerate(steps):
@@ -80,7 +83,9 @@ class FrameStore:
         ]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _encode_frames(self, frames: UInt8[Tensor, "n 3 S S"]) -> list[Tensor]:
+    @torch.inference_mode()
+    def encode_frames(self, frames: UInt8[Tensor, "n 3 S S"]) -> list[Tensor]:
+        """Compute what is stored of frames, such as their pooled maps."""
         if not self._frame_wise:
             return [frames]
         head = self.model.head

@@ -1,5 +1,6 @@
 """Segmentation of a stream by dynamic programming over class, start and length, with bounded delay and memory."""
 
+import heapq
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,7 +49,9 @@ class Segmenter:
 
     def __init__(self, lengths: Sequence[int], max_delay: int | None = None) -> None:
         if not lengths or min(lengths) < 1 or (max_delay is not None and max_delay < 0):
-            raise InputError(f"lengths {list(lengths)} and delay {max_delay}: give lengths of 1 or more, delay of 0 or more")
+            raise InputError(
+                f"lengths {list(lengths)} and delay {max_delay}: give lengths of 1 or more, delay of 0 or more"
+            )
         self.lengths, self.max_delay = tuple(lengths), max_delay
         self._longest = max(lengths)
         self._best: deque[float] = deque([0.0], self._longest)  # of the last steps
@@ -88,11 +91,14 @@ class Segmenter:
         """Return the last boundary that is on the best path to every boundary at which the path can continue."""
         first = self._now + 1 - len(self._best)  # later segments and steps start here or later
         boundaries = {first + i for i, best in enumerate(self._best) if best > -np.inf}
-        while len(boundaries) > 1:
-            last = max(boundaries)
-            boundaries.remove(last)
-            boundaries.add(self._back[last][0])
-        return boundaries.pop()
+        heap = [-boundary for boundary in boundaries]  # negative: the last boundary is on top
+        heapq.heapify(heap)
+        while len(heap) > 1:
+            before = self._back[-heapq.heappop(heap)][0]
+            if before not in boundaries:
+                boundaries.add(before)
+                heapq.heappush(heap, -before)
+        return -heap[0]
 
     def _decide(self, boundary: int) -> list[Segment]:
         """Decide the best path up to a boundary and forget it."""

@@ -15,6 +15,7 @@ from strm_lightning.classifier.classifier import FewShotClassifier
 from strm_lightning.classifier.clips import check_first_frame
 from strm_lightning.classifier.examples import bar_options
 from strm_lightning.classifier.predictions import merge_windows
+from strm_lightning.cli.long_videos import LongVideos
 from strm_lightning.cli.reports import REPORTS, Found, Report
 from strm_lightning.data.decode.video import VIDEO_SUFFIXES, VideoError
 from strm_lightning.data.detect import list_videos
@@ -31,6 +32,14 @@ def classify(
     temperature: float | Literal["fit"] | None = None,
     window: float | None = None,
     stride: float | None = None,
+    events: bool = False,
+    length: float | None = None,
+    srt: str | None = None,
+    vtt: str | None = None,
+    timeline: str | None = None,
+    camera: int | None = None,
+    stream: str | None = None,
+    delay: float = 1.0,
     json: bool = False,
     csv: bool = False,
     explain: str | None = None,
@@ -54,6 +63,15 @@ def classify(
             clips; null for ``fit``, or for the support file's.
         window: length in seconds of a sliding window, for long videos; null classifies each video as one clip.
         stride: seconds between the starts of two windows; null for half a window.
+        events: find the events in long videos: when each action starts and ends. The lengths of windows follow the
+            durations of the examples.
+        length: duration of an action in seconds, for events; null for the durations of the examples.
+        srt: write the events of a video to this subtitle file (SubRip), with ``--events``.
+        vtt: write the events of a video to this subtitle file (WebVTT), with ``--events``.
+        timeline: draw the events of a video to this file (.png, .pdf, .svg), with ``--events``.
+        camera: number of a camera whose events are printed as they happen, until Ctrl-C.
+        stream: address that FFmpeg opens (RTSP, HTTP, a pipe), or a file that is played at its own pace; as ``camera``.
+        delay: seconds after its end at which an event of a camera or stream is final. A larger delay is more accurate.
         json: print one JSON object per line, with all probabilities, instead of the table.
         csv: print comma-separated values instead of the table.
         explain: draw an explanation of the first video's label to this file (.png, .pdf, .svg).
@@ -62,7 +80,10 @@ def classify(
         device: such as ``cuda:0``; null for the GPU if there is one.
     """
     files = find_videos(videos)
-    _check(files, support, window, stride, save_support, both=json and csv)
+    long = LongVideos(events, length, srt, vtt, timeline, camera, stream, delay)
+    long.check(files, window)
+    live = long.source is not None
+    _check(files, support, window, stride, save_support, both=json and csv, live=live)
     if explain is not None:
         from strm_lightning.classifier.explain import picture
 
@@ -84,9 +105,12 @@ def classify(
     )
     if save_support is not None:
         classifier.save(save_support)
+    if live:
+        long.watch(classifier, report)
+        return
     bad = 0
-    findings = _findings(classifier, files, window, stride, merged=not (json or csv))
-    total = len(files) if window is None else None
+    findings = _findings(classifier, files, window, stride, long, merged=not (json or csv))
+    total = len(files) if window is None and not events else None
     # On a terminal, the printed rows show the progress.
     for video, found in tqdm(findings, "Classifying", total, disable=sys.stdout.isatty(), **bar_options()):
         bad += isinstance(found, VideoError)
@@ -135,13 +159,14 @@ def _check(
     save_support: str | None,
     *,
     both: bool,
+    live: bool,
 ) -> None:
     """Check the options before anything is encoded."""
     if both:
         raise InputError("--json and --csv exclude each other")
     if support is None:
         raise InputError("--support is missing: give a folder with a subfolder of example clips for each class")
-    if not files and save_support is None:
+    if not files and save_support is None and not live:
         raise InputError("no video to classify: give video files or folders of video files")
     if window is None and stride is not None:
         raise InputError(f"--stride {stride:g} needs --window, the length of a window in seconds")
@@ -153,15 +178,24 @@ def _check(
 
 
 def _findings(
-    classifier: FewShotClassifier, files: Sequence[str], window: float | None, stride: float | None, *, merged: bool
+    classifier: FewShotClassifier,
+    files: Sequence[str],
+    window: float | None,
+    stride: float | None,
+    long: LongVideos,
+    *,
+    merged: bool,
 ) -> Iterator[tuple[str, Found]]:
-    if window is None:
+    if window is None and not long.events:
         yield from zip(files, classifier.predict_each(files), strict=True)
         return
     for file in files:
-        stretches = classifier.predict_windows(file, seconds=window, stride=stride)
+        if window is None:
+            stretches = long.find(classifier, file)
+        else:
+            stretches = classifier.predict_windows(file, seconds=window, stride=stride)
         try:
-            for stretch in merge_windows(stretches) if merged else stretches:
+            for stretch in merge_windows(stretches) if merged and window is not None else stretches:
                 yield file, stretch
         except VideoError as error:
             yield file, error
