@@ -2,10 +2,10 @@
 
     python experiments/benchmarks/events.py FOLDER --cache CACHE [--matching kernel_ridge] [--shots 3] [--half report]
 
-FOLDER has files ``NAME_CLASS_NUMBER.mp4`` (EgoGestAR's test videos); those of the class ``unclassified`` are put between
-the events. Clips are divided into two halves by a fixed seed: the constants of `classifier.events` were chosen on
-``choose``, and figures are reported on ``report``. A half has examples, six videos of seven events, and gaps; no clip is
-in both halves, and no example is in a video. Videos are joined from the frames at 8 frames a second. CACHE keeps the
+FOLDER has files ``NAME_CLASS_NUMBER.mp4`` (EgoGestAR's test videos); those of the class ``unclassified`` are put
+between the events. Clips are divided into two halves by a fixed seed: the constants of `classifier.events` were chosen
+on ``choose``, and figures are reported on ``report``. A half has examples, six videos of seven events, and gaps; no clip
+is in both halves, and no example is in a video. Videos are joined from the frames at 8 frames a second. CACHE keeps the
 pooled maps of frames and the logits of windows; it must not be in a repository.
 
 Printed is the F1 of events: an event is right if its label is, and its temporal IoU with the true one is at least 0.5.
@@ -98,7 +98,7 @@ def examples_of(classifier: FewShotClassifier, files: dict[str, list[Path]], cac
     return support
 
 
-def scores_of(classifier, support, plan, video, cache) -> tuple[list[np.ndarray | None], list[Truth]]:  # noqa: ANN001
+def scores_of(classifier, support, plan, video, cache) -> tuple[list[np.ndarray | None], list[Truth]]:
     windows, scores, truth = Windows(support, classifier.preprocessing, plan), [], []
     for label, file in video:
         encoded = [tensor.float() for tensor in maps_of(classifier, file, cache, whole=False)]
@@ -125,7 +125,7 @@ def count_right(found: list[Truth], truth: list[Truth]) -> int:
     return right
 
 
-def fixed_windows(scores, plan, labels, threshold, seconds=3.0) -> list[Truth]:  # noqa: ANN001
+def fixed_windows(scores, plan, labels, threshold, seconds=3.0) -> list[Truth]:
     """``--window 3 --threshold fit``: consecutive windows with the same label are one event."""
     row = min(range(len(plan.lengths)), key=lambda i: abs(plan.lengths[i] / RATE - seconds))
     length, step, found = plan.lengths[row], plan.lengths[row] // 2, []
@@ -141,7 +141,7 @@ def fixed_windows(scores, plan, labels, threshold, seconds=3.0) -> list[Truth]: 
     return found
 
 
-def suppressed(scores, plan, labels, threshold) -> list[Truth]:  # noqa: ANN001
+def suppressed(scores, plan, labels, threshold) -> list[Truth]:
     """Windows of all lengths above the threshold; the best one excludes all that overlap with it."""
     every = [
         (float(values.max()), (end - n) / RATE, end / RATE, labels[int(values.argmax())])
@@ -157,7 +157,7 @@ def suppressed(scores, plan, labels, threshold) -> list[Truth]:  # noqa: ANN001
     return kept
 
 
-def streamed(scores, support, config, plan, delay) -> list[Truth]:  # noqa: ANN001
+def streamed(scores, support, config, plan, delay) -> list[Truth]:
     stream = EventStream(support, config, plan, delay)
     events = [event for step in scores for event in stream.add(step)] + stream.finish()
     return [(e.start, e.end, e.prediction.label) for e in events]
@@ -201,9 +201,9 @@ def main() -> None:
     total = sum(map(len, truths))
     seconds = sum(len(scores) for scores in all_scores) / RATE
     print(
-        f"{options.matching}, {options.shots} examples a class, half {options.half!r}: {total} events in {len(videos)} "
-        f"videos of {seconds:.0f} s in total; windows of {plan.lengths[0] / RATE:.1f} to {plan.lengths[-1] / RATE:.1f} s "
-        f"in {len(plan.lengths)} lengths; {time.perf_counter() - start:.0f} s of computation or reading"
+        f"{options.matching}, {options.shots} examples a class, half {options.half!r}: {total} events in "
+        f"{len(videos)} videos of {seconds:.0f} s in total; windows of {plan.lengths[0] / RATE:.1f} to "
+        f"{plan.lengths[-1] / RATE:.1f} s in {len(plan.lengths)} lengths; {time.perf_counter() - start:.0f} s of computation or reading"
     )
     for name, find in methods.items():
         found = [find(scores) for scores in all_scores]

@@ -1,5 +1,6 @@
 """Events of long videos: found at their times, with their labels, in files and in streams."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def test_events_are_found_at_their_times(fitted: FewShotClassifier) -> None:
     found = list(fitted.predict_events(video, fps=FPS))
     assert right(found, truth) == len(truth)
     assert len(found) == len(truth)
-    assert all(a.end <= b.start for a, b in zip(found, found[1:]))
+    assert all(a.end <= b.start for a, b in pairwise(found))
     assert all(sum(e.prediction.probabilities.values()) == pytest.approx(1) for e in found)
 
 

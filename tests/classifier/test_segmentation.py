@@ -1,5 +1,7 @@
 """Segmentation by dynamic programming: the best one, in bounded memory and delay."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -31,7 +33,7 @@ def best_total(gains: np.ndarray, start: int = 0) -> float:
 
 
 def check_valid(found: list[Segment], gains: np.ndarray) -> float:
-    for before, after in zip(found, found[1:]):
+    for before, after in pairwise(found):
         assert before.end <= after.start
     for s in found:
         assert s.score == gains[s.end - 1, LENGTHS.index(s.end - s.start), s.label]

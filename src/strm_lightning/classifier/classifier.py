@@ -1,6 +1,6 @@
 """FewShotClassifier: predict the action in a video from a few example clips of each action."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -302,7 +302,7 @@ class FewShotClassifier(SklearnMixin):
 
     def live(
         self, source: str | int | Path, *, length: float | None = None, rate: float = 8.0, delay: float = 1.0
-    ) -> Iterator[LiveEvent]:
+    ) -> Generator[LiveEvent, None, None]:
         """Yield the events of a camera or stream as they happen, until it ends; see `live.watch`.
 
         Args:

@@ -168,7 +168,7 @@ def windows(
 def regular_frames(
     video: Video, config: ClipConfig, *, rate: float, fps: float = 25.0
 ) -> Iterator[tuple[UInt8[Tensor, "3 S S"], int]]:
-    """Yield the first frame of each time step, resized, with the number of the step; steps without a frame are left out.
+    """Yield the first frame of each time step, resized, and the number of the step; steps without a frame are missing.
 
     Args:
         video: a file or an array.

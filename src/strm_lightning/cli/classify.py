@@ -82,8 +82,7 @@ def classify(
     files = find_videos(videos)
     long = LongVideos(events, length, srt, vtt, timeline, camera, stream, delay)
     long.check(files, window)
-    live = long.source is not None
-    _check(files, support, window, stride, save_support, both=json and csv, live=live)
+    _check(files, support, window, stride, save_support, both=json and csv, live=long.source is not None)
     if explain is not None:
         from strm_lightning.classifier.explain import picture
 
@@ -105,12 +104,9 @@ def classify(
     )
     if save_support is not None:
         classifier.save(save_support)
-    if live:
-        long.watch(classifier, report)
-        return
     bad = 0
     findings = _findings(classifier, files, window, stride, long, merged=not (json or csv))
-    total = len(files) if window is None and not events else None
+    total = len(files) if window is None and not events and long.source is None else None
     # On a terminal, the printed rows show the progress.
     for video, found in tqdm(findings, "Classifying", total, disable=sys.stdout.isatty(), **bar_options()):
         bad += isinstance(found, VideoError)
@@ -186,6 +182,9 @@ def _findings(
     *,
     merged: bool,
 ) -> Iterator[tuple[str, Found]]:
+    if long.source is not None:
+        yield from long.watch(classifier)
+        return
     if window is None and not long.events:
         yield from zip(files, classifier.predict_each(files), strict=True)
         return

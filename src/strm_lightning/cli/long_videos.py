@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from strm_lightning.classifier.classifier import FewShotClassifier
+from strm_lightning.classifier.live import LiveEvent
 from strm_lightning.classifier.predictions import WindowPrediction
-from strm_lightning.cli.reports import Report
 from strm_lightning.cli.subtitles import write_srt, write_vtt
 from strm_lightning.cli.timeline import check_timeline, draw_timeline
 from strm_lightning.data.decode.video import video_seconds
@@ -70,16 +70,15 @@ class LongVideos:
             draw_timeline(self.timeline, events, classifier.support.labels, end)
         yield from events
 
-    def watch(self, classifier: FewShotClassifier, report: Report) -> None:
-        """Print the events of a camera or stream as they happen, until it ends or Ctrl-C is pressed."""
+    def watch(self, classifier: FewShotClassifier) -> Iterator[tuple[str, LiveEvent]]:
+        """Yield the events of a camera or stream as they happen, until it ends or Ctrl-C is pressed."""
         assert self.source is not None
         found = classifier.live(self.source, length=self.length, delay=self.delay)
-        count, last = 0, None
         print("watching; Ctrl-C stops", file=sys.stderr)
+        count, last = 0, None
         with contextlib.suppress(KeyboardInterrupt), contextlib.closing(found):
             for last in found:
                 count += 1
-                report.add(str(self.source), last)
-                sys.stdout.flush()
-        rate = f"; {last.frames_per_second:.1f} frames a second, {last.dropped} dropped" if last is not None else ""
+                yield str(self.source), last
+        rate = "" if last is None else f"; {last.frames_per_second:.1f} frames a second, {last.dropped} dropped"
         print(f"{count} event{'' if count == 1 else 's'}{rate}", file=sys.stderr)

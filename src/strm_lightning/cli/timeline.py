@@ -1,6 +1,7 @@
 """Picture of the events of a video on its time line."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,12 @@ def check_timeline(path: str | Path) -> None:
     """
     if Path(path).suffix.lower() not in _FORMATS or Path(path).is_dir():
         raise InputError(f"--timeline {path}: give a file that ends in {', '.join(_FORMATS)}")
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise MissingPackageError('--timeline needs matplotlib: in a checkout, pip install ".[plots]"') from error
+    if find_spec("matplotlib") is None:
+        raise MissingPackageError('--timeline needs matplotlib: in a checkout, pip install ".[plots]"')
 
 
 def draw_timeline(path: str | Path, events: Sequence[WindowPrediction], labels: Sequence[str], duration: float) -> None:
-    """Draw a bar for each event, in a row for each class; a darker bar is more probable. There are no pixels of the video.
+    """Draw a bar for each event, in a row for each class; a darker bar is more probable. It has no pixels of the video.
 
     Args:
         path: file (.png, .pdf or .svg).
