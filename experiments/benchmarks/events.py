@@ -4,9 +4,9 @@
 
 FOLDER has files ``NAME_CLASS_NUMBER.mp4`` (EgoGestAR's test videos); those of the class ``unclassified`` are put
 between the events. Clips are divided into two halves by a fixed seed: the constants of `classifier.events` were chosen
-on ``choose``, and figures are reported on ``report``. A half has examples, six videos of seven events, and gaps; no clip
-is in both halves, and no example is in a video. Videos are joined from the frames at 8 frames a second. CACHE keeps the
-pooled maps of frames and the logits of windows; it must not be in a repository.
+on ``choose``, and figures are reported on ``report``. A half has examples, six videos of seven events, and gaps; no
+clip is in both halves, and no example is in a video. Videos are joined from the frames at 8 frames a second. CACHE
+keeps the pooled maps of frames and the logits of windows; it must not be in a repository.
 
 Printed is the F1 of events: an event is right if its label is, and its temporal IoU with the true one is at least 0.5.
 """
@@ -203,7 +203,8 @@ def main() -> None:
     print(
         f"{options.matching}, {options.shots} examples a class, half {options.half!r}: {total} events in "
         f"{len(videos)} videos of {seconds:.0f} s in total; windows of {plan.lengths[0] / RATE:.1f} to "
-        f"{plan.lengths[-1] / RATE:.1f} s in {len(plan.lengths)} lengths; {time.perf_counter() - start:.0f} s of computation or reading"
+        f"{plan.lengths[-1] / RATE:.1f} s in {len(plan.lengths)} lengths; "
+        f"{time.perf_counter() - start:.0f} s of computation or reading"
     )
     for name, find in methods.items():
         found = [find(scores) for scores in all_scores]

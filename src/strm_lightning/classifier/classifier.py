@@ -301,7 +301,7 @@ class FewShotClassifier(SklearnMixin):
         yield from events.find_events(frames, self.support, self.preprocessing, plan, video_name(video))
 
     def live(
-        self, source: str | int | Path, *, length: float | None = None, rate: float = 8.0, delay: float = 1.0
+        self, source: str | int | Path, *, length: float | None = None, rate: float = 8.0, delay: float = 3.0
     ) -> Generator[LiveEvent, None, None]:
         """Yield the events of a camera or stream as they happen, until it ends; see `live.watch`.
 

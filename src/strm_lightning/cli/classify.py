@@ -39,7 +39,7 @@ def classify(
     timeline: str | None = None,
     camera: int | None = None,
     stream: str | None = None,
-    delay: float = 1.0,
+    delay: float = 3.0,
     json: bool = False,
     csv: bool = False,
     explain: str | None = None,

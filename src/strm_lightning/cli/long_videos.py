@@ -27,7 +27,7 @@ class LongVideos:
     timeline: str | None = None
     camera: int | None = None
     stream: str | None = None
-    delay: float = 1.0
+    delay: float = 3.0
 
     @property
     def source(self) -> str | int | None:
