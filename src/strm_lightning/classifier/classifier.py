@@ -1,6 +1,6 @@
 """FewShotClassifier: predict the action in a video from a few example clips of each action."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,14 @@ from jaxtyping import UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from strm_lightning.classifier import load_model, storage
+from strm_lightning.classifier import events, live, load_model, storage
 from strm_lightning.classifier.calibration import Calibration, Fitted, calibrate, check_options
 from strm_lightning.classifier.check import Check, check
-from strm_lightning.classifier.clips import ClipConfig, as_list, is_one, read_clip, windows
+from strm_lightning.classifier.clips import ClipConfig, as_list, is_one, read_clip, regular_frames, windows
 from strm_lightning.classifier.encoder import encode, encode_each
 from strm_lightning.classifier.examples import add_examples, by_class, check_labels
 from strm_lightning.classifier.explain.explanation import Explanation, explain
+from strm_lightning.classifier.live import LiveEvent
 from strm_lightning.classifier.predictions import UNKNOWN, Prediction, WindowPrediction
 from strm_lightning.classifier.selection import Selection, select
 from strm_lightning.classifier.sklearn_mixin import SklearnMixin
@@ -313,6 +314,50 @@ class FewShotClassifier(SklearnMixin):
         for start, end, clip in windows(video, self.preprocessing, seconds=seconds, stride=step, fps=fps):
             encoded = encode([(video_name(video), clip)], self.model)
             yield WindowPrediction(start, end, self._predict_clip(encoded[0]))
+
+    def predict_events(
+        self, video: Video, *, length: float | None = None, rate: float = 8.0, fps: float = 25.0
+    ) -> Iterator[WindowPrediction]:
+        """Yield the events of a long video: intervals that show an action, with its label; see `find_events`.
+
+        The lengths of windows follow the durations of the examples. Between events nothing is returned. The
+        probabilities compare the classes only.
+
+        Args:
+            video: a file or an array.
+            length: duration of an action in seconds; None for the durations of the examples.
+            rate: frames per second that are encoded, each once.
+            fps: frames per second of an array; the times of a file are its time stamps.
+
+        Raises:
+            InputError: a number is not positive, the examples have no durations and ``length`` is None, or there are
+                fewer than two classes.
+            VideoError: the video cannot be read.
+        """
+        self._check_fitted()
+        check_positive(fps=fps)
+        plan = events.plan_windows(self.support, rate, length)
+        frames = regular_frames(video, self.preprocessing, rate=rate, fps=fps)
+        yield from events.find_events(frames, self.support, self.preprocessing, plan, video_name(video))
+
+    def live(
+        self, source: str | int | Path, *, length: float | None = None, rate: float = 8.0, delay: float = 3.0
+    ) -> Generator[LiveEvent, None, None]:
+        """Yield the events of a camera or stream as they happen, until it ends; see `live.watch`.
+
+        Args:
+            source: number of a camera, a file (played at its own pace), or an address that FFmpeg opens.
+            length: duration of an action in seconds; None for the durations of the examples.
+            rate: largest number of frames per second that are encoded.
+            delay: seconds after its end at which an event of the best segmentation is final.
+
+        Raises:
+            InputError: as `predict_events`, or the delay is negative.
+            VideoError: the source cannot be opened or read.
+        """
+        self._check_fitted()
+        plan = events.plan_windows(self.support, rate, length)
+        yield from live.watch(source, self.support, self.preprocessing, plan, delay)
 
     def explain(self, video: Video) -> Explanation:
         """Explain the prediction of a video by its matches with the examples and the weights of its patches.

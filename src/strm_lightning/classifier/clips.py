@@ -185,6 +185,28 @@ def _middles(video: Video, config: ClipConfig, seconds: float, fps: float) -> li
     return [max(frame - 0.5, 0.0) * seconds / available for frame in config.frames_of(available)]
 
 
+def regular_frames(
+    video: Video, config: ClipConfig, *, rate: float, fps: float = 25.0
+) -> Iterator[tuple[UInt8[Tensor, "3 S S"], int]]:
+    """Yield the first frame of each time step, resized, and the number of the step; steps without a frame are missing.
+
+    Args:
+        video: a file or an array.
+        config: size of a frame.
+        rate: time steps per second.
+        fps: frames per second of an array; the times of a file are its time stamps.
+
+    Raises:
+        VideoError: the file cannot be read; raised when iteration reaches the damage.
+    """
+    last = -1
+    for image, time in _from_zero(_timed_frames(video, fps)):
+        step = math.floor(time * rate + 1e-6)
+        if step > last:
+            last = step
+            yield _resize(image, config), step
+
+
 def _fill(
     opened: Iterable[_Window], image: np.ndarray, now: float, middles: Sequence[float], config: ClipConfig
 ) -> None:

@@ -61,7 +61,7 @@ def save(
         "format": _FORMAT,
         "fingerprint": fingerprint(support.model),
         "preprocessing": asdict(config),
-        "clips": [{"label": label, "name": names[label][clip.name], "digest": clip.digest} for label, clip in clips],
+        "clips": [_record(label, names[label][clip.name], clip) for label, clip in clips],
         "source": source,
         **about,
     }
@@ -70,6 +70,11 @@ def save(
     if clips and thumbnails:
         tensors[_THUMBNAILS] = torch.stack([clip.thumbnail for _, clip in clips])
     _write(path, tensors, header)
+
+
+def _record(label: str, name: str, clip: EncodedClip) -> dict[str, Any]:
+    """Describe a clip in the header; files of earlier versions have no ``duration``."""
+    return {"label": label, "name": name, "digest": clip.digest, "duration": clip.duration}
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
@@ -185,7 +190,8 @@ class Stored:
         support = SupportSet(model, qc_weight)
         for i, clip in enumerate(self.about["clips"]):
             features = {name: tensor[i].to(support.device) for name, tensor in tensors.items()}
-            support.add(clip["label"], [EncodedClip(clip["name"], clip["digest"], thumbnails[i], features, True)])
+            encoded = EncodedClip(clip["name"], clip["digest"], thumbnails[i], features, True, clip.get("duration"))
+            support.add(clip["label"], [encoded])
         return support
 
     def _check_features(self, model: STRM, how: ClipConfig) -> None:
@@ -328,6 +334,8 @@ def _clips_error(clips: Any) -> str | None:
     for number, clip in enumerate(clips):
         if not (isinstance(clip, dict) and all(isinstance(clip.get(key), str) for key in ("label", "name", "digest"))):
             return f"clip {number} is {_short(clip)}: label, name and digest are expected"
+        if not _is_duration(clip.get("duration")):
+            return f"clip {number} has the duration {_short(clip['duration'])}"
     return None
 
 
@@ -379,6 +387,10 @@ def _is_size(value: Any) -> bool:
 
 def _is_name(value: Any) -> bool:
     return isinstance(value, str)
+
+
+def _is_duration(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and 0 <= value < float("inf"))
 
 
 def _is_policy(value: Any) -> bool:

@@ -30,6 +30,7 @@ class EncodedClip:
         thumbnail: small frames for pictures, ``[L, 3, s, s]``.
         features: tensors that the matching method reads.
         stored: whether the clip is from an examples file, which does not contain whole paths.
+        duration: duration of the video in seconds; None for an array.
     """
 
     name: str
@@ -37,6 +38,7 @@ class EncodedClip:
     thumbnail: UInt8[Tensor, "L 3 s s"]
     features: Encoded
     stored: bool = False
+    duration: float | None = None
 
     def is_called(self, name: str) -> bool:
         """Whether ``name`` is the name of the clip, or for a stored clip a path that ends in its name."""

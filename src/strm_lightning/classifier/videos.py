@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from strm_lightning.classifier.predictions import clock
-from strm_lightning.data.decode.video import VIDEO_SUFFIXES, frame_rate, read_chosen, read_times
+from strm_lightning.data.decode.video import VIDEO_SUFFIXES, frame_rate, read_chosen, read_times, video_seconds
 from strm_lightning.data.detect import list_videos
 from strm_lightning.data.sources.base import VideoStore
 from strm_lightning.data.sources.frame_folders import FrameFolderStore, count_images, is_image
@@ -36,6 +36,11 @@ class VideoSource(ABC):
             VideoError: the video cannot be read.
         """
 
+    @property
+    def seconds(self) -> float | None:
+        """Duration in seconds; None if it is not known."""
+        return None
+
 
 Video: TypeAlias = str | Path | np.ndarray | Tensor | VideoSource  # a path, or [F, H, W, 3] of uint8
 Videos: TypeAlias = Sequence[Video] | np.ndarray | Tensor  # a list, or an array with a leading axis
@@ -57,6 +62,10 @@ class VideoPart(VideoSource):
 
     def __str__(self) -> str:
         return f"{self.path} ({clock(self.start)}-{clock(self.end)})"
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.start
 
     def read(self, choose: Choose) -> UInt8[Tensor, "n H W 3"]:
         """Read the chosen frames, counted from the start of the part at the frame rate of the file."""
@@ -96,6 +105,17 @@ def read_path(path: str | Path, choose: Choose) -> UInt8[Tensor, "n H W 3"]:
         return read_chosen(path, choose)
     name = str(path)
     return FrameFolderStore({name: name}, {name: count_images(name)}, {}).read(0, choose(count_images(name)))
+
+
+def duration_of(video: Video) -> float | None:
+    """Return the duration of a video in seconds; None for arrays and frames, whose rate is not known.
+
+    Raises:
+        VideoError: the file cannot be read.
+    """
+    if isinstance(video, VideoSource):
+        return video.seconds
+    return video_seconds(video) if isinstance(video, (str, Path)) and not Path(video).is_dir() else None
 
 
 def find_videos(names: Sequence[str]) -> list[Video]:

@@ -15,8 +15,9 @@ from strm_lightning.classifier import load_model
 from strm_lightning.classifier.classifier import FewShotClassifier
 from strm_lightning.classifier.clips import check_first_frame
 from strm_lightning.classifier.examples import bar_options
-from strm_lightning.classifier.predictions import merge_windows
+from strm_lightning.classifier.predictions import WindowPrediction, merge_windows
 from strm_lightning.classifier.videos import Video, VideoSource, find_examples, find_videos, video_name
+from strm_lightning.cli.long_videos import LongVideos
 from strm_lightning.cli.reports import REPORTS, Found, Report
 from strm_lightning.data.decode.video import VideoError
 from strm_lightning.errors import InputError, WriteError
@@ -34,6 +35,14 @@ def classify(
     temperature: float | Literal["fit"] | None = None,
     window: float | None = None,
     stride: float | None = None,
+    events: bool = False,
+    length: float | None = None,
+    srt: str | None = None,
+    vtt: str | None = None,
+    timeline: str | None = None,
+    camera: int | None = None,
+    stream: str | None = None,
+    delay: float = 3.0,
     json: bool = False,
     csv: bool = False,
     explain: str | None = None,
@@ -62,6 +71,15 @@ def classify(
             clips; null for ``fit``, or for the support file's.
         window: length in seconds of a sliding window, for long videos; null classifies each video as one clip.
         stride: seconds between the starts of two windows; null for half a window.
+        events: find the events in long videos: when each action starts and ends. The lengths of windows follow the
+            durations of the examples.
+        length: duration of an action in seconds, for events; null for the durations of the examples.
+        srt: write the events of a video to this subtitle file (SubRip), with ``--events``.
+        vtt: write the events of a video to this subtitle file (WebVTT), with ``--events``.
+        timeline: draw the events of a video to this file (.png, .pdf, .svg), with ``--events``.
+        camera: number of a camera whose events are printed as they happen, until Ctrl-C.
+        stream: address that FFmpeg opens (RTSP, HTTP, a pipe), or a file that is played at its own pace; as ``camera``.
+        delay: seconds after its end at which an event of a camera or stream is final. A larger delay is more accurate.
         json: print one JSON object per line, with all probabilities, instead of the table.
         csv: print comma-separated values instead of the table.
         explain: draw an explanation of the first video's label to this file (.png, .pdf, .svg).
@@ -72,7 +90,10 @@ def classify(
         device: such as ``cuda:0``; null for the GPU if there is one.
     """
     files = find_videos(videos)
-    _check(files, support, window, stride, save_support, both=json and csv, needed=not (check or save_support))
+    long = LongVideos(events, length, srt, vtt, timeline, camera, stream, delay)
+    long.check(files, window)
+    needed = not (check or save_support or long.source is not None)
+    _check(files, support, window, stride, save_support, both=json and csv, needed=needed)
     broken = _broken(files)
     if explain is not None:
         from strm_lightning.classifier.explain import picture
@@ -92,8 +113,8 @@ def classify(
     classifier = open_classifier(str(support), model, jobs=jobs, **given)
     _describe(classifier, save_support, check=check)
     bad = 0
-    findings = _findings(classifier, files, window, stride, merged=not (json or csv))
-    total = len(files) if window is None else None
+    findings = _findings(classifier, files, window, stride, long, merged=not (json or csv))
+    total = len(files) if window is None and not events and long.source is None else None
     # On a terminal, the printed rows show the progress.
     for video, found in tqdm(findings, "Classifying", total, disable=sys.stdout.isatty(), **bar_options()):
         bad += isinstance(found, VideoError)
@@ -179,15 +200,27 @@ def _check(
 
 
 def _findings(
-    classifier: FewShotClassifier, files: Sequence[Video], window: float | None, stride: float | None, *, merged: bool
+    classifier: FewShotClassifier,
+    files: Sequence[Video],
+    window: float | None,
+    stride: float | None,
+    long: LongVideos,
+    *,
+    merged: bool,
 ) -> Iterator[tuple[Video, Found]]:
-    if window is None:
+    if long.source is not None:
+        yield from long.watch(classifier)
+        return
+    if window is None and not long.events:
         yield from zip(files, classifier.predict_each(files), strict=True)
         return
     for file in files:
-        stretches = classifier.predict_windows(file, seconds=window, stride=stride)
+        if window is None:
+            stretches: Iterator[WindowPrediction] = long.find(classifier, file)
+        else:
+            stretches = classifier.predict_windows(file, seconds=window, stride=stride)
         try:
-            for stretch in merge_windows(stretches) if merged else stretches:
+            for stretch in merge_windows(stretches) if merged and window is not None else stretches:
                 yield file, stretch
         except VideoError as error:
             yield file, error

@@ -130,6 +130,23 @@ def frame_rate(path: str | Path) -> float:
         return float(stream.average_rate or 25)
 
 
+def video_seconds(path: str | Path) -> float:
+    """Return the duration of a video by the time stamps of its packets, without decoding.
+
+    Raises:
+        VideoError: as `count_frames`.
+    """
+    with _opened(path) as (container, stream):
+        spans, packets = [], 0
+        for packet in container.demux(stream):
+            packets += bool(packet.size)
+            if packet.pts is not None:
+                spans.append((packet.pts, packet.pts + (packet.duration or 0)))
+        if not spans or stream.time_base is None:
+            return packets / float(stream.average_rate or 25)
+        return float((max(end for _, end in spans) - min(start for start, _ in spans)) * stream.time_base)
+
+
 def read_frames(path: str | Path, indices: Sequence[int]) -> UInt8[Tensor, "n H W 3"]:
     """Read frames as upright RGB.
 
