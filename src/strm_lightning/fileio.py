@@ -1,6 +1,7 @@
 """The user's cache folder, and atomic writes of files."""
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,34 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a new temporary folder beside ``path``; rename it to ``path`` when the block ends without an error.
+
+    After an error, the temporary folder is deleted.
+
+    Args:
+        path: the folder to write: absent or empty.
+
+    Yields:
+        An empty folder on the same file system.
+
+    Raises:
+        OSError: the folder cannot be made, or ``path`` is not empty.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name[:60]}.{uuid4().hex[:_ID_DIGITS]}{PART_SUFFIX}")
+    part.mkdir()
+    try:
+        yield part
+        if path.is_dir():
+            path.rmdir()  # Windows renames to an absent folder only
+        part.rename(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_atomically(path: str | Path, data: bytes | str) -> None:

@@ -75,18 +75,32 @@ def ridge(
         InputError: ``rho`` is below 0, or so small that linearly dependent clips make the system singular (not checked
             in compiled code); the mask does not fit the support.
     """
+    support, query = at_least_float32(support, query)
+    return apply_ridge(zero_absent(support, shot_mask).flatten(-3, -2), query, fit_ridge(support, rho, shot_mask))
+
+
+def fit_ridge(
+    support: Float[Tensor, "*B N K F"], rho: float = 1.0, shot_mask: Tensor | None = None
+) -> Float[Tensor, "*B S N"]:
+    """Compute the coefficients A of `ridge`, with ``S = N K``; rows of absent clips are 0."""
     check_not_negative(rho=rho)
     if shot_mask is not None:
         check_shot_mask(shot_mask, support.shape[-3:-1])
-    clips, query = at_least_float32(zero_absent(support, shot_mask).flatten(-3, -2), query)
-    way = support.shape[-3]
+    (clips,) = at_least_float32(zero_absent(support, shot_mask).flatten(-3, -2))
     gram, present = inner_products(clips, clips), _present(clips, shot_mask)
     # An absent clip has a row of zeros; 1 on the diagonal keeps the system regular for any rho.
     penalty = torch.full_like(gram[..., 0], rho).masked_fill(~present, 1)
     _check_regular(gram, rho, penalty)
-    solution = _solve(gram, penalty, _one_hot(way, present, gram.dtype))
-    with no_autocast(gram):
-        return inner_products(clips, query) @ solution
+    return _solve(gram, penalty, _one_hot(support.shape[-3], present, gram.dtype))
+
+
+def apply_ridge(
+    clips: Float[Tensor, "*B S F"], query: Float[Tensor, "*B Q F"], coefficients: Float[Tensor, "*B S N"]
+) -> Float[Tensor, "*B Q N"]:
+    """Compute the logits of `ridge` from the coefficients of `fit_ridge`."""
+    cross, coefficients = at_least_float32(inner_products(clips, query), coefficients)
+    with no_autocast(cross):
+        return cross @ coefficients
 
 
 class KernelRidgeFit(NamedTuple):
