@@ -61,16 +61,22 @@ def export_classifier(classifier: FewShotClassifier, folder: str | Path, *, chec
         raise InputError(
             f"matching {model.head.matching_name!r} is fitted to the examples before the export: give examples"
         )
-    with write_errors(folder), atomic_folder(folder) as part:
-        graphs.export_encoding(model, classifier.preprocessing.image_size, part / "encode.onnx")
-        shots = max(support.shots, default=2)
-        graphs.export_matching(model, classifier.qc_weight, part / "match.onnx", shots=shots)
-        if support.clips:
-            arrays, _ = graphs.example_arrays(support)
-            np.savez(part / "examples.npz", **arrays)  # type: ignore[arg-type]  # numpy's stub has an option of bool
-        (part / "model.json").write_text(json.dumps(_about(classifier), indent=2), encoding="utf-8")
-        shutil.copyfile(_RUNNER, part / "predict.py")
+    with atomic_folder(folder) as part:
+        with write_errors(folder):
+            _write(classifier, part)
         return check_parity(classifier, part, check)
+
+
+def _write(classifier: FewShotClassifier, folder: Path) -> None:
+    about = _about(classifier)
+    model, support = classifier.model, classifier.support
+    graphs.export_encoding(model, classifier.preprocessing.image_size, folder / "encode.onnx")
+    graphs.export_matching(model, classifier.qc_weight, folder / "match.onnx", shots=max(support.shots, default=2))
+    if support.clips:
+        arrays, _ = graphs.example_arrays(support)
+        np.savez(folder / "examples.npz", **arrays)  # type: ignore[arg-type]  # numpy's stub has an option of bool
+    (folder / "model.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
+    shutil.copyfile(_RUNNER, folder / "predict.py")
 
 
 def check_folder(folder: Path) -> None:

@@ -100,24 +100,26 @@ def export_matching(model: STRM, qc_weight: float, path: Path, *, shots: int) ->
         model: the model.
         qc_weight: lambda, the weight of QC.
         path: file to write.
-        shots: largest number of clips of a class; with 1, a method may prepare the support differently.
+        shots: largest number of clips of a class; with 1, ``auto`` is another method.
 
     Raises:
         InputError: an operation of the method cannot be converted.
     """
-    (support, query, mask), *others = (
-        _example(model, way, min(shots, most), queries) for way, most, queries in ((3, 2, 5), (4, 7, 11))
-    )
+    if shots == 1:  # one clip is exported as several, unless the method then prepares other tensors
+        one, several = (_example(model, 3, most, 5)[0] for most in (1, 2))
+        shots = 1 if set(one) != set(several) else 2
+    sizes_of = ((3, 2, 5), (4, 7, 11)) if shots > 1 else ((3, 1, 5), (4, 1, 11))
+    (support, query, mask), other = (_example(model, *sizes) for sizes in sizes_of)
     matching = MatchingOfPrepared(model, qc_weight, list(support), list(query), masked=mask is not None).eval()
     inputs = dict(zip(matching.names, _flat(support, query, mask), strict=True))
-    axes: dict[tuple[int, int], Any] = {}
+    axes: dict[tuple[int, int], Any] = {}  # axes with the same two sizes are one axis, such as the classes
     shapes = tuple(
         {
             axis: axes.setdefault(sizes, torch.export.Dim(f"{_AXES.get(sizes[0], 'axis')}_{sizes[0]}"))
-            for axis, sizes in enumerate(zip(tensor.shape, other.shape, strict=True))
+            for axis, sizes in enumerate(zip(tensor.shape, larger.shape, strict=True))
             if sizes[0] != sizes[1]
         }
-        for tensor, other in zip(inputs.values(), _flat(*others[0]), strict=True)
+        for tensor, larger in zip(inputs.values(), _flat(*other), strict=True)
     )
     export_module(matching, inputs, (shapes,), ["logits"], path, f"matching {model.head.matching_name!r}")
 
@@ -182,6 +184,19 @@ def _flat(support: Encoded, query: Encoded, mask: Tensor | None) -> list[Tensor]
 def export_module(
     module: nn.Module, inputs: Encoded, shapes: Any, outputs: Sequence[str], path: Path, what: str
 ) -> None:
+    """Write a module in evaluation mode as ONNX.
+
+    Args:
+        module: the module.
+        inputs: examples of its inputs, in order, by name.
+        shapes: dynamic axes, see `torch.export.export`.
+        outputs: names of its outputs.
+        path: file to write; weights of more than 1.5 GB are written to a second file beside it.
+        what: name of the module, for the message of an error.
+
+    Raises:
+        InputError: an operation cannot be converted.
+    """
     from onnxscript import opset18
 
     def adaptive_max_pool2d(maps: Any, grid: Sequence[int]) -> Any:  # torch converts it only if sizes are multiples
