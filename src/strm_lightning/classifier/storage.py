@@ -198,7 +198,7 @@ class Stored:
         found = {name: tensor for name, tensor in self.tensors.items() if name != _THUMBNAILS}
         if not self.about["clips"]:
             return
-        expected = _blank(model)
+        expected = blank_clip(model)
         if set(found) != set(expected):
             raise InputError(
                 f"examples {self.path}: damaged: features {_listed(found)}; this model has {_listed(expected)}"
@@ -262,7 +262,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any])
 
 
 @torch.inference_mode()
-def _blank(model: STRM) -> Encoded:
+def blank_clip(model: STRM) -> Encoded:
     """Encode a clip of zeros, for the names, shapes and types of the tensors."""
     head, weight = model.head, next(model.parameters())
     frames = torch.zeros(head.num_frames, head.in_dim, dtype=weight.dtype, device=weight.device)

@@ -297,6 +297,10 @@ class SupportSet:
         clips = max(len(chunk.columns) * max(shots[column] for column in chunk.columns) for chunk in self._arranged())
         return clips * self.model.head.floats_per_pair(query)
 
+    def chunks(self) -> list[_Chunk]:
+        """Return the groups of classes that are matched together."""
+        return self._arranged()
+
     def _arranged(self) -> list[_Chunk]:
         if self._chunks is None:
             labels = self.labels

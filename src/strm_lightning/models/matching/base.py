@@ -155,6 +155,13 @@ class Matching(nn.Module):
         """Compute `match` from the result of `prepare` with the same ``shot_mask``."""
         return self.match(prepared, query, shot_mask)
 
+    def without_absent(self, prepared: Encoded, shot_mask: Bool[Tensor, "N K"]) -> Encoded | None:
+        """Remove absent clips from the result of `prepare` for one episode, so that `match_prepared` needs no mask.
+
+        Returns None if `match_prepared` always needs the mask.
+        """
+        return None
+
     def leave_out(
         self, prepared: Encoded, folds: Int[Tensor, "N K"], shot_mask: Bool[Tensor, "N K"] | None = None
     ) -> Float[Tensor, "N K N"] | None:

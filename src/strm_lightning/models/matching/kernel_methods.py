@@ -249,7 +249,22 @@ class Ridge(Matching):
     def match(
         self, support: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
     ) -> dict[str, Tensor]:
-        return {"ridge": self.scale * kernels.ridge(support["clip"], query["clip"], self.rho, shot_mask)}
+        return self.match_prepared(self.prepare(support, shot_mask), query)
+
+    def prepare(self, support: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None) -> Encoded:
+        """Fit the regression: the clips ``[..., S, F]``, absent ones 0, and their ``coefficients`` ``[..., S, N]``."""
+        clips = zero_absent(support["clip"], shot_mask)
+        coefficients = self.scale * kernels.fit_ridge(clips, self.rho, shot_mask)
+        return {"clip": clips.flatten(-3, -2), "coefficients": coefficients}
+
+    def match_prepared(
+        self, prepared: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> dict[str, Tensor]:
+        return {"ridge": kernels.apply_ridge(prepared["clip"], query["clip"], prepared["coefficients"])}
+
+    def without_absent(self, prepared: Encoded, shot_mask: Bool[Tensor, "N K"]) -> Encoded:
+        present = shot_mask.flatten()
+        return {name: tensor[present] for name, tensor in prepared.items()}
 
     def pair_scores(self, support: Encoded, query: Encoded) -> Encoded:
         return {"product": inner_products(support["clip"], query["clip"])}
@@ -499,6 +514,13 @@ class KernelRidge(_SeveralKernels):
         of_class = prepared["coefficients"][..., label].unflatten(-1, (way, -1))[:, label]  # [C, K]
         factors = dict(zip(self.parts, of_class, strict=True))
         return self._explain(prepared, query, label, shot_mask, logits, factors)
+
+    def without_absent(self, prepared: Encoded, shot_mask: Bool[Tensor, "N K"]) -> Encoded:
+        present = shot_mask.flatten()
+        clips = {name: prepared[name][present] for name in self.parts}
+        if "coefficients" not in prepared:  # `Auto` with one shot
+            return clips
+        return {**clips, "coefficients": prepared["coefficients"][:, present], "bias": prepared["bias"]}
 
     def leave_out(
         self, prepared: Encoded, folds: Int[Tensor, "N K"], shot_mask: Bool[Tensor, "N K"] | None = None

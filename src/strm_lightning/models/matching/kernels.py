@@ -75,13 +75,36 @@ def ridge(
         InputError: ``rho`` is below 0, or so small that linearly dependent clips make the system singular (not checked
             in compiled code); the mask does not fit the support.
     """
+    support, query = at_least_float32(support, query)
+    return apply_ridge(zero_absent(support, shot_mask).flatten(-3, -2), query, fit_ridge(support, rho, shot_mask))
+
+
+def fit_ridge(
+    support: Float[Tensor, "*B N K F"], rho: float = 1.0, shot_mask: Tensor | None = None
+) -> Float[Tensor, "*B S N"]:
+    """Compute the coefficients A of `ridge`, with ``S = N K``; rows of absent clips are 0."""
     check_not_negative(rho=rho)
     if shot_mask is not None:
         check_shot_mask(shot_mask, support.shape[-3:-1])
-    clips, query = at_least_float32(zero_absent(support, shot_mask).flatten(-3, -2), query)
-    return ridge_of_products(
-        inner_products(clips, clips), inner_products(clips, query), support.shape[-3], rho, shot_mask
-    )
+    (clips,) = at_least_float32(zero_absent(support, shot_mask).flatten(-3, -2))
+    return _fit_ridge(inner_products(clips, clips), support.shape[-3], rho, shot_mask)
+
+
+def _fit_ridge(own: Tensor, way: int, rho: float, shot_mask: Tensor | None) -> Tensor:
+    present = _present(own, shot_mask)
+    # An absent clip has a row of zeros; 1 on the diagonal keeps the system regular for any rho.
+    penalty = torch.full_like(own[..., 0], rho).masked_fill(~present, 1)
+    _check_regular(own, rho, penalty)
+    return _solve(own, penalty, _one_hot(way, present, own.dtype))
+
+
+def apply_ridge(
+    clips: Float[Tensor, "*B S F"], query: Float[Tensor, "*B Q F"], coefficients: Float[Tensor, "*B S N"]
+) -> Float[Tensor, "*B Q N"]:
+    """Compute the logits of `ridge` from the coefficients of `fit_ridge`."""
+    cross, coefficients = at_least_float32(inner_products(clips, query), coefficients)
+    with no_autocast(cross):
+        return cross @ coefficients
 
 
 def ridge_of_products(
@@ -104,11 +127,7 @@ def ridge_of_products(
         InputError: see `ridge`.
     """
     check_not_negative(rho=rho)
-    present = _present(own, shot_mask)
-    # An absent clip has a row of zeros; 1 on the diagonal keeps the system regular for any rho.
-    penalty = torch.full_like(own[..., 0], rho).masked_fill(~present, 1)
-    _check_regular(own, rho, penalty)
-    solution = _solve(own, penalty, _one_hot(way, present, own.dtype))
+    solution = _fit_ridge(own, way, rho, shot_mask)
     with no_autocast(own):
         return cross @ solution
 
