@@ -140,7 +140,7 @@ def _given(**options: Any) -> dict[str, Any]:
 
 def _broken(files: Sequence[Video]) -> dict[Video, VideoError]:
     """Return the videos whose first frame cannot be decoded, with their errors."""
-    found = {}
+    found: dict[Video, VideoError] = {}
     for file in tqdm(files, "Checking videos", **bar_options()):
         assert isinstance(file, (str, Path, VideoSource))
         try:

@@ -6,7 +6,8 @@ from typing import Literal
 from strm_lightning.classifier.export import export_classifier
 from strm_lightning.classifier.export.bundle import check_folder
 from strm_lightning.classifier.export.graphs import check_packages
-from strm_lightning.cli.classify import Model, find_videos, open_classifier
+from strm_lightning.classifier.videos import find_videos
+from strm_lightning.cli.classify import Model, open_classifier
 from strm_lightning.errors import InputError
 
 

@@ -43,7 +43,7 @@ class Handover:
             return None
         found = json.loads(self.path.read_text(encoding="utf-8"))
         self.path.unlink()
-        arrays = {
+        arrays: dict[str, Any] = {
             name: None if values is None else np.array(values, dtype=np.int64)
             for name, values in found["results"].items()
         }

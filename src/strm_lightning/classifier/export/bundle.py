@@ -12,10 +12,10 @@ import torch
 
 from strm_lightning._version import __version__
 from strm_lightning.classifier.classifier import FewShotClassifier
-from strm_lightning.classifier.clips import Video
 from strm_lightning.classifier.export import graphs
 from strm_lightning.classifier.export.parity import Parity, check_parity
 from strm_lightning.classifier.storage import fingerprint
+from strm_lightning.classifier.videos import Video
 from strm_lightning.errors import InputError
 from strm_lightning.fileio import atomic_folder, write_errors
 

@@ -131,7 +131,8 @@ def example_arrays(support: SupportSet) -> tuple[dict[str, np.ndarray], list[lis
         Arrays by the names of the inputs of `MatchingOfPrepared`, such as ``0/support.keys`` for the first group of
         classes; the classes of each group, as positions in `SupportSet.labels`.
     """
-    arrays, chunks = {}, support.chunks()
+    arrays: dict[str, np.ndarray] = {}
+    chunks = support.chunks()
     for number, chunk in enumerate(chunks):
         prepared, mask = _without_absent(support.model, chunk.prepared, chunk.features, chunk.mask)
         tensors = {SUPPORT + name: tensor for name, tensor in prepared.items()}

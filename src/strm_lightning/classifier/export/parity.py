@@ -11,10 +11,10 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from strm_lightning.classifier.classifier import FewShotClassifier
-from strm_lightning.classifier.clips import Video
 from strm_lightning.classifier.export import graphs
 from strm_lightning.classifier.export.graphs import example_arrays
 from strm_lightning.classifier.support import EncodedClip, SupportSet
+from strm_lightning.classifier.videos import Video
 from strm_lightning.errors import InputError
 from strm_lightning.moving_shapes import ACTIONS, render_clip
 

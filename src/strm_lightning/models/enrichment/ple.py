@@ -88,8 +88,8 @@ class PatchEnrichment(nn.Module):
         return attended if self.gate is None else self.gate * attended
 
     def _products(self, x: Tensor) -> Products | None:
-        layers = self.query, self.key, self.value, self.psi[0]
-        if not all(is_plain(layer) for layer in layers):
+        psi = self.psi[0]
+        if not (isinstance(psi, nn.Linear) and all(map(is_plain, (self.query, self.key, self.value, psi)))):
             return None
         many = x.shape[:-1].numel() > x.shape[-1]
-        return self._kept.get(*layers, many=many)
+        return self._kept.get(self.query, self.key, self.value, psi, many=many)

@@ -70,7 +70,7 @@ def is_plain(layer: nn.Module) -> bool:
     compiled or exported, where kept products would become constants and the number of patches would become fixed.
     """
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    in_graph = torch.compiler.is_compiling() or bool(torch._C._get_tracing_state())
     return type(layer) is nn.Linear and not any(hooks) and not in_graph
 
 
