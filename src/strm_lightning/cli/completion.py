@@ -26,7 +26,7 @@ def completion(shell: Literal["bash", "zsh", "tcsh"]) -> None:
     print(shtab.complete(_options_of_all_commands(shtab.FILE), shell))
 
 
-def _options_of_all_commands(files: dict[str, str]) -> argparse.ArgumentParser:
+def _options_of_all_commands(files: Any) -> argparse.ArgumentParser:
     """Return a plain parser with the commands and options of ``strm``, which shtab can read."""
     from strm_lightning.cli.main import COMMANDS, TRAINING, parser_of
 

@@ -145,7 +145,8 @@ def parser_of(name: str) -> Any:
     if name in TRAINING:
         from strm_lightning.cli.fit import run
 
-        return capture_parser(run, [name], TRAINING)._subcommands_action.choices[name]
+        parser: Any = capture_parser(run, [name], TRAINING)
+        return parser._subcommands_action.choices[name]
     function, program = command(name), f"strm {name}"
     if _variable(function) is not None:
         return _variable_parser(function, program)
