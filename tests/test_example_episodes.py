@@ -45,7 +45,7 @@ def test_episodes_are_logged_at_the_start_of_training_and_of_a_test(actions: Pat
     steps.seen.clear()
     fresh.test(module(), datamodule=data(actions), ckpt_path=str(tmp_path / "a.ckpt"), verbose=False, weights_only=True)
     assert [(key, step) for key, _, step in steps.seen] == [
-        ("examples/test-episode-0", 4), ("test/confusion", 4), ("test/per-class", 4),
+        ("examples/test-episode-0", 4), ("test/confusion", 4), ("test/per-class", 4), ("test/learning-curve", 4),
     ]  # fmt: skip
     assert {board.writer.steps[key] for key, _, _ in steps.seen} == {4}
     for key, path, _ in steps.seen:
