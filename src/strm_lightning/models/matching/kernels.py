@@ -76,7 +76,8 @@ def ridge(
             in compiled code); the mask does not fit the support.
     """
     support, query = at_least_float32(support, query)
-    return apply_ridge(zero_absent(support, shot_mask).flatten(-3, -2), query, fit_ridge(support, rho, shot_mask))
+    coefficients = fit_ridge(support, rho, shot_mask)  # checks the mask
+    return apply_ridge(zero_absent(support, shot_mask).flatten(-3, -2), query, coefficients)
 
 
 def fit_ridge(
