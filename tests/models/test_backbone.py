@@ -217,9 +217,34 @@ def test_an_earlier_stage_has_a_finer_grid(name: str, tmp_path: Path) -> None:
 
 
 def test_stages_that_do_not_exist_or_are_no_finer_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"backbone_stage -2: backbone 'test_vit' .* all have the same grid"):
+    with pytest.raises(ValueError, match=r"backbone_stage -2: backbone 'test_vit' .* its blocks have the same grid"):
         STRM("test_vit", pretrained=False, backbone_stage=-2)
     for stage in (0, 2, -9):
         with pytest.raises(ValueError, match=rf"backbone_stage {stage}: .* choose -5, -4, -3, -2 or -1"):
             STRM("test_resnet", pretrained=False, backbone_stage=stage)
     assert STRM("test_resnet", pretrained=False, backbone_stage=-2).backbone.dim == 192
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext", "swin_tiny_patch4_window7_224"])
+def test_maps_of_several_stages_are_concatenated(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(Backbone(name, pretrained=False).net.state_dict(), tmp_path / "weights.pth")
+    last, earlier, both, finer = (
+        Backbone(name, weights=tmp_path / "weights.pth", stage=stage).eval() for stage in (-1, -2, [-1, -2], (-3, -2))
+    )
+    frames = torch.rand(2, 3, FAMILIES[name], FAMILIES[name])
+    with torch.no_grad():
+        maps, fine = both(frames), earlier(frames)
+        torch.testing.assert_close(maps[:, last.dim :], fine)
+        coarse = torch.nn.functional.adaptive_max_pool2d(maps[:, : last.dim], last(frames).shape[-2:])
+        torch.testing.assert_close(coarse, last(frames))  # enlarging repeats each value
+        assert finer(frames).shape[1] == sum(finer.channels)
+        assert finer.channels[1] == earlier.dim
+    assert both.channels == (last.dim, earlier.dim)
+    assert (
+        STRM(name, pretrained=False, backbone_stage=[-1, -2], matching="auto").head.matching.spec.stages
+        == both.channels
+    )
+    for stages in ([], [-1, -1]):
+        with pytest.raises(ValueError, match="give one stage or more, each once"):
+            Backbone(name, pretrained=False, stage=stages)

@@ -116,6 +116,7 @@ class FewShotClassifier(SklearnMixin):
         *,
         weights: str | Path | None = None,
         patch_grid: int = 4,
+        backbone_stage: int | Sequence[int] | None = None,
         num_frames: int | None = None,
         num_segments: int | None = None,
         frame_policy: FramePolicy | None = None,
@@ -132,6 +133,8 @@ class FewShotClassifier(SklearnMixin):
             weights: a local weights file. None for pretrained weights: those of ``tf_efficientnet_lite0`` are in the
                 extra ``weights``, those of other models are downloaded by timm.
             patch_grid: rows and columns P of the patch grid.
+            backbone_stage: stage of a timm model whose map is used, or several; None for the last two with the default
+                backbone and matching, or for the output of the network.
             num_frames: frames L of a clip; None for 8, or for 32 with a video model of torchvision.
             num_segments: segments that a video backbone encodes separately; None for 1, or for 2 as above.
             frame_policy: which frames of a video are used; None for ``segments``, or for ``dense`` as above.
@@ -152,18 +155,21 @@ class FewShotClassifier(SklearnMixin):
         chosen = {"matching": matching, "matching_options": dict(matching_options or {})}
         given = {"num_frames": num_frames, "num_segments": num_segments, "frame_policy": frame_policy}
         given = {name: value for name, value in {**given, "image_size": image_size}.items() if value is not None}
+        stages = load_model.default_stages(backbone, matching) if backbone_stage is None else backbone_stage
+        stages = stages if isinstance(stages, int) else list(stages)
         preprocessing = ClipConfig(**{**load_model.usual_clip(backbone), **given})
         model = load_model.untrained(
             backbone,
             weights=spec,
             patch_grid=patch_grid,
+            backbone_stage=stages,
             num_frames=preprocessing.num_frames,
             num_segments=preprocessing.num_segments,
             **chosen,
         )
         model.backbone.check_size(preprocessing.image_size)
         absolute = str(Path(spec).absolute()) if spec is not None and Path(spec).is_file() else spec
-        network = {"backbone": backbone, "weights": absolute, "patch_grid": patch_grid}
+        network = {"backbone": backbone, "weights": absolute, "patch_grid": patch_grid, "backbone_stage": stages}
         sizes = {"num_frames": preprocessing.num_frames, "image_size": preprocessing.image_size}
         source = {**network, **given, **sizes, **chosen}
         return cls(model.to(load_model.resolve_device(device)), preprocessing, source=source, **options)

@@ -16,6 +16,7 @@ from strm_lightning.models.weights.state import plain_name
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 DEFAULT_MATCHING = "auto"
+DEFAULT_STAGES = (-1, -2)  # of the default backbone, with the default matching
 _PREPROCESSING = ("num_frames", "image_size", "short_side", "frame_policy", "num_segments", "frame_stride")
 _PREFIX = "model."
 
@@ -78,6 +79,11 @@ def usual_clip(backbone: str) -> dict[str, Any]:
     if not backbone.startswith(TORCHVISION_PREFIX):
         return {}
     return {"num_frames": 32, "num_segments": 2, "frame_policy": "dense", "image_size": pretraining_size(backbone)}
+
+
+def default_stages(backbone: str, matching: str) -> int | list[int]:
+    """Return the stages that own videos are compared by if none are given; see docs/own-videos.md."""
+    return list(DEFAULT_STAGES) if (backbone, matching) == (DEFAULT_BACKBONE, DEFAULT_MATCHING) else -1
 
 
 def resolve_device(device: str | None) -> torch.device:

@@ -301,7 +301,9 @@ def _settings(model: STRM) -> dict[str, Any]:
     backbone, head = model.backbone, model.head
     names = ("num_frames", "patch_grid", "center_clip", "scale_clip")
     pixels = {"mean": backbone.mean.flatten().tolist(), "std": backbone.std.flatten().tolist()}
-    segments = {} if backbone.num_segments == 1 else {"num_segments": backbone.num_segments}
+    segments: dict[str, Any] = {} if backbone.num_segments == 1 else {"num_segments": backbone.num_segments}
+    if (stages := getattr(backbone, "stages", (-1,))) != (-1,):
+        segments["stages"] = list(stages)
     return {"backbone": backbone.name, **pixels, **segments, **{name: getattr(head, name) for name in names}}
 
 
@@ -381,6 +383,10 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+def _are_stages(values: list[Any]) -> bool:
+    return all(isinstance(value, int) for value in values)
+
+
 def _is_size(value: Any) -> bool:
     return value == 0 or _is_count(value)
 
@@ -413,6 +419,7 @@ _BACKBONE: dict[str, Callable[[Any], bool]] = {
     "backbone": _is_name,
     "weights": lambda value: value is None or isinstance(value, str),
     "patch_grid": _is_count,
+    "backbone_stage": lambda value: isinstance(value, int) or (isinstance(value, list) and _are_stages(value)),
     "num_frames": _is_count,
     "num_segments": _is_count,
     "frame_policy": _is_policy,

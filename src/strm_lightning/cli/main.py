@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "prepare": ("data.prepare:prepare", "decode all videos once into a frame cache for training"),
     "doctor": ("data.checks.doctor:doctor", "check the videos in a folder against a split before training"),
     "classify": ("cli.classify:classify", "recognise actions in videos from a few example clips of each class"),
-    "support": ("cli.support:support", "list the examples in a file; add, remove and rename classes"),
+    "support": ("cli.edit_support:support", "list the examples in a file; add, remove and rename classes"),
     "export": ("cli.export:export", "export a classifier to ONNX, with a program that runs it without torch"),
     "demo": ("cli.demo:demo", "classify on a local web page"),
     "convert": ("cli.convert:convert", "convert a checkpoint of the official STRM or TRX code"),

@@ -1,5 +1,6 @@
 """STRM: a backbone and a head; `encode` processes each video, `match` each episode."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class STRM(nn.Module, HubModel):
         normalize: normalise pixels as in the backbone's pretraining; False leaves them in 0 .. 1, as the official code
             does.
         backbone_stage: stage of a timm model whose map is used: -1 for the output, -2 for the finer grid of the last
-            stage but one, and so on.
+            stage but one, and so on. A list, such as ``[-1, -2]``, concatenates the maps of several stages.
         num_frames: frames L of a clip. The head has the time steps of the backbone: L, or fewer with a video backbone.
         num_segments: segments of a clip that a video backbone encodes separately; it divides ``num_frames``.
         batch_norm: ``train`` or ``frozen``; see `ClipBackbone`.
@@ -53,7 +54,7 @@ class STRM(nn.Module, HubModel):
         pretrained: bool = True,
         weights: str | Path | None = None,
         normalize: bool = True,
-        backbone_stage: int = -1,
+        backbone_stage: int | Sequence[int] = -1,
         num_frames: int = 8,
         num_segments: int = 1,
         batch_norm: BatchNormPolicy = "train",
@@ -78,7 +79,9 @@ class STRM(nn.Module, HubModel):
         check_positive(num_frames=num_frames)
         self.num_frames, steps = num_frames, self.backbone.steps(num_frames)
         try:
-            self.head = STRMHead(self.backbone.dim, num_frames=steps, **head_options)
+            stages = self.backbone.channels
+            dim = stages if len(stages) > 1 else self.backbone.dim
+            self.head = STRMHead(dim, num_frames=steps, **head_options)
         except InputError as error:
             if steps == num_frames:
                 raise

@@ -15,6 +15,7 @@ from strm_lightning.classifier.predictions import Prediction
 from strm_lightning.classifier.support import EncodedClip, SupportSet
 from strm_lightning.data.sampling import select_frames
 from strm_lightning.models.matching.base import Encoded, Evidence
+from strm_lightning.models.matching.kernel_methods import kernel_of
 
 MEANING = {
     "lag": "same motion at about the same time",
@@ -23,6 +24,14 @@ MEANING = {
     "meanpatch": "same appearance",
 }
 """What a large similarity means, for each kernel of `KernelRidge`."""
+
+
+def by_kernel(parts: Mapping[str, float]) -> dict[str, float]:
+    """Sum values of parts over the stages of the backbone, by kernel."""
+    found: dict[str, float] = {}
+    for part, value in parts.items():
+        found[kernel_of(part)] = found.get(kernel_of(part), 0.0) + value
+    return found
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ class Explanation:
             label = f"unknown: {self.best_class!r} is the most probable action, but too uncertain."
         lines = [label, describe_method(self.matching), f"The most similar example of {self.best_class!r} is {clip}."]
         if self.parts:
-            leads = {name: part[self.best_class] - part[self.rival] for name, part in self.parts.items()}
+            leads = by_kernel({name: p[self.best_class] - p[self.rival] for name, p in self.parts.items()})
             ranked = sorted((name for name in leads if abs(leads[name]) >= 0.005), key=lambda name: -leads[name])
             shares = ", ".join(f"{MEANING[name]} {leads[name]:+.2f}" for name in ranked)
             lines.append(f"Its lead over {self.rival!r}, the next action: {shares or 'below 0.01'}.")
@@ -132,7 +141,8 @@ class Explanation:
             f"most like {evidence.clips[best]} (class {self.best_class}; {evidence.clip_scores[best]:.2f})",
         ]
         if self.parts:
-            shares = ", ".join(f"{MEANING[name]} {self.parts[name][self.best_class]:+.2f}" for name in self.parts)
+            of_best = by_kernel({name: part[self.best_class] for name, part in self.parts.items()})
+            shares = ", ".join(f"{MEANING[name]} {value:+.2f}" for name, value in of_best.items())
             lines.append(f"logit {self.logits[self.best_class]:.2f}: {shares}")
         if evidence.main is not None and evidence.main.strongest is not None:
             query, clip, frames, weight = evidence.main.strongest

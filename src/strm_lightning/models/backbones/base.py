@@ -59,6 +59,7 @@ class ClipBackbone(nn.Module):
     Attributes:
         frame_wise: whether the map of a time step depends on a single frame.
         dim: channels D of the maps.
+        channels: channels of each stage in ``dim``, for backbones that concatenate maps of several stages.
         mean: mean of the pretraining data, ``[3, 1, 1]``.
         std: standard deviation of the pretraining data, ``[3, 1, 1]``.
         pretrained_on: data set of the loaded weights, or None if it is unknown or does not matter for the test classes.
@@ -88,6 +89,7 @@ class ClipBackbone(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.net, self.dim, self.num_segments = name, net, dim, num_segments
+        self.channels: tuple[int, ...] = (dim,)
         mean, std = (self.mean_of_pixels, self.std_of_pixels) if normalize else ((0.0,) * 3, (1.0,) * 3)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)

@@ -1,5 +1,6 @@
 """Build a backbone by its name."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,12 @@ from strm_lightning.models.backbones.torchvision import TORCHVISION_PREFIX, Vide
 
 
 def build_backbone(
-    name: str, *, pretrained: bool = True, weights: str | Path | None = None, stage: int = -1, **options: Any
+    name: str,
+    *,
+    pretrained: bool = True,
+    weights: str | Path | None = None,
+    stage: int | Sequence[int] = -1,
+    **options: Any,
 ) -> ClipBackbone:
     """Build a backbone.
 
@@ -18,7 +24,7 @@ def build_backbone(
         name: a name given to `register_backbone`, ``torchvision/`` and a torchvision video model, or a timm model.
         pretrained: load pretrained weights, unless ``weights`` is set.
         weights: a local file of weights.
-        stage: stage of a timm model whose map is used, see `Backbone`.
+        stage: stage of a timm model whose map is used, or several, see `Backbone`.
         **options: options of `ClipBackbone`.
 
     Raises:
@@ -28,7 +34,7 @@ def build_backbone(
     kind = registered_backbone(name) or (VideoBackbone if name.startswith(TORCHVISION_PREFIX) else Backbone)
     if kind is Backbone:
         return Backbone(name, pretrained=pretrained, weights=weights, stage=stage, **options)
-    if stage != -1:
+    if stage not in (-1, [-1], (-1,)):
         raise InputError(f"backbone_stage {stage}: {name!r} is not a timm model; use -1, the output of the network")
     backbone: ClipBackbone = kind(name, pretrained=pretrained, weights=weights, **options)
     return backbone

@@ -8,6 +8,7 @@ import timm
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.nn import functional as F
 
 from strm_lightning.errors import InputError
 from strm_lightning.messages import did_you_mean
@@ -34,7 +35,8 @@ class Backbone(ClipBackbone):
         weights: a local .safetensors or .pth file with a state dict of this timm model (a classifier in it is ignored),
             or ``pip:efficientnet_lite0`` (or ``lite1``, ``lite2``) for the ImageNet weights of the extra ``weights``.
         stage: stage whose map is used: -1 for the output of the network, -2 for the last stage but one, whose grid is
-            finer, and so on. Later stages are removed.
+            finer, and so on. Later stages are removed. Several stages: their maps are enlarged to the finest grid
+            (nearest neighbour) and concatenated, in this order.
         **options: options of `ClipBackbone`.
 
     Raises:
@@ -51,9 +53,12 @@ class Backbone(ClipBackbone):
         *,
         pretrained: bool = True,
         weights: str | Path | None = None,
-        stage: int = -1,
+        stage: int | Sequence[int] = -1,
         **options: Any,
     ) -> None:
+        stages = [stage] if isinstance(stage, int) else list(stage)
+        if not stages or len(set(stages)) < len(stages):
+            raise InputError(f"backbone_stage {stages}: give one stage or more, each once")
         try:
             net = _create(name, pretrained=pretrained and weights is None)
         except AssertionError as error:  # timm cannot disable the pooling of some families
@@ -62,17 +67,37 @@ class Backbone(ClipBackbone):
             load_weights(net, weights)
         config: dict[str, Any] = net.pretrained_cfg
         self.mean_of_pixels, self.std_of_pixels = config["mean"], config["std"]
-        self.stage_index = None if stage == -1 else _cut_after(net, name, stage)
+        self.stages = tuple(stages)
+        self.stage_indices = _cut_after(net, name, stages)
         super().__init__(name, net, dim=0, **options)
-        self.dim = self._probe(config["input_size"][-2:])
+        self.channels = self._probe(config["input_size"][-2:])
+        self.dim = sum(self.channels)
         if self.checkpoint_blocks:
             self._checkpoint_blocks()
 
     def maps(self, frames: Tensor) -> Tensor:
+        maps = self._maps_of_stages(frames)
+        size = max((stage.shape[-2], stage.shape[-1]) for stage in maps)
+        same = [m if m.shape[-2:] == size else F.interpolate(m, size) for m in maps]
+        return same[0] if len(same) == 1 else torch.cat(same, 1)
+
+    def _maps_of_stages(self, frames: Tensor) -> list[Tensor]:
         net: Any = self.net
-        if self.stage_index is not None:
-            return net.forward_intermediates(frames, [self.stage_index], stop_early=True, intermediates_only=True)[0]
-        features = net.forward_features(frames)
+        indices = list(self.stage_indices.values())
+        if not indices:
+            return [self._as_map(net.forward_features(frames), frames)]
+        if -1 not in self.stages:
+            found = net.forward_intermediates(frames, indices, stop_early=True, intermediates_only=True)
+            last = None
+        else:
+            last, found = net.forward_intermediates(frames, indices)
+        by_index = dict(zip(sorted(indices), found, strict=True))
+        return [
+            by_index[self.stage_indices[stage]] if stage in self.stage_indices else self._as_map(last, frames)
+            for stage in self.stages
+        ]
+
+    def _as_map(self, features: Any, frames: Tensor) -> Tensor:
         if isinstance(features, (tuple, list)):  # a map with its class token, or several stages
             features = next((f for f in features if isinstance(f, Tensor) and f.ndim == 4), features[-1])
         if not isinstance(features, Tensor) or features.ndim not in (3, 4):
@@ -121,18 +146,19 @@ class Backbone(ClipBackbone):
                 ) from error
 
     @torch.no_grad()
-    def _probe(self, size: Sequence[int]) -> int:
-        """Return the channels of the maps, from a forward pass: in some families ``num_features`` differs."""
+    def _probe(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Return the channels of each stage, from a forward pass: in some families ``num_features`` differs."""
         training = self.training
         try:
-            maps = self.eval().maps(torch.zeros(1, 3, *size, device=self.mean.device, dtype=self.mean.dtype))
+            frames = torch.zeros(1, 3, *size, device=self.mean.device, dtype=self.mean.dtype)
+            maps = self.eval()._maps_of_stages(frames)
         finally:
             self.train(training)
-        return int(maps.shape[1])
+        return tuple(int(stage.shape[1]) for stage in maps)
 
 
-def _cut_after(net: Any, name: str, stage: int) -> int:
-    """Remove the stages after ``stage`` (negative, from the end); return its index from 0.
+def _cut_after(net: Any, name: str, wanted: Sequence[int]) -> dict[int, int]:
+    """Remove the stages after the last wanted one (negative, from the end); return the indices of all but -1, from 0.
 
     Raises:
         InputError: the model has no such stage, or one without a finer grid than the last.
@@ -140,12 +166,16 @@ def _cut_after(net: Any, name: str, stage: int) -> int:
     stages = list(net.feature_info) if hasattr(net, "feature_info") else []
     grids = [info["reduction"] for info in stages]
     finer = [index - len(grids) for index, reduction in enumerate(grids) if reduction < grids[-1]]
-    if stage not in finer or not hasattr(net, "prune_intermediate_layers"):
-        choices = f"choose {', '.join(map(str, finer))} or -1" if finer else "its blocks all have the same grid; use -1"
-        raise InputError(f"backbone_stage {stage}: backbone {name!r} has no such stage with a finer grid; {choices}")
-    index = len(stages) + stage
-    net.prune_intermediate_layers([index], prune_norm=True, prune_head=True)
-    return index
+    for stage in wanted:
+        if stage != -1 and (stage not in finer or not hasattr(net, "prune_intermediate_layers")):
+            choices = f"choose {', '.join(map(str, finer))} or -1" if finer else "its blocks have the same grid; use -1"
+            raise InputError(
+                f"backbone_stage {stage}: backbone {name!r} has no such stage with a finer grid; {choices}"
+            )
+    indices = {stage: len(stages) + stage for stage in wanted if stage != -1}
+    if -1 not in wanted:
+        net.prune_intermediate_layers([max(indices.values())], prune_norm=True, prune_head=True)
+    return indices
 
 
 def _create(name: str, *, pretrained: bool) -> Any:  # timm families share no typed interface

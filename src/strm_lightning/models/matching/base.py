@@ -46,12 +46,14 @@ class FeatureSpec:
         steps: time steps L of a clip; with a video backbone fewer than frames.
         patches: patches of a time step, P*P.
         variant: ``paper`` or ``official``, see `STRMHead`.
+        stages: channels of each stage of the backbone, whose sum is ``dim``; empty for one stage.
     """
 
     dim: int
     steps: int
     patches: int
     variant: str = "paper"
+    stages: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

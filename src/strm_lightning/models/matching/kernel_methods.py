@@ -1,7 +1,8 @@
 """Matching methods that compare one vector for each clip, lag, and kernel ridge regression."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -283,8 +284,16 @@ _FLOATS_AT_ONCE = 2**24  # elements of the largest tensor of `leave_out`: 64 MB 
 _ROWS_AT_ONCE = 32  # support clips compared with all others at a time, without gradient
 
 
+def kernel_of(part: str) -> str:
+    """Return the kernel of a part of a sum: ``lag`` for ``lag`` and ``lag_2``."""
+    return part.partition("_")[0]
+
+
 class _SeveralKernels(Matching):
-    """Base of methods that combine several single-vector methods."""
+    """Base of methods that combine several single-vector methods.
+
+    If the backbone has several stages, each kernel is used for each stage; ``lag_2`` is ``lag`` of the second stage.
+    """
 
     reads = frozenset({"patches"})
     per_class = False
@@ -301,16 +310,24 @@ class _SeveralKernels(Matching):
             check_choice("kernels", name, KERNELS)
         if not names or len(set(names)) < len(names):
             raise InputError(f"kernels {list(names)}: give one or more of {', '.join(KERNELS)}, each once")
-        self.parts = nn.ModuleDict({name: self.kinds[name](spec) for name in names})
+        stages = spec.stages or (spec.dim,)
+        self.parts, self._channels = nn.ModuleDict(), dict[str, slice]()
+        for number, dim in enumerate(stages, start=1):
+            for name in names:
+                part = name if number == 1 else f"{name}_{number}"
+                self.parts[part] = self.kinds[name](replace(spec, dim=dim, stages=()))
+                self._channels[part] = slice(sum(stages[: number - 1]), sum(stages[:number]))
         self.mirror = mirror
         if mirror and math.isqrt(spec.patches) ** 2 != spec.patches:
             raise InputError(f"mirror needs a square grid of patches, not {spec.patches} patches")
 
     def encode(self, clip: VideoFeatures) -> Encoded:
+        assert clip.patches is not None
         encoded = {}
         part: Any
         for name, part in self.parts.items():
-            (encoded[name],) = part.encode(clip).values()
+            of_stage = VideoFeatures(patches=clip.patches[..., self._channels[name]])
+            (encoded[name],) = part.encode(of_stage).values()
         return encoded
 
     def pair_scores(self, support: Encoded, query: Encoded) -> Encoded:
@@ -345,7 +362,7 @@ class _SeveralKernels(Matching):
         if isinstance(part, Lag):
             return part.matches(support, query)
         support, query = at_least_float32(support, query)
-        if name == "energy":
+        if kernel_of(name) == "energy":
             by_step = (support * query).unflatten(-1, (steps, -1)).sum(-1)
             return torch.diag_embed(by_step)
         spread = support.new_full((steps, steps), 1 / steps**2)
@@ -373,9 +390,9 @@ class _SeveralKernels(Matching):
     def _mirrored(self, name: str, clips: Tensor) -> Tensor:
         """Exchange left and right in the descriptors of clips."""
         side = math.isqrt(self.spec.patches)
-        if name == "lag":
+        if kernel_of(name) == "lag":
             return clips.unflatten(-2, (side, side)).flip(-2).flatten(-3, -2)
-        if name == "energy":
+        if kernel_of(name) == "energy":
             return clips.unflatten(-1, (self.spec.steps * side, side)).flip(-1).flatten(-2)
         return clips.unflatten(-1, (side, side, -1)).flip(-2).flatten(-3)
 
@@ -384,7 +401,7 @@ class _SeveralKernels(Matching):
         clips, way = {}, 1
         for name in self.parts:
             tensor = zero_absent(support[name], shot_mask)
-            axis = -3 - (2 if name == "lag" else 0)  # lag has separate axes for time steps and patches
+            axis = -3 - (2 if kernel_of(name) == "lag" else 0)  # lag has separate axes for time steps and patches
             way = tensor.shape[axis]
             clips[name] = tensor.flatten(axis, axis + 1)
         return clips, way
@@ -399,6 +416,8 @@ class _SeveralKernels(Matching):
 @register_matching("lag_energy")
 class LagEnergy(_SeveralKernels):
     """Sum of ``lag`` and ``energy``, each z-scored over the classes: for one shot.
+
+    With several stages of the backbone, both are added for each stage.
 
     Args:
         spec: sizes of the features.
@@ -433,7 +452,7 @@ def explain_lag_energy(
     method: _SeveralKernels, clips: Encoded, query: Encoded, label: int, way: int, shot_mask: Tensor | None
 ) -> dict[str, Evidence]:
     """`Matching.explain` of ``lag_energy`` for clips ``[N K, *features]``."""
-    alone = {name: query[name][None] for name in ("lag", "energy")}
+    alone = {name: query[name][None] for name in _motion_parts(method.parts)}
     scores = {name: method.scores(name, clips[name], alone[name]) for name in alone}
     shots = clips["energy"].shape[0] // way
     factors = {}
@@ -449,8 +468,12 @@ def lag_energy_logits(
     scores: Mapping[str, Float[Tensor, "*B Q S"]], way: int, shot_mask: Tensor | None
 ) -> dict[str, Float[Tensor, "*B Q N"]]:
     """Compute the parts of the logits of `LagEnergy` from similarities of queries and support clips."""
-    means = {name: mean_over_shots(scores[name], way, shot_mask) for name in ("lag", "energy")}
+    means = {name: mean_over_shots(scores[name], way, shot_mask) for name in _motion_parts(scores)}
     return {name: kernels.z_sum(mean) for name, mean in means.items()}
+
+
+def _motion_parts(parts: Iterable[str]) -> list[str]:
+    return [part for part in parts if kernel_of(part) in ("lag", "energy")]
 
 
 @register_matching("kernel_ridge")
@@ -561,7 +584,7 @@ class KernelRidge(_SeveralKernels):
         return dict(zip(self.parts, found.unbind(-3), strict=True))
 
     def _similarities(self, name: str, clips: Tensor) -> Float[Tensor, "*B S S"]:
-        features = 3 if name == "lag" else 1
+        features = 3 if kernel_of(name) == "lag" else 1
         if clips.ndim > features + 1 or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.scores(name, clips, clips)
         own = clips.new_empty(len(clips), len(clips), dtype=torch.promote_types(clips.dtype, torch.float32))
@@ -597,7 +620,7 @@ class Auto(KernelRidge):
     ) -> dict[str, Tensor]:
         if "coefficients" in prepared:
             return super().match_prepared(prepared, query, shot_mask)
-        scores = {name: self.scores(name, prepared[name], query[name]) for name in ("lag", "energy")}
+        scores = {name: self.scores(name, prepared[name], query[name]) for name in _motion_parts(self.parts)}
         return lag_energy_logits(scores, way=prepared["energy"].shape[-2], shot_mask=shot_mask)
 
     def explain(
