@@ -402,7 +402,12 @@ def test_combinations_that_are_accepted(name: str, options: dict[str, Any], of_h
         ("otam", {"tau": 3.0}, {}, r"'otam' has no option 'tau'; its options are features, shots.*earlier YAML"),
         ("otam", {"smooting": 0.1}, {}, "'otam' has no option 'smooting'; did you mean 'smoothing'"),
         ("energy", {"scale": 2.0}, {}, "'energy' has no option 'scale'; it has none"),
-        ("ottam", {}, {}, r"'ottam' is not registered: did you mean 'otam'\? registered are auto, bi_mhm, .*--import FILE"),
+        (
+            "ottam",
+            {},
+            {},
+            r"'ottam' is not registered: did you mean 'otam'\? registered are auto, bi_mhm, .*--import FILE",
+        ),
         ("mine", {}, {}, "'mine' is not registered: .*registers your own"),
         ("qc", {}, {}, "'qc' is not registered"),
         ("otam", {}, {"query_class": True, "tuple_sizes": (5,)}, r"tuple_sizes \[5\].*num_frames = 4"),
