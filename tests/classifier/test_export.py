@@ -3,9 +3,10 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import onnxruntime
 import pytest
@@ -15,9 +16,11 @@ from strm_lightning.classifier import FewShotClassifier
 from strm_lightning.classifier.clips import ClipConfig
 from strm_lightning.classifier.export import export_classifier, graphs
 from strm_lightning.classifier.export.predict import Classifier
+from strm_lightning.classifier.support import SupportSet
 from strm_lightning.cli.main import main
 from strm_lightning.data.transforms import ClipTransform
 from strm_lightning.errors import InputError, MissingPackageError
+from strm_lightning.models import STRM
 from strm_lightning.models.enrichment.pooling import pool_maps
 from tests.classifier.conftest import HOW, bare_model, make_model, moving, write_video
 
@@ -29,6 +32,14 @@ for name in ("torch", "torchvision", "strm_lightning"):
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_type_checks() -> Iterator[None]:
+    """A size is no int but a symbol while torch exports."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +79,28 @@ KINDS = {
 }
 
 
+@pytest.fixture(scope="module")
+def encodings() -> dict[str, bytes]:
+    return {}
+
+
+@pytest.fixture
+def _encode_once(encodings: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convert the encoding of each method once; its conversion takes ten seconds."""
+    real = graphs.export_encoding
+
+    def export(model: STRM, image_size: int, path: Path) -> None:
+        name = model.head.matching_name
+        if name in encodings:
+            path.write_bytes(encodings[name])
+        else:
+            real(model, image_size, path)
+            encodings[name] = path.read_bytes()
+
+    monkeypatch.setattr(graphs, "export_encoding", export)
+
+
+@pytest.mark.usefixtures("_encode_once")
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_program_predicts_the_same_without_torch(kind: str, videos: Path, tmp_path: Path) -> None:
     build, shots = KINDS[kind]
@@ -83,16 +116,17 @@ def test_the_program_predicts_the_same_without_torch(kind: str, videos: Path, tm
         assert predicted["label"] == expected.label
         assert predicted["probabilities"] == pytest.approx(dict(expected.probabilities), abs=1e-4)
     # The graph takes other numbers of classes, clips and queries.
-    more = FewShotClassifier(classifier.model, HOW).fit(
-        {f"{name} {i}": clips for i in range(2) for name, clips in examples(videos, *shots[::-1]).items()}
-    )
-    arrays, ((*columns,),) = graphs.example_arrays(more.support)
-    clips = [more.encode_one(path)[0] for path in queries]
+    more = SupportSet(classifier.model)
+    for name, paths in examples(videos, *shots[::-1]).items():
+        for i in range(2):
+            more.add(f"{name} {i}", [classifier.encode_one(path)[0] for path in paths])
+    arrays, (columns,) = graphs.example_arrays(more)
+    clips = [classifier.encode_one(path)[0] for path in queries]
     encoded = {name: torch.stack([clip.features[name] for clip in clips]) for name in clips[0].features}
     session = onnxruntime.InferenceSession(str(tmp_path / "out" / "match.onnx"))
     inputs = {f"0/{graphs.QUERY}{name}": tensor.numpy() for name, tensor in encoded.items()} | arrays
     (logits,) = session.run(None, {put.name: inputs[f"0/{put.name}"] for put in session.get_inputs()})
-    expected = more.support.match(encoded).combined(more.qc_weight)[:, columns].numpy()
+    expected = more.match(encoded).combined(classifier.qc_weight)[:, columns].numpy()
     assert logits.shape == (3, 6)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
@@ -226,4 +260,4 @@ def test_what_cannot_be_converted_is_one_line(tmp_path: Path) -> None:
             return torch.linalg.eigh(a)[0]
 
     with pytest.raises(InputError, match="matching 'mine' cannot be converted to ONNX: No ONNX function found"):
-        graphs.export_module(Solve(), {"a": torch.eye(3)}, ({},), ["b"], tmp_path / "a.onnx", "matching 'mine'")
+        graphs.export_module(Solve().eval(), {"a": torch.eye(3)}, ({},), ["b"], tmp_path / "a.onnx", "matching 'mine'")

@@ -1,6 +1,7 @@
 """Convert encoding and matching to ONNX, with the numbers of clips, classes and shots as dynamic axes."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -115,7 +116,7 @@ def export_matching(model: STRM, qc_weight: float, path: Path, *, shots: int) ->
     axes: dict[tuple[int, int], Any] = {}  # axes with the same two sizes are one axis, such as the classes
     shapes = tuple(
         {
-            axis: axes.setdefault(sizes, torch.export.Dim(f"{_AXES.get(sizes[0], 'axis')}_{sizes[0]}"))
+            axis: axes.setdefault(sizes, torch.export.Dim(_AXES.get(sizes[0], f"axis_{sizes[0]}")))
             for axis, sizes in enumerate(zip(tensor.shape, larger.shape, strict=True))
             if sizes[0] != sizes[1]
         }
@@ -209,7 +210,8 @@ def export_module(
         return maps, maps  # the second output, the indices, is not used
 
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "# The axis name")  # of an axis that several inputs share
             program = torch.onnx.export(
                 module,
                 tuple(inputs.values()),

@@ -173,7 +173,8 @@ def _use(exported: Any, support: SupportSet) -> bool:
 
 
 def _read(exported: Any, video: Video, pixels: UInt8[Tensor, "L 3 S S"]) -> np.ndarray:
-    return exported.read_clip(video) if isinstance(video, (str, Path)) else pixels.numpy()
+    from_file = isinstance(video, (str, Path)) and Path(video).is_file()
+    return exported.read_clip(video) if from_file else pixels.numpy()
 
 
 def _arrays(clip: EncodedClip) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
 """Size and speed of an exported classifier, beside PyTorch in the same run.
 
-    python experiments/benchmarks/onnx.py [--matching auto | --ckpt a.ckpt] [--threads 1] [--rounds 5]
+    python experiments/benchmarks/exported.py [--matching auto | --ckpt a.ckpt] [--threads 1] [--rounds 5]
 
 The examples' features are random, since matching takes as long whatever they are. Rounds of PyTorch and of ONNX
 alternate, so that the load of the machine changes both; the ratio is the median of the ratios of the rounds.
@@ -38,7 +38,7 @@ def compare(name: str, torch_run: Callable[[], object], onnx_run: Callable[[], o
     print(f"{name:<28}{ours:>10.1f}{theirs:>10.1f}{ratio:>18.2f}", flush=True)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
