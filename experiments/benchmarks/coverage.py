@@ -59,7 +59,8 @@ class Case:
     @property
     def name(self) -> str:
         """The case, for a table."""
-        return f"{self.classes} classes, {self.clips} clips, {self.shot}-shot"
+        kind = "distant classes" if self.distance > 1 else "classes"
+        return f"{self.classes} {kind}, {self.clips} clips, {self.shot}-shot"
 
 
 def episodes_of(case: Case) -> Episode:

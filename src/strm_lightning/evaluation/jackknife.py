@@ -33,11 +33,12 @@ class Variance:
     freedom: float
 
 
-def variance_of(changes: Sequence[Float[np.ndarray, "G n"]]) -> Variance:
+def variance_of(changes: Sequence[Float[np.ndarray, "G _"]]) -> Variance:
     """Return the jackknife variance of independent samples.
 
     Args:
-        changes: for each sample the changes of the mean by leaving out one of its n members, in each group of episodes.
+        changes: for each sample the changes of the mean by leaving out one of its n members, in each of
+            G groups of episodes, ``[G, n]``.
     """
     terms = np.concatenate([((c.shape[1] - 1) / c.shape[1]) ** 0.5 * c for c in changes], 1)
     groups = len(terms)
