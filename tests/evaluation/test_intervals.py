@@ -97,7 +97,8 @@ def test_without_an_effect_of_clips_the_variance_is_zero_within_its_error() -> N
     mean = np.mean([variance.value for variance in found])
     # A jackknife with squares instead of products would have the mean of the noise, far above this.
     assert abs(mean) < 3 * np.std([variance.value for variance in found]) / 40**0.5
-    assert np.mean([variance.error for variance in found]) == pytest.approx(np.std([v.value for v in found]), rel=0.4)
+    # The jackknife over groups is conservative where there is nothing but noise.
+    assert 0.8 < np.mean([v.error for v in found]) / np.std([v.value for v in found]) < 2
 
 
 def test_the_interval_over_clips_is_wider_and_that_over_classes_wider_still() -> None:
@@ -125,6 +126,9 @@ def test_what_cannot_be_known_is_said() -> None:
     unknown = over_clips(answers(short), clip_design(results(answers(short), short)))
     assert unknown.ci95 is None
     assert unknown.unknown == "40 episodes are too few; raise data.test_episodes"
+    single = episodes(number=3)  # fewer than groups
+    found = all_intervals(results(answers(single), single))
+    assert [found[name]["ci95"] for name in ("clips", "classes")] == [None, None]
 
 
 def test_a_perfect_accuracy_has_an_interval_over_clips() -> None:

@@ -43,10 +43,8 @@ class Handover:
             return None
         found = json.loads(self.path.read_text(encoding="utf-8"))
         self.path.unlink()
-        arrays = {
-            name: None if values is None else np.array(values, dtype=np.int64)
-            for name, values in found["results"].items()
-        }
+        found["results"] = {name: values for name, values in found["results"].items() if values is not None}
+        arrays = {name: np.array(values, dtype=np.int64) for name, values in found["results"].items()}
         return EpisodeResults(**arrays), found["report"]
 
 

@@ -33,11 +33,12 @@ class Variance:
     freedom: float
 
 
-def variance_of(changes: Sequence[Float[np.ndarray, "G n"]]) -> Variance:
+def variance_of(changes: Sequence[Float[np.ndarray, "G _"]]) -> Variance:
     """Return the jackknife variance of independent samples.
 
     Args:
-        changes: for each sample the changes of the mean by leaving out one of its n members, in each group of episodes.
+        changes: for each sample the changes of the mean by leaving out one of its n members, in each of
+            G groups of episodes, ``[G, n]``.
     """
     terms = np.concatenate([((c.shape[1] - 1) / c.shape[1]) ** 0.5 * c for c in changes], 1)
     groups = len(terms)
@@ -125,10 +126,11 @@ class ClipDesign:
             # A query clip is no support clip of the same episode.
             np.subtract.at(kept, group.place, own)
             np.subtract.at(counts, group.place, 1.0)
-            change = (kept / counts - own.mean()) / self.way
+            episodes = np.float64(len(own))  # 0 gives NaN, without an exception
+            change = (kept / counts - own.sum() / (self.queries * episodes)) / self.way
             if self.way > 1:
                 without = (others @ group.keep) / group.keep.sum(0)
-                change += (without - others.mean()) / (self.queries * self.way)
+                change += (without - others.sum() / episodes) / (self.queries * self.way)
             found.append(change)
             number += len(group.episodes)
         return number / self.episodes * np.stack(found)
@@ -161,5 +163,6 @@ def variance_over_classes(values: Float[np.ndarray, "E Q"], absent: Float[np.nda
     accuracy = values.mean(1)
     groups = [slice(g, None, _GROUPS) for g in range(_GROUPS)]
     with np.errstate(invalid="ignore", divide="ignore"):
-        changes = [accuracy[g] @ absent[g] / absent[g].sum(0) - accuracy[g].mean() for g in groups]
+        means = [accuracy[g].sum() / np.float64(len(accuracy[g])) for g in groups]
+        changes = [accuracy[g] @ absent[g] / absent[g].sum(0) - mean for g, mean in zip(groups, means, strict=True)]
         return variance_of([np.stack(changes)])
