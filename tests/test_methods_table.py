@@ -1,6 +1,7 @@
 """The runner of the methods table gives the results of `strm fit` and `strm test`, resumes, and mixes no runs."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from experiments.methods import run as runner
 from experiments.methods.run import METHODS, Plan, Run, compare, options_of, rate_table, read_test, step_table
 from strm_lightning.cli.main import main
 from strm_lightning.errors import InputError
+from strm_lightning.evaluation.results import EpisodeResults
 
 RECIPE = {
     "data": {
@@ -49,11 +51,8 @@ def table(actions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 def call(table: Path, out: Path, variants: list[str], **options: Any) -> str:
-    return compare(
-        out,
-        roots={"one": None},
-        **{"tables": [], "variants": variants, "backbones": ["tiny"], "shots": [1, 2], "table": table} | options,
-    )
+    common = {"roots": {"one": None}, "tables": [], "variants": variants, "backbones": ["tiny"], "shots": [1, 2]}
+    return compare(out, **{**common, "table": table, **options})
 
 
 @pytest.mark.parametrize(
@@ -96,7 +95,7 @@ def test_it_gives_the_results_of_the_commands(
         np.testing.assert_allclose(found[f"{row['shot']}-shot"], row["per_episode"])
     assert (found["1-shot"] != found["1-shot reversed"]).any()
     # A still clip has no motion: a method that subtracts the mean over time cannot tell the classes apart.
-    if options["model"].get("center_clip") or variant in ("project+lag_trained", "patches+ridge"):
+    if variant in ("project+lag_trained", "patches+ridge"):
         assert found["1-shot static"].mean() == pytest.approx(0.5, abs=0.01 if command == "test" else 0.2)
 
 
@@ -164,13 +163,26 @@ def test_every_row_of_the_tables_is_built_and_every_step_has_its_rows(tmp_path: 
         assert len([option for option in two if one.get(option) != two[option]]) == 1
 
 
+def results(right: list[list[int]]) -> EpisodeResults:
+    """Results of 2-way 1-shot episodes with these right (1) and wrong (0) predictions."""
+    predicted = np.array([[0, 1]]) ^ (1 - np.array(right))
+    classes = np.tile([0, 1], (len(right), 1))
+    return EpisodeResults(np.arange(len(right)), predicted, classes, classes, classes[..., None] + 2, classes)
+
+
 def test_tables_pair_episodes_and_show_the_spread_of_runs() -> None:
-    base = [np.array([0.2, 0.4, 0.6]), np.array([0.4, 0.6, 0.8])]
+    first, second = results([[1, 0], [0, 0]]), results([[1, 1], [1, 0]])
+    kinds = ("1-shot", "1-shot reversed", "1-shot static")
+    run = Run("one", "tiny", "none+trm")
     found = {
-        "none+trm": [{"1-shot": values} for values in base],
-        "ple_fle+trm_qc": [{"1-shot": values + gain} for values, gain in zip(base, (0.1, 0.2), strict=True)],
+        "none+trm": [(replace(run, seed=seed), dict.fromkeys(kinds, first)) for seed in (0, 1)],
+        "ple_fle+trm_qc": [(replace(run, seed=s), dict.fromkeys(kinds, r)) for s, r in enumerate((second, first))],
     }
     plan = Plan(TABLE, {}, Path(), Path(), {}, {})
-    assert "| frame means | TRM | 50.0 ± 15.3 (40.0 … 60.0)" in rate_table(plan, found)
-    steps = {"STRM against TRX": ("none+trm", "ple_fle+trm_qc")}
-    assert "STRM against TRX | +15.0 ± 4.0 (+10.0 … +20.0)" in step_table(found, steps)
+    lines = rate_table(plan, found, "1-shot").splitlines()
+    assert lines[2].startswith("| frame means | TRM | 25.0 |")
+    assert lines[3].startswith("| PLE + FLE | TRM + QC | 50.0 |")
+    assert "| 25.0 … 75.0 | 50.0 | 50.0 |" in lines[3]
+    step = step_table(found, {"STRM against TRX": ("none+trm", "ple_fle+trm_qc")}, ["1-shot"])
+    assert "| STRM against TRX | +25.0 |" in step
+    assert "| +0.0 … +50.0 |" in step
