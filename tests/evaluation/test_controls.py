@@ -108,3 +108,12 @@ def test_results_contain_the_clips_of_each_episode(actions: Path, tmp_path: Path
     assert found["per_episode"]["classes"][3] == drawn.class_ids.tolist()
     assert found["intervals"]["episodes"]["ci95"] == found["ci95"]
     assert found["intervals"]["clips"]["number"] == len(names) == 18
+
+
+def test_the_card_marks_transductive_methods(actions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marks = []
+    for per_query in (True, False):
+        model = module()
+        monkeypatch.setattr(type(model.model.head.matching), "per_query", per_query)
+        marks.append(run_test(tmp_path, model, data(actions, test_episodes=2))["card"]["model"]["transductive"])
+    assert marks == [False, True]
