@@ -70,7 +70,8 @@ class Segmenter:
             gains: gain of each length and class; minus infinity excludes a segment.
         """
         self._now += 1
-        best, back = self._best[-1], (self._now - 1, None)
+        best = self._best[-1]
+        back: tuple[int, Segment | None] = (self._now - 1, None)
         classes = gains.argmax(1)
         for row, length in enumerate(self.lengths):
             if length <= min(self._now, len(self._best)):
