@@ -128,10 +128,11 @@ def count_right(found: list[Truth], truth: list[Truth]) -> int:
 def fixed_windows(scores, plan, labels, threshold, seconds=3.0) -> list[Truth]:
     """``--window 3 --threshold fit``: consecutive windows with the same label are one event."""
     row = min(range(len(plan.lengths)), key=lambda i: abs(plan.lengths[i] / RATE - seconds))
-    length, step, found = plan.lengths[row], plan.lengths[row] // 2, []
+    length, step, last, found = plan.lengths[row], plan.lengths[row] // 2, 0, []
     for end in range(length, len(scores) + 1):
-        if (end - length) % step or scores[end - 1] is None:
+        if scores[end - 1] is None or end - last < step:
             continue
+        last = end
         values = scores[end - 1][row]
         label = labels[int(values.argmax())] if values.max() >= threshold else None
         if label and found and found[-1][2] == label and found[-1][1] >= (end - length) / RATE:

@@ -1,5 +1,6 @@
 """Cameras and streams: events at the time of the clock, no growing queue, errors in one line."""
 
+import io
 import socket
 import threading
 import time
@@ -59,33 +60,41 @@ def test_a_slow_machine_drops_frames_and_takes_the_newest(tmp_path: Path) -> Non
     assert times == sorted(times)
 
 
-def send(address: str, frames: np.ndarray, fps: int) -> None:
-    with av.open(address, "w", format="mpegts") as container:
+def mpegts(frames: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format="mpegts") as container:
         stream = container.add_stream("mpeg2video", rate=Fraction(25))
         stream.height, stream.width, stream.pix_fmt, stream.gop_size = 64, 64, "yuv420p", 1
         for image in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-            time.sleep(1 / fps if fps else 0)
         container.mux(stream.encode(None))
+    return file.getvalue()
 
 
-@pytest.mark.parametrize("fps", [25, 0], ids=["at its pace", "faster than the machine"])
-def test_a_local_stream(fps: int) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    sender = threading.Thread(target=send, args=(f"{address}?listen=1", moving("left", frames=40), fps), daemon=True)
-    sender.start()
-    deadline = time.monotonic() + 20
-    while True:  # until the sender listens
-        try:
-            images, _, decoded = frames_of(address, pause=0.0 if fps else 0.2)
-            break
-        except VideoError:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-    assert decoded >= 35  # a decoder may wait for the frames at the end
-    assert len(images) < 10 if not fps else len(images) >= 2
+def serve(server: socket.socket, data: bytes, seconds: float) -> None:
+    """Send a stream to the first client in the given time."""
+    client, _ = server.accept()
+    with client:
+        for i in range(0, len(data), 1316):
+            client.sendall(data[i : i + 1316])
+            time.sleep(seconds * 1316 / len(data))
+
+
+@pytest.mark.parametrize("seconds", [2.0, 0.0], ids=["at its pace", "faster than the machine"])
+def test_a_local_stream(seconds: float) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        data = mpegts(moving("left", frames=50))
+        sender = threading.Thread(target=serve, args=(server, data, seconds), daemon=True)
+        sender.start()
+        start = time.monotonic()
+        images, _, decoded = frames_of(f"tcp://127.0.0.1:{server.getsockname()[1]}", pause=0.0 if seconds else 0.3)
+        sender.join(timeout=10)
+    assert decoded >= 45  # a decoder may wait for the frames at the end
+    assert 1 <= len(images) <= decoded
+    if seconds:
+        assert time.monotonic() - start > seconds * 0.9
+    else:  # the newest frame only: the stream is over long before a queue of its frames would be
+        assert len(images) < 20
 
 
 class Clock:

@@ -27,7 +27,7 @@ _PRIOR_WEIGHT = 0.5  # of the duration
 _LOG_ODDS = 3.0  # of a window without event against each class
 _SHRINKAGE = 0.6  # of the covariance of logits to its diagonal
 _DISTANCE = 4.0  # expected standard deviations above the background, of a class without clips to leave out
-_PSEUDO_WINDOWS = 200  # weight of the examples in the first background model of a stream
+_FIRST_WINDOWS = 200  # windows of a stream before the examples have no influence on the background
 _BATCH = 8  # frames
 
 
@@ -92,14 +92,16 @@ class Background:
 
     Args:
         support: the examples.
+        streaming: start with the leave-one-out logits of the examples, until enough windows are known.
     """
 
-    def __init__(self, support: SupportSet) -> None:
+    def __init__(self, support: SupportSet, *, streaming: bool = False) -> None:
         logits, targets = (tensor.double().cpu().numpy() for tensor in support.leave_one_out())
         self._means = [
             logits[targets == c].mean(0) if (targets == c).any() else None for c in range(len(support.labels))
         ]
         self._examples = logits
+        self._starts_with_examples = streaming and len(logits) > 1
         way = len(support.labels)
         self._count, self._sum, self._squares = 0.0, np.zeros(way), np.zeros((way, way))
 
@@ -110,23 +112,25 @@ class Background:
         self._sum += logits.sum(0)
         self._squares += logits.T @ logits
 
-    def add_examples(self) -> None:
-        """Start with the leave-one-out logits of the examples, for a stream of which no window is known yet."""
-        if len(self._examples) > 1:
-            share = _PSEUDO_WINDOWS / len(self._examples)
-            self._count += _PSEUDO_WINDOWS
-            self._sum += share * self._examples.sum(0)
-            self._squares += share * self._examples.T @ self._examples
+    def _moments(self) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, "N N"]]:
+        """Return mean and covariance of the background."""
+        count, total, squares = self._count, self._sum, self._squares
+        if self._starts_with_examples and count < _FIRST_WINDOWS:
+            share = (_FIRST_WINDOWS - count) / len(self._examples)
+            count = _FIRST_WINDOWS
+            total = total + share * self._examples.sum(0)
+            squares = squares + share * self._examples.T @ self._examples
+        mean = total / max(count, 1)
+        return mean, squares / max(count, 1) - np.outer(mean, mean)
 
     @property
     def is_known(self) -> bool:
         """Whether there are enough windows or examples for a stream."""
-        return self._count >= _PSEUDO_WINDOWS
+        return self._starts_with_examples or self._count >= _FIRST_WINDOWS
 
     def gains(self, logits: Float[np.ndarray, "*T N"]) -> Float[np.ndarray, "*T N"]:
         """Return the log-likelihood ratio of each class and the background, minus the log odds of the background."""
-        mean = self._sum / max(self._count, 1)
-        covariance = self._squares / max(self._count, 1) - np.outer(mean, mean)
+        mean, covariance = self._moments()
         variance = np.maximum(np.diag(covariance), 1e-12)
         deviation = np.sqrt(variance)
         shrunk = (1 - _SHRINKAGE) * covariance
@@ -205,8 +209,7 @@ class EventStream:
         self._windows, self._plan = Windows(support, config, plan), plan
         self._labels, self._name = support.labels, name
         self._segmenter = Segmenter(plan.lengths, round(delay * plan.fps))
-        self._background = Background(support)
-        self._background.add_examples()
+        self._background = Background(support, streaming=True)
         self._gains: dict[int, Float[np.ndarray, "W N"]] = {}  # of the steps that are not decided
         self._step = 0
 
