@@ -410,7 +410,7 @@ def test_combinations_that_are_accepted(name: str, options: dict[str, Any], of_h
         ),
         ("mine", {}, {}, "'mine' is not registered: .*registers your own"),
         ("qc", {}, {}, "'qc' is not registered"),
-        ("otam", {}, {"query_class": True, "tuple_sizes": (5,)}, r"tuple_sizes \[5\].*num_frames = 4"),
+        ("otam", {}, {"query_class": True, "tuple_sizes": (5,)}, r"tuple_sizes \[5\].*from 1 to 4 \(time steps\)"),
         ("otam", {"features": "patch"}, {}, "features 'patch': did you mean 'patches'"),
         ("otam", {"direction": "back"}, {}, "direction 'back': choose 'both' or 'query' or 'support'"),
         ("otam", {"features": 3}, {}, "features 3: choose 'frames' or 'patches'"),

@@ -13,7 +13,14 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from strm_lightning.classifier.predictions import clock
-from strm_lightning.data.decode.video import VIDEO_SUFFIXES, frame_rate, read_chosen, read_times, video_seconds
+from strm_lightning.data.decode.video import (
+    VIDEO_SUFFIXES,
+    VideoError,
+    frame_rate,
+    read_chosen,
+    read_times,
+    video_seconds,
+)
 from strm_lightning.data.detect import list_videos
 from strm_lightning.data.sources.base import VideoStore
 from strm_lightning.data.sources.frame_folders import FrameFolderStore, count_images, is_image
@@ -104,7 +111,10 @@ def read_path(path: str | Path, choose: Choose) -> UInt8[Tensor, "n H W 3"]:
     if not Path(path).is_dir():
         return read_chosen(path, choose)
     name = str(path)
-    return FrameFolderStore({name: name}, {name: count_images(name)}, {}).read(0, choose(count_images(name)))
+    if not any(is_image(entry.name) for entry in Path(path).iterdir()):
+        raise VideoError(f"{path}: is a folder without frames (image files), not a video")
+    count = count_images(name)
+    return FrameFolderStore({name: name}, {name: count}, {}).read(0, choose(count))
 
 
 def duration_of(video: Video) -> float | None:

@@ -92,7 +92,7 @@ def _overview() -> str:
     from strm_lightning import __doc__ as about
 
     commands = TRAINING | {name: text for name, (_, text) in COMMANDS.items()}
-    lines = [f"  {name:<10}{text}" for name, text in commands.items()]
+    lines = [f"  {name:<12}{text}" for name, text in commands.items()]
     first = (about or "").splitlines()[0]
     how = [
         "Options of a command: strm COMMAND --help.  Version: strm --version.",
