@@ -675,5 +675,8 @@ def test_sums_of_kernels_compare_stages_separately(mirror: bool) -> None:
             head.match_encoded(support, query).trm, kernels.weighted_kernel_ridge(own, cross, WAY), rtol=1e-4, atol=1e-5
         )
         assert len(parts) == 8
+        assert head.matching.default_temperature([SHOT] * WAY) == 0.1
+    assert STRMHead((5, 3), matching="lag_energy").matching.default_temperature([1]) == 2.0
+    assert STRMHead((5, 3), matching="auto").matching.default_temperature([1, 1]) == 2.0
     projected = STRMHead((5, 3), matching="auto", proj_dim=4, num_frames=L, patch_grid=P)
     assert projected.matching.spec.stages == (4,)

@@ -260,7 +260,7 @@ class Model:
 
     @property
     def is_default(self) -> bool:
-        """Whether nothing but the device is chosen: a support file then names its model."""
+        """Whether only the device is chosen; a support file then names its model."""
         return replace(self, device=None) == Model()
 
 

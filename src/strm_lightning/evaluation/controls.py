@@ -29,8 +29,8 @@ def reversed_maps(maps: PooledMaps) -> PooledMaps:
 def static_maps(maps: PooledMaps) -> PooledMaps:
     """Replace every time step of pooled maps by their mean over the L steps.
 
-    With `center_clip` the mean is that of the centred and pooled maps. It still contains where something moves, but not
-    when.
+    With ``center_clip`` the mean is that of the centred and pooled maps. It still contains where something moves, but
+    not when.
     """
     return PooledMaps(grid=_mean_over(maps.grid, -3), mean=_mean_over(maps.mean, -2))
 

@@ -7,7 +7,7 @@ An accuracy has three errors, one for each question:
 - over classes: other classes, with other clips.
 
 Lafargue et al. (arXiv 2409.02850) show how much intervals over episodes underestimate the error over clips.
-`experiments/benchmarks/coverage.py` measures how often each interval contains the value that it is about.
+``experiments/benchmarks/coverage.py`` measures how often each interval contains the value that it is about.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ _NOISE = 0.5  # largest relative standard error of a variance from the number of
 RIGHT_OR_WRONG = (0.0, 0.0, 1.0, 1.0)
 """Values of the pseudo-clips of an accuracy (Agresti and Coull, The American Statistician 52, 1998)."""
 DIFFERENCE = (-1.0, 0.0, 0.0, 1.0)
-"""Values of the pseudo-clips of a difference of two accuracies: each pair of right and wrong once."""
+"""Values of the pseudo-clips of a difference of two accuracies; each pair of right and wrong occurs once."""
 
 
 @dataclass(frozen=True)

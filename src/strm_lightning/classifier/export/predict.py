@@ -1,5 +1,7 @@
 """Recognise actions in videos with the exported classifier in this folder.
 
+Usage::
+
     python predict.py a.mp4 b.mp4              # file, label, probability
     python predict.py --json a.mp4             # a JSON object for each video, with all probabilities
     python predict.py --examples clips a.mp4   # an export without examples: clips/CLASS/*.mp4

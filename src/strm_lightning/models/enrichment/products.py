@@ -1,12 +1,14 @@
 """Products of the weights of PLE, kept as long as the weights do not change."""
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-class Products(NamedTuple):
+@dataclass(frozen=True)
+class Products:
     """Weights of the layers that replace two layers in sequence, for `torch.nn.functional.linear`.
 
     Attributes:
@@ -31,7 +33,7 @@ class ProductsOfWeights:
     """Compute `Products` of query, key, value and psi's first layer, and keep them where no gradient is needed.
 
     Kept products are used as long as the weights give the same products with a fixed vector. That takes one pass over
-    the weights in each call. It notices every change: by optimisers, `load_state_dict`, ``.to()``, and by ``.data``,
+    the weights in each call. It notices every change: by optimisers, ``load_state_dict``, ``.to()``, and by ``.data``,
     which the version counter of a tensor does not record. Copies and pickled modules do not contain them.
     """
 

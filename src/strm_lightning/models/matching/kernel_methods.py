@@ -441,6 +441,9 @@ class LagEnergy(_SeveralKernels):
     ) -> Float[Tensor, "*B Q N"]:
         return _sum(lag_energy_logits(cross, way, shot_mask))
 
+    def default_temperature(self, shots: Sequence[int]) -> float:
+        return self.temperature * len(self.parts) / 2  # each z-score has the same spread
+
     def explain(
         self, support: Encoded, query: Encoded, label: int, shot_mask: Bool[Tensor, "N K"] | None = None
     ) -> dict[str, Evidence]:
@@ -509,7 +512,7 @@ class KernelRidge(_SeveralKernels):
         clips, way = self._flatten_shots(support, shot_mask)
         similarities = torch.stack([self._similarities(name, clips[name]) for name in self.parts], -3)
         fit = kernels.fit_kernel_ridge(similarities.unbind(-3), way, shot_mask, self.ridge)
-        return {**clips, "similarities": similarities, **fit._asdict()}
+        return {**clips, "similarities": similarities, **vars(fit)}
 
     def match_prepared(
         self, prepared: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
@@ -640,7 +643,9 @@ class Auto(KernelRidge):
         return super().match_scores(own, cross, way, shot_mask)
 
     def default_temperature(self, shots: Sequence[int]) -> float:
-        return KernelRidge.temperature if max(shots) > 1 else LagEnergy.temperature
+        if max(shots) > 1:
+            return KernelRidge.temperature
+        return LagEnergy.temperature * len(_motion_parts(self.parts)) / 2
 
     def _logits(
         self, coefficients: Tensor, bias: Tensor, scores: Mapping[str, Tensor], shot_mask: Tensor | None

@@ -5,7 +5,7 @@ Except for `ridge`, these methods are not from a paper. `energy` ignores what mo
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -133,7 +133,8 @@ def ridge_of_products(
         return cross @ solution
 
 
-class KernelRidgeFit(NamedTuple):
+@dataclass(frozen=True)
+class KernelRidgeFit:
     """A kernel ridge regression that is fitted to the support: ``logits = sum_c (k_c(q, s) A_c + b_c)``.
 
     Attributes:
