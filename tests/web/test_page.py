@@ -174,7 +174,7 @@ def test_saved_examples_are_loaded_by_the_page_and_by_the_classifier(
     tab.get_by_role("button", name="Start afresh").click()
     card(tab, "action 1").wait_for(timeout=SECONDS)
     with tab.expect_file_chooser() as chooser:
-        tab.get_by_role("button", name="Load examples").click()
+        tab.get_by_role("button", name="Load examples", exact=True).click()
     chooser.value.set_files(str(file))
     says(tab, "Loaded actions.safetensors.")
     assert [count(tab, label) for label in ("left", "up")] == [2, 2]
@@ -249,7 +249,7 @@ def test_actions_of_a_long_video_are_on_a_time_line(tab: Any, tmp_path: Path, se
     video = write_video(tmp_path / "long.mp4", film)
     tab.get_by_role("tab", name="Long video").click()
     tab.locator("input[type=file][data-testid=file-upload]").last.set_input_files(str(video))
-    tab.get_by_text("long", exact=True).first.wait_for(timeout=SECONDS)
+    tab.locator("a[href*='long.mp4']").wait_for(timeout=SECONDS)  # uploaded
     tab.get_by_label("number input for Seconds of a window").fill("1")
     tab.get_by_role("button", name="Find the actions").click()
     tab.locator("#events").get_by_text("Whole video").wait_for(timeout=SECONDS)
