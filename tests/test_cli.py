@@ -198,7 +198,7 @@ def test_a_test_that_cannot_run_is_reported_before_training(
         (["test", "--ckpt_path", "other.ckpt"], "other.ckpt: not a checkpoint of `strm fit`.*strm convert"),
         (["fit", *TINY, "--trainer.accelerator=gpu"], "GPU|CUDA|gpu"),
         (["fit", *TINY, "--model.backbone=resnet5O"], "'resnet5O' is unknown.*resnet50"),
-        (["fit", *TINY, "--model.tuple_sizes=[2,5]"], r"tuple_sizes \[2, 5\].*num_frames = 4"),
+        (["fit", *TINY, "--model.tuple_sizes=[2,5]"], r"tuple_sizes \[2, 5\].*from 1 to 4 \(time steps\)"),
         (["fit", *TINY, "--data.root=absent"], "absent"),
         (["fit", *TINY, "--data.way=4"], "4-way.*the train split has 3"),
         (["fit", *TINY, "--data.shot=9"], "'left' has 6 clips.*9-shot.*needs 10"),

@@ -11,7 +11,7 @@ import yaml
 from strm_lightning.cli.main import main
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-CONFIGS = sorted(p for p in EXPERIMENTS.rglob("*.yaml") if "sweeps" not in p.parts)
+CONFIGS = sorted(p for p in EXPERIMENTS.rglob("*.yaml") if not {"sweeps", "methods"} & set(p.parts))
 SPLIT = {"train": ["left", "right", "up"], "val": ["still", "rise"], "test": ["fall", "sink", "leap"]}
 OTHER_BACKBONES = {"vit.yaml": "test_vit", "convnext.yaml": "test_convnext"}
 TINY = """
@@ -59,10 +59,7 @@ def merged(files: list[Path]) -> dict[str, dict[str, Any]]:
     return found
 
 
-# A variant of the ablation says all switches, whatever recipe it is put behind.
-@pytest.mark.parametrize(
-    "config", [c for c in CONFIGS if c.parent.name != "ablation"], ids=lambda p: str(p.relative_to(EXPERIMENTS))
-)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: str(p.relative_to(EXPERIMENTS)))
 def test_shared_values_stand_once(config: Path) -> None:
     """A configuration repeats no value of those that its command puts before it."""
     for command in commands(config):

@@ -12,11 +12,21 @@ import torch
 import yaml
 
 from strm_lightning.cli.main import main
+from strm_lightning.models import STRM
+from strm_lightning.models.backbones import base as backbones
 from strm_lightning.models.matching import base
 from tests.test_module import pytestmark as pytestmark
 
 PAGE = Path(__file__).parents[1] / "docs" / "extend.md"
-SECTIONS = ("A backbone", "A matching method", "An enrichment", "A split", "A reader", "A logger picture")
+SECTIONS = (
+    "A backbone",
+    "A video backbone",
+    "A matching method",
+    "An enrichment",
+    "A split",
+    "A reader",
+    "A logger picture",
+)
 
 
 class Block(NamedTuple):
@@ -44,6 +54,7 @@ def folder(actions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     """The folder that the page describes, as working directory; what examples register is forgotten afterwards."""
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of Lightning's use of it
     monkeypatch.setattr(base, "_registry", dict(base._registry))
+    monkeypatch.setattr(backbones, "_BACKBONES", dict(backbones._BACKBONES))
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "actions").symlink_to(actions)
@@ -67,7 +78,7 @@ def run(section: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             script.write_text(block.code)
             monkeypatch.setattr("sys.argv", [str(script)])
             runpy.run_path(str(script), run_name="__main__")
-    for name in set(sys.modules) - before & {"small_net", "my_method"}:
+    for name in set(sys.modules) - before & {"small_net", "video_mae", "my_method"}:
         del sys.modules[name]
 
 
@@ -84,6 +95,28 @@ def test_a_backbone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert checkpoint["hyper_parameters"]["backbone"] == "small_net"
     assert checkpoint["state_dict"]["model.backbone.net.layers.0.weight"].shape == (16, 3, 3, 3)
     assert "own_classes" not in checkpoint
+
+
+def test_a_video_backbone(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers", reason="the extra `dev` is not installed")
+    run("A video backbone", folder, monkeypatch)
+    (best,) = folder.glob("runs/*/checkpoints/best.ckpt")
+    checkpoint = torch.load(best, weights_only=True)
+    assert checkpoint["hyper_parameters"]["backbone"] == "video_mae"
+    assert "own_classes" not in checkpoint
+    assert checkpoint["state_dict"]["model.head.trm.0.key.weight"].shape[-1] == 2 * 32  # D of the configuration
+    assert "actions/up/0.mp4" in capsys.readouterr().out
+    model = STRM("video_mae", num_frames=8, num_segments=2, match_dim=8).eval()
+    assert model.head.num_frames == 4  # two time steps for each segment
+    with torch.no_grad():
+        maps, clip = model.backbone(torch.rand(8, 3, 64, 64)), torch.rand(8, 3, 64, 64)
+        assert maps.shape == (4, 32, 4, 4)
+        other = model.backbone(torch.cat([clip[:4], torch.rand(4, 3, 64, 64)]))
+        torch.testing.assert_close(other[:2], model.backbone(clip)[:2])  # the first segment does not see the second
+    with pytest.raises(ValueError, match="takes segments of 4 frames, not 8"):
+        STRM("video_mae", num_frames=8)
+    with pytest.raises(ValueError, match="takes 64 pixels, not 32"):
+        model.backbone.check_size(32)
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")

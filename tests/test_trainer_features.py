@@ -255,8 +255,8 @@ def test_counts_that_are_none_are_refused(actions: Path, name: str, value: Any) 
     number = value[0] if isinstance(value, list) else value
     with pytest.raises(ValueError, match=rf"^{name} is {number}: give "):
         data(actions, **{name: value})
-    with pytest.raises(ValueError, match="frozen_views is 0: give a positive number"):
-        module(frozen_views=0)
+    with pytest.raises(ValueError, match="frozen_views is -1: give 0 or a positive number"):
+        module(frozen_views=-1)
 
 
 # Several processes ----------------------------------------------------------------------------------------------------

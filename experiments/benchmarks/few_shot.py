@@ -27,7 +27,7 @@ from strm_lightning.classifier import FewShotClassifier
 from strm_lightning.classifier.calibration import calibrate
 from strm_lightning.classifier.encoder import encode_each
 from strm_lightning.classifier.support import EncodedClip, SupportSet
-from strm_lightning.cli.classify import find_examples, find_videos
+from strm_lightning.classifier.videos import find_examples, find_videos
 from strm_lightning.models import STRM
 
 SHOTS, CALIBRATED = (1, 5), 100
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("folder", help="a folder of clips for each class")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--ckpt", help="checkpoint of a trained model; without, a pretrained backbone")
-    which.add_argument("--matching", default="patches", help="matching method without weights, on the backbone")
+    which.add_argument("--matching", default="auto", help="matching method without weights, on the backbone")
     parser.add_argument("--image_size", type=int, default=224, help="image size without a checkpoint")
     parser.add_argument("--unknown", help="folder of clips that are of none of the classes")
     parser.add_argument("--way", type=int, default=5)

@@ -2,8 +2,9 @@
 
     python experiments/benchmarks/heads.py [--rounds 7] [--threads 2]
 
-The literal implementation concatenates tuples and loops over classes. Both run alternately and their medians are
-compared. Peak memory is measured in a new process for each.
+``head`` is everything from maps of 7 x 7 to logits; the other parts are its most expensive steps. The literal
+implementation (tests/reference.py) concatenates tuples and loops over classes. Both run alternately; the ratio is the
+median over the rounds. Peak memory of forward and backward is measured in a new process for each.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from strm_lightning.models.matching.trm import cross_transform
 from tests import reference
 
 WAY, SHOT, QUERIES, L, D, d = 5, 5, 25, 8, 2048, 1152
+PARTS = ("head", "ple", "trm", "qc")
 LABELS = torch.arange(WAY).repeat_interleave(SHOT)
 
 
@@ -34,11 +36,18 @@ def sides(part: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor], list[T
     torch.manual_seed(0)
     head = STRMHead(D, match_dim=d).eval()
     state = dict(head.named_parameters())
+    if part == "head":
+        maps = torch.rand(WAY * SHOT + QUERIES, L, D, 7, 7)
+        return (lambda: whole_head(head, maps)), (lambda: literal_head(state, maps)), list(state.values())
     support, query = torch.randn(WAY * SHOT, L, D, requires_grad=True), torch.randn(QUERIES, L, D, requires_grad=True)
     leaves = [support, query, *state.values()]
     if part == "ple":
         patches = torch.rand(10 * L, 16, D, requires_grad=True)
-        return (lambda: head.ple(patches)), (lambda: reference.ple(state, patches, False)), [patches, *state.values()]
+        return (
+            lambda: head.ple(patches, pooled=True),
+            lambda: reference.ple(state, patches, False).mean(1),
+            [patches, *state.values()],
+        )
     if part == "trm":
         return (
             lambda: cross_transform(*head.trm[0](query), *(t.unflatten(0, (WAY, SHOT)) for t in head.trm[0](support))),
@@ -50,6 +59,19 @@ def sides(part: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor], list[T
         lambda: reference.qc(state, 0, 2, support, LABELS, query),
         leaves,
     )
+
+
+def whole_head(head: STRMHead, maps: Tensor) -> Tensor:
+    support, query = maps.split([WAY * SHOT, QUERIES])
+    return head.match(head.enrich(support.unflatten(0, (WAY, SHOT))), head.enrich(query)).combined(0.1)
+
+
+def literal_head(state: reference.State, maps: Tensor) -> Tensor:
+    h, e = reference.features(state, maps)
+    support, query = zip(*(x.split([WAY * SHOT, QUERIES]) for x in (h, e)), strict=True)
+    trm, qc = reference.match(state, (2,), support, LABELS, query)
+    assert qc is not None
+    return trm + 0.1 * qc
 
 
 def forward(side: Callable[[], Tensor]) -> None:
@@ -80,7 +102,8 @@ def compare(part: str, rounds: int) -> None:
             times["ours"].append(seconds(mode, ours, leaves))
             times["literal"].append(seconds(mode, literal, leaves))
         mine, theirs = (median(runs[1:]) * 1e3 for runs in times.values())  # the first round warms up
-        print(f"{part:<4} {name:<17} {mine:8.0f} ms   literal {theirs:8.0f} ms   {theirs / mine:5.2f} x faster")
+        ratio = median(b / a for a, b in list(zip(*times.values(), strict=True))[1:])
+        print(f"{part:<4} {name:<17} {mine:8.0f} ms   literal {theirs:8.0f} ms   {ratio:5.2f} x faster", flush=True)
 
 
 def peak(part: str, side: str) -> float:
@@ -105,6 +128,7 @@ def memory(field: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
@@ -116,7 +140,7 @@ def main() -> None:
     print(
         f"5-way 5-shot, {QUERIES} queries, L {L}, D {D}, d {d}; medians of {options.rounds}, {options.threads} threads"
     )
-    for part in ("ple", "trm", "qc"):
+    for part in options.parts:
         compare(part, options.rounds)
         mine, theirs = peak(part, "ours"), peak(part, "literal")
         print(f"{part:<4} peak memory       {mine:8.0f} MiB  literal {theirs:8.0f} MiB  {theirs / mine:5.2f} x less")

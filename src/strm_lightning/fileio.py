@@ -1,6 +1,7 @@
 """The user's cache folder, and atomic writes of files."""
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,6 +73,35 @@ def write_errors(path: str | Path, *kinds: type[Exception]) -> Iterator[None]:
     except errors as error:
         reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
         raise WriteError(f"{path}: cannot be written ({reason})") from error
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a new temporary folder beside ``path``; rename it to ``path`` when the block ends without an error.
+
+    After an error, the temporary folder is deleted.
+
+    Args:
+        path: the folder to write: absent or empty.
+
+    Yields:
+        An empty folder on the same file system.
+
+    Raises:
+        WriteError: the folder cannot be made, or ``path`` is not empty.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name[:60]}.{uuid4().hex[:_ID_DIGITS]}{PART_SUFFIX}")
+    with write_errors(path):
+        part.mkdir(parents=True)
+    try:
+        yield part
+        with write_errors(path):
+            if path.is_dir():
+                path.rmdir()  # Windows renames to an absent folder only
+            part.rename(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def sweep_parts(folder: str | Path, *, older_than_s: float = 86400.0) -> int:

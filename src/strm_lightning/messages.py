@@ -8,7 +8,12 @@ from strm_lightning.errors import InputError
 
 
 def near_names(word: str, names: Iterable[str]) -> list[str]:
-    """Return up to three names similar to ``word``, most similar first."""
+    """Return up to three names similar to ``word``, most similar first.
+
+    Examples:
+        >>> near_names("otm", ["otam", "mean"])
+        ['otam']
+    """
     return get_close_matches(word, list(names), n=3, cutoff=0.6)
 
 
@@ -41,18 +46,33 @@ def check_not_negative(**values: float) -> None:
 
 
 def some_of(claim: str, items: Iterable[str], most: int = 3) -> str:
-    """Return ``"claim: a, b, c and 4 more"``, items sorted."""
+    """Return ``"claim: a, b, c and 4 more"``, items sorted.
+
+    Examples:
+        >>> some_of("missing", ["d", "b", "a", "c"])
+        'missing: a, b, c and 1 more'
+    """
     items = sorted(items)
     rest = f" and {len(items) - most} more" if len(items) > most else ""
     return f"{claim}: {', '.join(items[:most])}{rest}"
 
 
 def count_of(items: Sized, noun: str) -> str:
-    """Return a count with its noun: ``"1 video"``, ``"3 videos"``, ``"2 classes"``."""
+    """Return a count with its noun.
+
+    Examples:
+        >>> count_of(["wave", "clap"], "class")
+        '2 classes'
+    """
     plural = noun + ("es" if noun.endswith("s") else "s")
     return f"{len(items)} {noun if len(items) == 1 else plural}"
 
 
 def format_bytes(number: float) -> str:
-    """Return ``"1.5 GB"`` or ``"3.2 MB"`` (powers of 1000)."""
+    """Return a size in GB or MB (powers of 1000).
+
+    Examples:
+        >>> format_bytes(1.5e9)
+        '1.5 GB'
+    """
     return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"

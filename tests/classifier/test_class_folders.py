@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from strm_lightning.cli.classify import find_examples
+from strm_lightning.classifier.videos import find_examples
 from strm_lightning.data.detect import list_videos
 
 FOLDERS = {

@@ -276,7 +276,7 @@ def test_uneven_shots_cost_what_their_clips_cost(bare) -> None:
     for c in range(300):
         support.add(f"class {c}", [replace(one) for _ in range(1 + c % 3 + 200 * (c == 7))])
     present, places = [], []
-    real = bare.head.match_encoded
+    real = bare.head.match_prepared
 
     def match(s, q, mask):
         way, shot = s["patches"].shape[:2]
@@ -285,7 +285,7 @@ def test_uneven_shots_cost_what_their_clips_cost(bare) -> None:
         return real(s, q, mask)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bare.head, "match_encoded", match)
+        patch.setattr(bare.head, "match_prepared", match)
         support.match({name: tensor[None] for name, tensor in one.features.items()})
     clips = sum(map(len, support.clips.values()))
     assert sum(present) == clips

@@ -13,8 +13,16 @@ from PIL import Image
 
 from strm_lightning.data.checks.doctor import doctor
 from strm_lightning.data.decode.image import decode_image
-from strm_lightning.data.decode.video import VideoError, count_frames, estimate_num_frames, iter_frames, read_frames
+from strm_lightning.data.decode.video import (
+    VideoError,
+    count_frames,
+    estimate_num_frames,
+    iter_frames,
+    read_chosen,
+    read_frames,
+)
 from strm_lightning.data.prepare import prepare
+from strm_lightning.data.sampling import select_frames
 from strm_lightning.data.splits.lists import read_lists
 from strm_lightning.data.video_sets import open_store
 from tests.data.clips import number_of, numbered_frame, write_audio, write_frames, write_video, zip_folder
@@ -53,6 +61,14 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
     return bytes(spoilt)
 
 
+def middles(available: int) -> list[int]:
+    return select_frames("segments", available, 8, None)
+
+
+def numbers(frames: Any) -> list[int]:
+    return [number_of(frame) for frame in frames.numpy()]
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_damaged_videos_are_refused_or_read_alike_by_all(name: str, tmp_path: Path) -> None:
     """What count_frames promises, read_frames and iter_frames keep."""
@@ -63,15 +79,19 @@ def test_damaged_videos_are_refused_or_read_alike_by_all(name: str, tmp_path: Pa
         path.write_bytes(damaged(good, random.Random(f"{name}/{seed}")))
         count, refusal = outcome(lambda: count_frames(path))
         outcomes["refused" if refusal else "read"] += 1
+        chosen, chosen_refusal = outcome(lambda: read_chosen(path, middles))
         if refusal:
             assert str(path) in refusal
+            # Decoding may end before the damage, at a frame that is known to be the right one.
+            assert str(path) in chosen_refusal if chosen_refusal else numbers(chosen) == middles(30)
         else:
             frames = read_frames(path, range(count))
             assert len(frames) == count == sum(1 for _ in iter_frames(path))
             again = read_frames(path, [count - 1])
             assert np.array_equal(frames[-1], again[0])
+            assert np.array_equal(chosen, read_frames(path, middles(count)))
             if count == 30 and name != "a.webm":  # VP8 carries nothing by which a decoder could tell
-                assert [number_of(frame) for frame in frames.numpy()] == list(range(30))
+                assert numbers(frames) == list(range(30))
     assert outcomes["refused"] > 5
 
 
@@ -84,7 +104,10 @@ def test_a_video_cut_anywhere_never_passes_for_whole(name: str, tmp_path: Path) 
         count, refusal = outcome(lambda: count_frames(path))
         if refusal is None:
             assert count == 30, f"{name} cut to {length} of {len(good)} bytes"
-            assert [number_of(f) for f in read_frames(path, range(30)).numpy()] == list(range(30))
+            assert numbers(read_frames(path, range(30))) == list(range(30))
+        chosen, chosen_refusal = outcome(lambda: read_chosen(path, middles))
+        assert (chosen_refusal is None) == (refusal is None)
+        assert chosen_refusal or numbers(chosen) == middles(30)
 
 
 def test_what_is_no_video_is_refused_by_every_reader(tmp_path: Path) -> None:
@@ -97,6 +120,7 @@ def test_what_is_no_video_is_refused_by_every_reader(tmp_path: Path) -> None:
         for read in (
             count_frames,
             estimate_num_frames,
+            lambda p: read_chosen(p, lambda _: [0, 1]),
             lambda p: read_frames(p, [0, 1]),
             lambda p: list(iter_frames(p)),
         ):

@@ -35,7 +35,7 @@ def test_segments_have_one_frame_each() -> None:
     assert all(len(np.unique(chosen[:, i])) == 10 for i in range(8))
 
 
-@pytest.mark.parametrize("policy", ["release", "segments"])
+@pytest.mark.parametrize("policy", ["release", "segments", "dense"])
 @pytest.mark.parametrize("num_frames", [1, 2, 8, 16])
 def test_any_length_gives_a_clip_that_ascends(policy: str, num_frames: int) -> None:
     for n in COUNTS:
@@ -68,3 +68,34 @@ def test_few_frames_of_a_long_video_are_ever_reached() -> None:
 def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="cannot choose 8 of 0 frames"):
         select_frames("release", 0, 8, None)
+
+
+def test_dense_runs_lie_in_the_middle_of_equal_parts() -> None:
+    chosen = select_frames("dense", 100, 8, None, num_segments=2, frame_stride=3)
+    assert chosen == [20, 23, 26, 29, 70, 73, 76, 79]  # runs of 10 frames in 0 .. 49 and 50 .. 99, 20 to each side
+    assert select_frames("dense", 20, 16, None, frame_stride=1) == list(range(2, 18))
+    assert select_frames("dense", 10, 8, None, num_segments=2, frame_stride=2) == [0, 1, 2, 4, 5, 6, 7, 9]  # too short
+
+
+def test_dense_runs_are_at_random_inside_their_parts_in_training() -> None:
+    drawn = [select_frames("dense", 60, 8, random.Random(i), num_segments=2, frame_stride=2) for i in range(500)]
+    assert all(np.diff(run).tolist() == [2, 2, 2] for frames in drawn for run in (frames[:4], frames[4:]))
+    assert {frames[0] for frames in drawn} == set(range(24))  # a run of 7 frames in a part of 30
+    assert {frames[4] for frames in drawn} == set(range(30, 54))
+
+
+@pytest.mark.parametrize("num_segments", [1, 2, 4])
+def test_dense_frames_ascend_in_any_video(num_segments: int) -> None:
+    for n in COUNTS:
+        for rng in (None, random.Random(n)):
+            frames = select_frames("dense", n, 16, rng, num_segments=num_segments)
+            assert len(frames) == 16
+            assert frames == sorted(frames)
+            assert set(frames) <= set(reachable_frames("dense", n, 16)) == set(range(n))
+
+
+def test_dense_refuses_segments_that_do_not_divide_the_clip() -> None:
+    with pytest.raises(ValueError, match="num_frames 8 is not a multiple of num_segments 3"):
+        select_frames("dense", 50, 8, None, num_segments=3)
+    with pytest.raises(ValueError, match="frame_stride is 0"):
+        select_frames("dense", 50, 8, None, frame_stride=0)

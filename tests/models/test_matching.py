@@ -13,7 +13,7 @@ from torch import Tensor
 from strm_lightning.episode import VideoFeatures
 from strm_lightning.errors import InputError, InputTypeError
 from strm_lightning.models import FeatureSpec, Matching, STRMHead, register_matching
-from strm_lightning.models.matching import base
+from strm_lightning.models.matching import base, kernels
 from strm_lightning.models.matching.base import build_matching, matching_names, matching_options
 from strm_lightning.models.matching.shots import mean_over_shots
 
@@ -75,9 +75,9 @@ def make(name: str, options: dict[str, Any] | None = None, **of_head: Any) -> ST
     return head
 
 
-def clips(*leading: int, seed: int = 1) -> Tensor:
+def clips(*leading: int, seed: int = 1, dim: int = D) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*leading, L, D, 4, 4, generator=generator, dtype=torch.float64)
+    return torch.randn(*leading, L, dim, 4, 4, generator=generator, dtype=torch.float64)
 
 
 def episode(head: STRMHead, *leading: int, way: int = WAY, shot: int = SHOT) -> tuple[VideoFeatures, VideoFeatures]:
@@ -254,6 +254,37 @@ def test_clip_scores_average_to_logits(name: str, options: dict[str, Any]) -> No
     assert with_qc.encode(query).keys() == {*first, "qc.relations"}
 
 
+@every_method
+@pytest.mark.parametrize("masked", [False, True])
+def test_scores_of_pairs_give_the_logits_of_episodes(name: str, options: dict[str, Any], masked: bool) -> None:
+    head = make(name, options)
+    support, query = episode(head)
+    mask = torch.ones(WAY, SHOT, dtype=torch.bool)
+    mask[1, 0] = not masked
+    own = {key: tensor.flatten(0, 1) for key, tensor in head.encode(support).items()}
+    cross = head.matching.pair_scores(own, head.encode(query))
+    if name == "trm" or options.get("shots", "distance") != "distance":
+        assert cross is None
+        return
+    of_support = head.matching.pair_scores(own, own)
+    assert cross is not None
+    assert of_support is not None
+    assert all(scores.shape == (QUERIES, WAY * SHOT) for scores in cross.values())
+    if masked and name == "ridge":  # its absent rows are 0
+        present = mask.flatten()
+        of_support = {key: scores * (present & present[:, None]) for key, scores in of_support.items()}
+        cross = {key: scores * present for key, scores in cross.items()}
+    logits = head.matching.match_scores(of_support, cross, WAY, mask)
+    torch.testing.assert_close(logits, head.match(support, query, mask).trm)
+    several = head.matching.match_scores(
+        {key: scores.expand(2, -1, -1) for key, scores in of_support.items()},
+        {key: scores.expand(2, -1, -1) for key, scores in cross.items()},
+        WAY,
+        mask.expand(2, -1, -1),
+    )
+    torch.testing.assert_close(several, logits.expand(2, -1, -1))
+
+
 WITHOUT_EVIDENCE = ("mean", "energy", "motionmap", "meanpatch", "ridge")
 
 
@@ -371,10 +402,15 @@ def test_combinations_that_are_accepted(name: str, options: dict[str, Any], of_h
         ("otam", {"tau": 3.0}, {}, r"'otam' has no option 'tau'; its options are features, shots.*earlier YAML"),
         ("otam", {"smooting": 0.1}, {}, "'otam' has no option 'smooting'; did you mean 'smoothing'"),
         ("energy", {"scale": 2.0}, {}, "'energy' has no option 'scale'; it has none"),
-        ("ottam", {}, {}, r"'ottam' is not registered: did you mean 'otam'\? registered are bi_mhm, .*--import FILE"),
+        (
+            "ottam",
+            {},
+            {},
+            r"'ottam' is not registered: did you mean 'otam'\? registered are auto, bi_mhm, .*--import FILE",
+        ),
         ("mine", {}, {}, "'mine' is not registered: .*registers your own"),
         ("qc", {}, {}, "'qc' is not registered"),
-        ("otam", {}, {"query_class": True, "tuple_sizes": (5,)}, r"tuple_sizes \[5\].*num_frames = 4"),
+        ("otam", {}, {"query_class": True, "tuple_sizes": (5,)}, r"tuple_sizes \[5\].*from 1 to 4 \(time steps\)"),
         ("otam", {"features": "patch"}, {}, "features 'patch': did you mean 'patches'"),
         ("otam", {"direction": "back"}, {}, "direction 'back': choose 'both' or 'query' or 'support'"),
         ("otam", {"features": 3}, {}, "features 3: choose 'frames' or 'patches'"),
@@ -609,3 +645,35 @@ def test_methods_compile_to_one_graph() -> None:
     command = [sys.executable, "-c", COMPILE]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": "src"}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_sums_of_kernels_compare_stages_separately(mirror: bool) -> None:
+    grids = [[clips(*axes, seed=seed, dim=dim) for dim in (5, 3)] for axes, seed in (((WAY, SHOT), 1), ((QUERIES,), 2))]
+    maps = [torch.cat(parts, -3) for parts in grids]
+    sizes = {"num_frames": L, "patch_grid": P, "matching_options": {"mirror": mirror}}
+    for name, shot in (("lag_energy", 1), ("auto", 1), ("kernel_ridge", SHOT), ("auto", SHOT)):
+        head = STRMHead((5, 3), matching=name, **sizes)
+        support, query = head.encode(head.enrich(maps[0][:, :shot])), head.encode(head.enrich(maps[1]))
+        parts = head.matching.match(support, query)
+        separate = [STRMHead(dim, matching=name, **sizes) for dim in (5, 3)]
+        encoded = [
+            tuple(h.encode(h.enrich(m[i][:, :shot] if j == 0 else m[i])) for j, m in enumerate(grids))
+            for i, h in enumerate(separate)
+        ]
+        if shot == 1:  # a sum of z-scores
+            expected = sum(h.match_encoded(*pair).trm for h, pair in zip(separate, encoded, strict=True))
+            torch.testing.assert_close(head.match_encoded(support, query).trm, expected)
+            assert set(parts) == {"lag", "energy", "lag_2", "energy_2"}
+            continue
+        own, cross = [], []
+        for h, (examples, asked) in zip(separate, encoded, strict=True):
+            flat = {key: tensor.flatten(0, 1) for key, tensor in examples.items()}
+            own += h.matching.pair_scores(flat, flat).values()
+            cross += h.matching.pair_scores(flat, asked).values()
+        torch.testing.assert_close(
+            head.match_encoded(support, query).trm, kernels.weighted_kernel_ridge(own, cross, WAY), rtol=1e-4, atol=1e-5
+        )
+        assert len(parts) == 8
+    projected = STRMHead((5, 3), matching="auto", proj_dim=4, num_frames=L, patch_grid=P)
+    assert projected.matching.spec.stages == (4,)

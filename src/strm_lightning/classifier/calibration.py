@@ -60,8 +60,7 @@ def calibrate(support: SupportSet, temperature: Fitted, threshold: Fitted | None
     left_out = support.leave_one_out() if enough and "fit" in (temperature, threshold) else None
     if temperature == "fit":
         method = support.model.head.matching
-        default = left_out is None
-        temperature = method.default_temperature(support.shots) if default else fit_temperature(*left_out)
+        temperature = method.default_temperature(support.shots) if left_out is None else fit_temperature(*left_out)
     if threshold == "fit":
         assert left_out is not None
         return Calibration(temperature, min_logit=fit_threshold(left_out[0], support.leave_classes_out()))

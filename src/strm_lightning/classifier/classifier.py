@@ -1,6 +1,6 @@
 """FewShotClassifier: predict the action in a video from a few example clips of each action."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +10,19 @@ from jaxtyping import UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from strm_lightning.classifier import load_model, storage
+from strm_lightning.classifier import events, live, load_model, storage
 from strm_lightning.classifier.calibration import Calibration, Fitted, calibrate, check_options
 from strm_lightning.classifier.check import Check, check
-from strm_lightning.classifier.clips import (
-    ClipConfig,
-    Video,
-    Videos,
-    as_list,
-    is_one,
-    read_clip,
-    video_name,
-    windows,
-)
+from strm_lightning.classifier.clips import ClipConfig, as_list, is_one, read_clip, regular_frames, windows
 from strm_lightning.classifier.encoder import encode, encode_each
 from strm_lightning.classifier.examples import add_examples, by_class, check_labels
 from strm_lightning.classifier.explain.explanation import Explanation, explain
+from strm_lightning.classifier.live import LiveEvent
 from strm_lightning.classifier.predictions import UNKNOWN, Prediction, WindowPrediction
 from strm_lightning.classifier.selection import Selection, select
 from strm_lightning.classifier.sklearn_mixin import SklearnMixin
 from strm_lightning.classifier.support import EncodedClip, SupportSet
+from strm_lightning.classifier.videos import Video, Videos, video_name
 from strm_lightning.data.decode.video import VideoError
 from strm_lightning.data.sampling import FramePolicy
 from strm_lightning.errors import InputError
@@ -123,8 +116,11 @@ class FewShotClassifier(SklearnMixin):
         *,
         weights: str | Path | None = None,
         patch_grid: int = 4,
-        num_frames: int = 8,
-        image_size: int = 224,
+        backbone_stage: int | Sequence[int] | None = None,
+        num_frames: int | None = None,
+        num_segments: int | None = None,
+        frame_policy: FramePolicy | None = None,
+        image_size: int | None = None,
         matching: str = load_model.DEFAULT_MATCHING,
         matching_options: Mapping[str, Any] | None = None,
         device: str | None = None,
@@ -133,12 +129,16 @@ class FewShotClassifier(SklearnMixin):
         """Build a classifier from a pretrained backbone and a matching method without trainable weights.
 
         Args:
-            backbone: a timm model name.
+            backbone: a timm model name, ``torchvision/`` and a video model, or a name given to `register_backbone`.
             weights: a local weights file. None for pretrained weights: those of ``tf_efficientnet_lite0`` are in the
                 extra ``weights``, those of other models are downloaded by timm.
             patch_grid: rows and columns P of the patch grid.
-            num_frames: frames L of a clip.
-            image_size: height and width of a clip in pixels.
+            backbone_stage: stage of a timm model whose map is used, or several; None for the last two with the default
+                backbone and matching, or for the output of the network.
+            num_frames: frames L of a clip; None for 8, or for 32 with a video model of torchvision.
+            num_segments: segments that a video backbone encodes separately; None for 1, or for 2 as above.
+            frame_policy: which frames of a video are used; None for ``segments``, or for ``dense`` as above.
+            image_size: height and width of a clip in pixels; None for 224, or for that of the pretraining as above.
             matching: name of the matching method. ``auto`` is ``lag_energy`` with one example per class and
                 ``kernel_ridge`` with several; `selection_` describes it.
             matching_options: options of the matching method, such as ``{"mirror": True}`` for ``auto`` if an action and
@@ -153,11 +153,25 @@ class FewShotClassifier(SklearnMixin):
         """
         spec = str(weights) if weights is not None else None
         chosen = {"matching": matching, "matching_options": dict(matching_options or {})}
-        model = load_model.untrained(backbone, weights=spec, patch_grid=patch_grid, num_frames=num_frames, **chosen)
-        preprocessing = ClipConfig(num_frames=num_frames, image_size=image_size)
+        given = {"num_frames": num_frames, "num_segments": num_segments, "frame_policy": frame_policy}
+        given = {name: value for name, value in {**given, "image_size": image_size}.items() if value is not None}
+        stages = load_model.default_stages(backbone, matching) if backbone_stage is None else backbone_stage
+        stages = stages if isinstance(stages, int) else list(stages)
+        preprocessing = ClipConfig(**{**load_model.usual_clip(backbone), **given})
+        model = load_model.untrained(
+            backbone,
+            weights=spec,
+            patch_grid=patch_grid,
+            backbone_stage=stages,
+            num_frames=preprocessing.num_frames,
+            num_segments=preprocessing.num_segments,
+            **chosen,
+        )
+        model.backbone.check_size(preprocessing.image_size)
         absolute = str(Path(spec).absolute()) if spec is not None and Path(spec).is_file() else spec
-        network = {"backbone": backbone, "weights": absolute, "patch_grid": patch_grid}
-        source = {**network, "num_frames": num_frames, "image_size": image_size, **chosen}
+        network = {"backbone": backbone, "weights": absolute, "patch_grid": patch_grid, "backbone_stage": stages}
+        sizes = {"num_frames": preprocessing.num_frames, "image_size": preprocessing.image_size}
+        source = {**network, **given, **sizes, **chosen}
         return cls(model.to(load_model.resolve_device(device)), preprocessing, source=source, **options)
 
     # The support set ------------------------------------------------------------------------------------------------
@@ -306,6 +320,50 @@ class FewShotClassifier(SklearnMixin):
         for start, end, clip in windows(video, self.preprocessing, seconds=seconds, stride=step, fps=fps):
             encoded = encode([(video_name(video), clip)], self.model)
             yield WindowPrediction(start, end, self._predict_clip(encoded[0]))
+
+    def predict_events(
+        self, video: Video, *, length: float | None = None, rate: float = 8.0, fps: float = 25.0
+    ) -> Iterator[WindowPrediction]:
+        """Yield the events of a long video: intervals that show an action, with its label; see `find_events`.
+
+        The lengths of windows follow the durations of the examples. Between events nothing is returned. The
+        probabilities compare the classes only.
+
+        Args:
+            video: a file or an array.
+            length: duration of an action in seconds; None for the durations of the examples.
+            rate: frames per second that are encoded, each once.
+            fps: frames per second of an array; the times of a file are its time stamps.
+
+        Raises:
+            InputError: a number is not positive, the examples have no durations and ``length`` is None, or there are
+                fewer than two classes.
+            VideoError: the video cannot be read.
+        """
+        self._check_fitted()
+        check_positive(fps=fps)
+        plan = events.plan_windows(self.support, rate, length)
+        frames = regular_frames(video, self.preprocessing, rate=rate, fps=fps)
+        yield from events.find_events(frames, self.support, self.preprocessing, plan, video_name(video))
+
+    def live(
+        self, source: str | int | Path, *, length: float | None = None, rate: float = 8.0, delay: float = 3.0
+    ) -> Generator[LiveEvent, None, None]:
+        """Yield the events of a camera or stream as they happen, until it ends; see `live.watch`.
+
+        Args:
+            source: number of a camera, a file (played at its own pace), or an address that FFmpeg opens.
+            length: duration of an action in seconds; None for the durations of the examples.
+            rate: largest number of frames per second that are encoded.
+            delay: seconds after its end at which an event of the best segmentation is final.
+
+        Raises:
+            InputError: as `predict_events`, or the delay is negative.
+            VideoError: the source cannot be opened or read.
+        """
+        self._check_fitted()
+        plan = events.plan_windows(self.support, rate, length)
+        yield from live.watch(source, self.support, self.preprocessing, plan, delay)
 
     def explain(self, video: Video) -> Explanation:
         """Explain the prediction of a video by its matches with the examples and the weights of its patches.

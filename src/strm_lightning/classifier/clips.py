@@ -5,20 +5,18 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import cast
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from strm_lightning.data.decode.video import VideoError, count_frames, iter_frames, read_frames
-from strm_lightning.data.sampling import FramePolicy, select_frames
+from strm_lightning.classifier.videos import Video, Videos, VideoSource, read_path
+from strm_lightning.data.decode.video import VideoError, frame_rate, iter_frames
+from strm_lightning.data.sampling import FRAME_STRIDE, FramePolicy, select_frames
 from strm_lightning.data.transforms import ClipTransform
 from strm_lightning.errors import InputError, InputTypeError
-
-Video: TypeAlias = str | Path | np.ndarray | Tensor  # a file, or [F, H, W, 3] of uint8
-Videos: TypeAlias = Sequence[Video] | np.ndarray | Tensor  # a list, or an array with a leading axis
 
 
 @dataclass(frozen=True)
@@ -30,12 +28,21 @@ class ClipConfig:
         image_size: height and width of a clip after the center crop, in pixels.
         short_side: short side of a frame before the crop, in pixels; 0 for ``image_size`` x 256 / 224.
         frame_policy: which frames of the video are used.
+        num_segments: runs of consecutive frames of the policy ``dense``.
+        frame_stride: step between the frames of a run of ``dense``.
     """
 
     num_frames: int = 8
     image_size: int = 224
     short_side: int = 0
     frame_policy: FramePolicy = "segments"
+    num_segments: int = 1
+    frame_stride: int = FRAME_STRIDE
+
+    def frames_of(self, available: int) -> list[int]:
+        """Choose the frame numbers of the clip from a video of ``available`` frames."""
+        runs = {"num_segments": self.num_segments, "frame_stride": self.frame_stride}
+        return select_frames(self.frame_policy, available, self.num_frames, None, **runs)
 
     @property
     def transform(self) -> ClipTransform:
@@ -51,23 +58,28 @@ def read_clip(video: Video, config: ClipConfig) -> UInt8[Tensor, "L 3 S S"]:
         InputTypeError: the array is not ``[F, H, W, 3]`` of uint8.
     """
     if isinstance(video, (str, Path)):
-        chosen = select_frames(config.frame_policy, count_frames(video), config.num_frames, None)
-        return config.transform(read_frames(video, chosen), None)
+        return config.transform(read_path(video, config.frames_of), None)
+    if isinstance(video, VideoSource):
+        return config.transform(video.read(config.frames_of), None)
     frames = check_array(video)
-    chosen = select_frames(config.frame_policy, len(frames), config.num_frames, None)
-    return config.transform(frames[chosen], None)
+    return config.transform(frames[config.frames_of(len(frames))], None)
 
 
-def check_first_frame(path: str | Path) -> None:
-    """Decode the first frame of a video file, a check that takes milliseconds.
+def check_first_frame(video: str | Path | VideoSource) -> None:
+    """Decode the first frame of a video, a check that takes milliseconds.
 
     Raises:
         VideoError: the file does not exist, contains no video, or is damaged at its start.
     """
-    next(iter(iter_frames(path)))
+    if isinstance(video, VideoSource):
+        video.read(lambda _: [0])
+    elif Path(video).is_dir():
+        read_path(video, lambda _: [0])
+    else:
+        next(iter(iter_frames(video)))
 
 
-def check_array(video: np.ndarray | Tensor) -> UInt8[Tensor, "F H W 3"]:
+def check_array(video: Video) -> UInt8[Tensor, "F H W 3"]:
     """Convert a decoded video to a tensor.
 
     Raises:
@@ -93,17 +105,14 @@ def describe_tensor(tensor: Tensor) -> str:
 
 def is_one(videos: Video | Videos) -> bool:
     """Whether this is one video and not a sequence of videos."""
-    return isinstance(videos, (str, Path)) or (isinstance(videos, (np.ndarray, Tensor)) and videos.ndim not in (1, 5))
+    return isinstance(videos, (str, Path, VideoSource)) or (
+        isinstance(videos, (np.ndarray, Tensor)) and videos.ndim not in (1, 5)
+    )
 
 
 def as_list(videos: Video | Videos) -> list[Video]:
     """Return one or several videos as a list."""
     return [cast("Video", videos)] if is_one(videos) else list(cast("Sequence[Video]", videos))
-
-
-def video_name(video: Video) -> str:
-    """Return the path, or the shape of an array."""
-    return str(video) if isinstance(video, (str, Path)) else f"array {'x'.join(map(str, video.shape))}"
 
 
 @dataclass
@@ -117,7 +126,8 @@ def windows(
 ) -> Iterator[tuple[float, float, UInt8[Tensor, "L 3 S S"]]]:
     """Yield the clips of a sliding window over a video.
 
-    A clip consists of the frames in the middle of L equal parts of its window. Only these frames are stored, so memory
+    A clip consists of the frames in the middle of L equal parts of its window, or with the policy ``dense`` of its runs
+    of frames. Only these frames are stored, so memory
     depends on ``seconds / stride`` and not on the length of the video. At the end of the video, a window that has more
     than half of its frames is filled with the last frame, and other incomplete windows are dropped. A video shorter
     than a window is one clip. Windows in a gap between time stamps, without any frame, are left out.
@@ -138,7 +148,7 @@ def windows(
     """
     if not (seconds > 0 and stride > 0 and fps > 0):
         raise InputError(f"windows of {seconds} s every {stride} s at {fps} frames per second: give positive numbers")
-    middles = [(i + 0.5) * seconds / config.num_frames for i in range(config.num_frames)]
+    middles = _middles(video, config, seconds, fps)
     opened: deque[_Window] = deque()
     next_start, now, any_closed = 0.0, 0.0, False
     image: np.ndarray | None = None
@@ -165,6 +175,38 @@ def windows(
             yield window.start, now, torch.stack(window.frames + [_resize(image, config)] * missing)
 
 
+def _middles(video: Video, config: ClipConfig, seconds: float, fps: float) -> list[float]:
+    """Return the time of each frame of a clip in its window."""
+    if config.frame_policy != "dense":
+        return [(i + 0.5) * seconds / config.num_frames for i in range(config.num_frames)]
+    rate = frame_rate(video) if isinstance(video, (str, Path)) else fps
+    available = max(round(seconds * rate), 1)
+    # The first frame after half a frame earlier, so that small errors of time stamps do not matter.
+    return [max(frame - 0.5, 0.0) * seconds / available for frame in config.frames_of(available)]
+
+
+def regular_frames(
+    video: Video, config: ClipConfig, *, rate: float, fps: float = 25.0
+) -> Iterator[tuple[UInt8[Tensor, "3 S S"], int]]:
+    """Yield the first frame of each time step, resized, and the number of the step; steps without a frame are missing.
+
+    Args:
+        video: a file or an array.
+        config: size of a frame.
+        rate: time steps per second.
+        fps: frames per second of an array; the times of a file are its time stamps.
+
+    Raises:
+        VideoError: the file cannot be read; raised when iteration reaches the damage.
+    """
+    last = -1
+    for image, time in _from_zero(_timed_frames(video, fps)):
+        step = math.floor(time * rate + 1e-6)
+        if step > last:
+            last = step
+            yield _resize(image, config), step
+
+
 def _fill(
     opened: Iterable[_Window], image: np.ndarray, now: float, middles: Sequence[float], config: ClipConfig
 ) -> None:
@@ -178,8 +220,12 @@ def _fill(
 
 
 def _timed_frames(video: Video, fps: float) -> Iterator[tuple[np.ndarray, float]]:
-    if isinstance(video, (str, Path)):
+    if isinstance(video, (str, Path)) and not Path(video).is_dir():
         return iter_frames(video)
+    if isinstance(video, (str, Path)):
+        video = read_path(video, range)
+    elif isinstance(video, VideoSource):
+        video = video.read(range)
     return ((image, i / fps) for i, image in enumerate(check_array(video).numpy()))
 
 

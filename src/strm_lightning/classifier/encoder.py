@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from hashlib import sha256
 from itertools import islice
 
@@ -11,13 +12,15 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from strm_lightning.classifier.clips import ClipConfig, Video, read_clip, video_name
+from strm_lightning.classifier.clips import ClipConfig, read_clip
 from strm_lightning.classifier.support import EncodedClip
+from strm_lightning.classifier.videos import Video, duration_of, video_name
 from strm_lightning.data.decode.video import VideoError
 from strm_lightning.models.strm import STRM
 
 _THUMBNAIL = 112  # pixels
 _NamedClip = tuple[str, UInt8[Tensor, "L 3 S S"]]
+_TimedClip = tuple[_NamedClip, float | None]  # and its duration
 
 
 def encode_each(
@@ -33,15 +36,16 @@ def encode_each(
         jobs: number of threads that read videos.
     """
 
-    def read(video: Video) -> _NamedClip | VideoError:
+    def read(video: Video) -> _TimedClip | VideoError:
         try:
             pixels = read_clip(video, config)
+            duration = duration_of(video)
         except VideoError as error:
             return error
-        return video_name(video), pixels
+        return (video_name(video), pixels), duration
 
     with ThreadPoolExecutor(jobs) as pool:
-        remaining, pending = iter(videos), deque[Future[_NamedClip | VideoError]]()
+        remaining, pending = iter(videos), deque[Future[_TimedClip | VideoError]]()
 
         def fill() -> None:
             pending.extend(pool.submit(read, video) for video in islice(remaining, batch_size + jobs - len(pending)))
@@ -50,9 +54,9 @@ def encode_each(
         while pending:
             batch = [pending.popleft().result() for _ in range(min(batch_size, len(pending)))]
             fill()
-            encoded = iter(encode([clip for clip in batch if not isinstance(clip, VideoError)], model))
+            encoded = iter(encode([clip[0] for clip in batch if not isinstance(clip, VideoError)], model))
             for clip in batch:
-                yield clip if isinstance(clip, VideoError) else next(encoded)
+                yield clip if isinstance(clip, VideoError) else replace(next(encoded), duration=clip[1])
 
 
 @torch.inference_mode()

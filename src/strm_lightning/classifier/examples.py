@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from strm_lightning.classifier.clips import Video, Videos, as_list, is_one
+from strm_lightning.classifier.clips import as_list, is_one
 from strm_lightning.classifier.predictions import UNKNOWN
 from strm_lightning.classifier.support import EncodedClip, SupportSet
+from strm_lightning.classifier.videos import Video, Videos
 from strm_lightning.data.decode.video import VideoError
 from strm_lightning.data.video_sets import DataWarning
 from strm_lightning.errors import InputError, InputTypeError

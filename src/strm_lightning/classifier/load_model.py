@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from strm_lightning.errors import InputError
+from strm_lightning.models.backbones.torchvision import TORCHVISION_PREFIX, pretraining_size
 from strm_lightning.models.head import STRMHead
 from strm_lightning.models.strm import STRM
 from strm_lightning.models.weights.loading import load_tensors
@@ -15,7 +16,8 @@ from strm_lightning.models.weights.state import plain_name
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 DEFAULT_MATCHING = "auto"
-_PREPROCESSING = ("num_frames", "image_size", "short_side", "frame_policy")
+DEFAULT_STAGES = (-1, -2)  # of the default backbone, with the default matching
+_PREPROCESSING = ("num_frames", "image_size", "short_side", "frame_policy", "num_segments", "frame_stride")
 _PREFIX = "model."
 
 
@@ -51,7 +53,7 @@ def read_checkpoint(path: str | Path) -> tuple[STRM, float, dict[str, Any]]:
         raise InputError(f"checkpoint {path}: its weights are not those of the model that it describes") from error
     trained = checkpoint.get("datamodule_hyper_parameters", {})
     preprocessing = {name: trained[name] for name in _PREPROCESSING if trained.get(name) is not None}
-    return model.eval(), options.get("qc_weight", 0.1), {**preprocessing, "num_frames": model.head.num_frames}
+    return model.eval(), options.get("qc_weight", 0.1), {**preprocessing, "num_frames": model.num_frames}
 
 
 def untrained(backbone: str, *, weights: str | None, **head_options: Any) -> STRM:
@@ -70,6 +72,18 @@ def untrained(backbone: str, *, weights: str | None, **head_options: Any) -> STR
             f"checkpoint, or choose a matching without weights, such as {DEFAULT_MATCHING!r}"
         )
     return model
+
+
+def usual_clip(backbone: str) -> dict[str, Any]:
+    """Return the options of `ClipConfig` that fit a backbone without training: runs of frames for video models."""
+    if not backbone.startswith(TORCHVISION_PREFIX):
+        return {}
+    return {"num_frames": 32, "num_segments": 2, "frame_policy": "dense", "image_size": pretraining_size(backbone)}
+
+
+def default_stages(backbone: str, matching: str) -> int | list[int]:
+    """Return the stages that own videos are compared by if none are given; see docs/own-videos.md."""
+    return list(DEFAULT_STAGES) if (backbone, matching) == (DEFAULT_BACKBONE, DEFAULT_MATCHING) else -1
 
 
 def resolve_device(device: str | None) -> torch.device:

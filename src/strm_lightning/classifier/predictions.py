@@ -61,7 +61,12 @@ def merge_windows(windows: Iterable[WindowPrediction]) -> Iterator[WindowPredict
 
 
 def clock(seconds: float) -> str:
-    """Format seconds with tenths: ``0:07.5``, ``12:30.0``, ``1:02:03.2``."""
+    """Format seconds with tenths.
+
+    Examples:
+        >>> clock(7.5), clock(3723.2)
+        ('0:07.5', '1:02:03.2')
+    """
     whole, tenths = divmod(round(10 * seconds), 10)
     minutes, rest = divmod(whole, 60)
     hours, minutes = divmod(minutes, 60)

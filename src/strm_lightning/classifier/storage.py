@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any, get_args
@@ -14,12 +14,14 @@ from torch import Tensor
 
 from strm_lightning.classifier.calibration import Fitted, check_options
 from strm_lightning.classifier.clips import ClipConfig, describe_tensor
+from strm_lightning.classifier.examples import check_labels
 from strm_lightning.classifier.selection import Selection
 from strm_lightning.classifier.support import EncodedClip, SupportSet
-from strm_lightning.data.sampling import FramePolicy
+from strm_lightning.data.sampling import FRAME_STRIDE, FramePolicy
 from strm_lightning.episode import PooledMaps
 from strm_lightning.errors import InputError, MissingFileError
 from strm_lightning.fileio import atomic_path, sweep_parts, write_errors
+from strm_lightning.messages import did_you_mean
 from strm_lightning.models.matching.base import Encoded, matching_options, source_hash
 from strm_lightning.models.strm import STRM
 from strm_lightning.models.weights.state import hash_state
@@ -59,7 +61,7 @@ def save(
         "format": _FORMAT,
         "fingerprint": fingerprint(support.model),
         "preprocessing": asdict(config),
-        "clips": [{"label": label, "name": names[label][clip.name], "digest": clip.digest} for label, clip in clips],
+        "clips": [_record(label, names[label][clip.name], clip) for label, clip in clips],
         "source": source,
         **about,
     }
@@ -67,9 +69,12 @@ def save(
     tensors = {key: torch.stack([clip.features[key] for _, clip in clips]).cpu() for key in keys}
     if clips and thumbnails:
         tensors[_THUMBNAILS] = torch.stack([clip.thumbnail for _, clip in clips])
-    with write_errors(path, SafetensorError), atomic_path(path) as part:
-        save_file(tensors, part, {name: json.dumps(value) for name, value in header.items()})
-    sweep_parts(path.parent)
+    _write(path, tensors, header)
+
+
+def _record(label: str, name: str, clip: EncodedClip) -> dict[str, Any]:
+    """Describe a clip in the header; files of earlier versions have no ``duration``."""
+    return {"label": label, "name": name, "digest": clip.digest, "duration": clip.duration}
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
@@ -111,6 +116,52 @@ class Stored:
         stored = self.about.get("selection")
         return None if stored is None else Selection.from_dict(stored)
 
+    @property
+    def clips_by_class(self) -> dict[str, list[str]]:
+        """Names of the clips of each class, classes in ascending order."""
+        found: dict[str, list[str]] = {}
+        for clip in self.about["clips"]:
+            found.setdefault(clip["label"], []).append(clip["name"])
+        return dict(sorted(found.items()))
+
+    def without(self, removed: str) -> "Stored":
+        """Remove a class, or a clip that is named ``CLASS/CLIP``.
+
+        Raises:
+            InputError: there is no such class or clip, or fewer than two classes are left.
+        """
+        clips = self.about["clips"]
+        kept = [i for i, clip in enumerate(clips) if removed not in (clip["label"], f"{clip['label']}/{clip['name']}")]
+        if len(kept) == len(clips):
+            names = [*self.clips_by_class, *(f"{clip['label']}/{clip['name']}" for clip in clips)]
+            raise InputError(
+                f"{self.path}: no class or clip {removed!r}; {did_you_mean(removed, names)}classes are "
+                f"{', '.join(self.clips_by_class)}"
+            )
+        if len({clips[i]["label"] for i in kept}) < 2:
+            raise InputError(f"{self.path}: without {removed!r} fewer than two classes are left")
+        rows = torch.tensor(kept)
+        return self._changed([clips[i] for i in kept], {name: t[rows] for name, t in self.tensors.items()})
+
+    def renamed(self, old: str, new: str) -> "Stored":
+        """Rename a class; if a class of the new name exists, they are merged.
+
+        Raises:
+            InputError: there is no such class, the new name is ``unknown``, or only one class is left.
+        """
+        if old not in self.clips_by_class:
+            hint = did_you_mean(old, self.clips_by_class)
+            raise InputError(f"{self.path}: no class {old!r}; {hint}classes are {', '.join(self.clips_by_class)}")
+        check_labels([new])
+        clips = [{**clip, "label": new} if clip["label"] == old else clip for clip in self.about["clips"]]
+        if len({clip["label"] for clip in clips}) < 2:
+            raise InputError(f"{self.path}: {old!r} and {new!r} are its only classes; one class is too few")
+        return self._changed(clips, self.tensors)
+
+    def _changed(self, clips: list[dict[str, Any]], tensors: Mapping[str, Tensor]) -> "Stored":
+        about = {name: value for name, value in self.about.items() if name != "selection"}  # of the old examples
+        return replace(self, about={**about, "clips": clips}, tensors=tensors)
+
     def support_for(self, model: STRM, qc_weight: float, how: ClipConfig) -> SupportSet:
         """Build the support set for a model.
 
@@ -139,14 +190,15 @@ class Stored:
         support = SupportSet(model, qc_weight)
         for i, clip in enumerate(self.about["clips"]):
             features = {name: tensor[i].to(support.device) for name, tensor in tensors.items()}
-            support.add(clip["label"], [EncodedClip(clip["name"], clip["digest"], thumbnails[i], features, True)])
+            encoded = EncodedClip(clip["name"], clip["digest"], thumbnails[i], features, True, clip.get("duration"))
+            support.add(clip["label"], [encoded])
         return support
 
     def _check_features(self, model: STRM, how: ClipConfig) -> None:
         found = {name: tensor for name, tensor in self.tensors.items() if name != _THUMBNAILS}
         if not self.about["clips"]:
             return
-        expected = _blank(model)
+        expected = blank_clip(model)
         if set(found) != set(expected):
             raise InputError(
                 f"examples {self.path}: damaged: features {_listed(found)}; this model has {_listed(expected)}"
@@ -187,13 +239,30 @@ def load(path: Path) -> Stored:
             tensors["qc.relations"] = tensors.pop("relations")
         if isinstance(about.get("source"), dict) and "path" not in about["source"]:
             about["source"]["matching"] = "patches"  # the only matching without a checkpoint in version 0.1
+    if isinstance(about.get("preprocessing"), dict):
+        about["preprocessing"] = _ADDED | about["preprocessing"]
     if error := _metadata_error(about) or _tensor_error(tensors, len(about["clips"])):
         raise InputError(f"examples {path}: damaged: {error}")
     return Stored(path, about, tensors)
 
 
+def save_changed(stored: Stored, path: Path) -> None:
+    """Write the content of an examples file atomically.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    _write(path, stored.tensors, stored.about)
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    with write_errors(path, SafetensorError), atomic_path(path) as part:
+        save_file(dict(tensors), part, {name: json.dumps(value) for name, value in header.items()})
+    sweep_parts(path.parent)
+
+
 @torch.inference_mode()
-def _blank(model: STRM) -> Encoded:
+def blank_clip(model: STRM) -> Encoded:
     """Encode a clip of zeros, for the names, shapes and types of the tensors."""
     head, weight = model.head, next(model.parameters())
     frames = torch.zeros(head.num_frames, head.in_dim, dtype=weight.dtype, device=weight.device)
@@ -232,7 +301,10 @@ def _settings(model: STRM) -> dict[str, Any]:
     backbone, head = model.backbone, model.head
     names = ("num_frames", "patch_grid", "center_clip", "scale_clip")
     pixels = {"mean": backbone.mean.flatten().tolist(), "std": backbone.std.flatten().tolist()}
-    return {"backbone": backbone.name, **pixels, **{name: getattr(head, name) for name in names}}
+    segments: dict[str, Any] = {} if backbone.num_segments == 1 else {"num_segments": backbone.num_segments}
+    if (stages := getattr(backbone, "stages", (-1,))) != (-1,):
+        segments["stages"] = list(stages)
+    return {"backbone": backbone.name, **pixels, **segments, **{name: getattr(head, name) for name in names}}
 
 
 def _metadata_error(about: Mapping[str, Any]) -> str | None:
@@ -264,6 +336,8 @@ def _clips_error(clips: Any) -> str | None:
     for number, clip in enumerate(clips):
         if not (isinstance(clip, dict) and all(isinstance(clip.get(key), str) for key in ("label", "name", "digest"))):
             return f"clip {number} is {_short(clip)}: label, name and digest are expected"
+        if not _is_duration(clip.get("duration")):
+            return f"clip {number} has the duration {_short(clip['duration'])}"
     return None
 
 
@@ -309,12 +383,20 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+def _are_stages(values: list[Any]) -> bool:
+    return all(isinstance(value, int) for value in values)
+
+
 def _is_size(value: Any) -> bool:
     return value == 0 or _is_count(value)
 
 
 def _is_name(value: Any) -> bool:
     return isinstance(value, str)
+
+
+def _is_duration(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and 0 <= value < float("inf"))
 
 
 def _is_policy(value: Any) -> bool:
@@ -328,13 +410,19 @@ _CONFIG: dict[str, Callable[[Any], bool]] = {
     "image_size": _is_count,
     "short_side": _is_size,
     "frame_policy": _is_policy,
+    "num_segments": _is_count,
+    "frame_stride": _is_count,
 }
+_ADDED = {"num_segments": 1, "frame_stride": FRAME_STRIDE}  # entries that files from before the policy `dense` lack
 _CHECKPOINT = {"path": _is_name, "image_size": _is_count, "short_side": _is_size, "frame_policy": _is_policy}
 _BACKBONE: dict[str, Callable[[Any], bool]] = {
     "backbone": _is_name,
     "weights": lambda value: value is None or isinstance(value, str),
     "patch_grid": _is_count,
+    "backbone_stage": lambda value: isinstance(value, int) or (isinstance(value, list) and _are_stages(value)),
     "num_frames": _is_count,
+    "num_segments": _is_count,
+    "frame_policy": _is_policy,
     "image_size": _is_count,
     "matching": _is_name,
     "matching_options": lambda value: isinstance(value, dict),

@@ -30,6 +30,7 @@ class EncodedClip:
         thumbnail: small frames for pictures, ``[L, 3, s, s]``.
         features: tensors that the matching method reads.
         stored: whether the clip is from an examples file, which does not contain whole paths.
+        duration: duration of the video in seconds; None for an array.
     """
 
     name: str
@@ -37,6 +38,7 @@ class EncodedClip:
     thumbnail: UInt8[Tensor, "L 3 s s"]
     features: Encoded
     stored: bool = False
+    duration: float | None = None
 
     def is_called(self, name: str) -> bool:
         """Whether ``name`` is the name of the clip, or for a stored clip a path that ends in its name."""
@@ -294,6 +296,10 @@ class SupportSet:
         shots = self.shots
         clips = max(len(chunk.columns) * max(shots[column] for column in chunk.columns) for chunk in self._arranged())
         return clips * self.model.head.floats_per_pair(query)
+
+    def chunks(self) -> list[_Chunk]:
+        """Return the groups of classes that are matched together."""
+        return self._arranged()
 
     def _arranged(self) -> list[_Chunk]:
         if self._chunks is None:

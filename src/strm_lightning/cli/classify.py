@@ -15,10 +15,11 @@ from strm_lightning.classifier import load_model
 from strm_lightning.classifier.classifier import FewShotClassifier
 from strm_lightning.classifier.clips import check_first_frame
 from strm_lightning.classifier.examples import bar_options
-from strm_lightning.classifier.predictions import merge_windows
+from strm_lightning.classifier.predictions import WindowPrediction, merge_windows
+from strm_lightning.classifier.videos import Video, VideoSource, find_examples, find_videos, video_name
+from strm_lightning.cli.long_videos import LongVideos
 from strm_lightning.cli.reports import REPORTS, Found, Report
-from strm_lightning.data.decode.video import VIDEO_SUFFIXES, VideoError
-from strm_lightning.data.detect import list_videos
+from strm_lightning.data.decode.video import VideoError
 from strm_lightning.errors import InputError, WriteError
 
 
@@ -34,6 +35,14 @@ def classify(
     temperature: float | Literal["fit"] | None = None,
     window: float | None = None,
     stride: float | None = None,
+    events: bool = False,
+    length: float | None = None,
+    srt: str | None = None,
+    vtt: str | None = None,
+    timeline: str | None = None,
+    camera: int | None = None,
+    stream: str | None = None,
+    delay: float = 3.0,
     json: bool = False,
     csv: bool = False,
     explain: str | None = None,
@@ -45,8 +54,10 @@ def classify(
     """Recognise actions in videos from a few example clips of each class.
 
     Args:
-        videos: video files, or folders of video files.
-        support: folder with a subfolder of example clips for each class, or a file that ``--save_support`` wrote.
+        videos: video files, folders of frames, zips of frames, or folders of these.
+        support: folder with a subfolder of example clips (video files or folders of frames) for each class; zip of
+            ``<class>/<video>/00000001.jpg``; .csv table with the columns video, start, end and label; or a file that
+            ``--save_support`` wrote.
         ckpt: checkpoint of a trained model; null for the model of the support file, or for a pretrained backbone.
         backbone: timm model to use without ``ckpt``; null for EfficientNet-Lite0.
         weights: file of the backbone's weights; null for pretrained weights (EfficientNet-Lite0: the extra
@@ -60,6 +71,15 @@ def classify(
             clips; null for ``fit``, or for the support file's.
         window: length in seconds of a sliding window, for long videos; null classifies each video as one clip.
         stride: seconds between the starts of two windows; null for half a window.
+        events: find the events in long videos: when each action starts and ends. The lengths of windows follow the
+            durations of the examples.
+        length: duration of an action in seconds, for events; null for the durations of the examples.
+        srt: write the events of a video to this subtitle file (SubRip), with ``--events``.
+        vtt: write the events of a video to this subtitle file (WebVTT), with ``--events``.
+        timeline: draw the events of a video to this file (.png, .pdf, .svg), with ``--events``.
+        camera: number of a camera whose events are printed as they happen, until Ctrl-C.
+        stream: address that FFmpeg opens (RTSP, HTTP, a pipe), or a file that is played at its own pace; as ``camera``.
+        delay: seconds after its end at which an event of a camera or stream is final. A larger delay is more accurate.
         json: print one JSON object per line, with all probabilities, instead of the table.
         csv: print comma-separated values instead of the table.
         explain: draw an explanation of the first video's label to this file (.png, .pdf, .svg).
@@ -70,7 +90,10 @@ def classify(
         device: such as ``cuda:0``; null for the GPU if there is one.
     """
     files = find_videos(videos)
-    _check(files, support, window, stride, save_support, both=json and csv, needed=not (check or save_support))
+    long = LongVideos(events, length, srt, vtt, timeline, camera, stream, delay)
+    long.check(files, window)
+    needed = not (check or save_support or long.source is not None)
+    _check(files, support, window, stride, save_support, both=json and csv, needed=needed)
     broken = _broken(files)
     if explain is not None:
         from strm_lightning.classifier.explain import picture
@@ -78,7 +101,7 @@ def classify(
         picture.check_name(explain)
         if files and files[0] in broken:
             raise broken[files[0]]
-    report = REPORTS["json" if json else "csv" if csv else "table"](files)
+    report = REPORTS["json" if json else "csv" if csv else "table"](list(map(video_name, files)))
     if files and len(broken) == len(files) and save_support is None:
         for video, error in broken.items():
             _print(report, video, error)
@@ -90,8 +113,8 @@ def classify(
     classifier = open_classifier(str(support), model, jobs=jobs, **given)
     _describe(classifier, save_support, check=check)
     bad = 0
-    findings = _findings(classifier, files, window, stride, merged=not (json or csv))
-    total = len(files) if window is None else None
+    findings = _findings(classifier, files, window, stride, long, merged=not (json or csv))
+    total = len(files) if window is None and not events and long.source is None else None
     # On a terminal, the printed rows show the progress.
     for video, found in tqdm(findings, "Classifying", total, disable=sys.stdout.isatty(), **bar_options()):
         bad += isinstance(found, VideoError)
@@ -115,10 +138,11 @@ def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _broken(files: Sequence[str]) -> dict[str, VideoError]:
+def _broken(files: Sequence[Video]) -> dict[Video, VideoError]:
     """Return the videos whose first frame cannot be decoded, with their errors."""
-    found = {}
+    found: dict[Video, VideoError] = {}
     for file in tqdm(files, "Checking videos", **bar_options()):
+        assert isinstance(file, (str, Path, VideoSource))
         try:
             check_first_frame(file)
         except VideoError as error:
@@ -126,10 +150,10 @@ def _broken(files: Sequence[str]) -> dict[str, VideoError]:
     return found
 
 
-def _print(report: Report, video: str, found: Found) -> None:
+def _print(report: Report, video: Video, found: Found) -> None:
     """Print one row without buffering, for programs that read the output."""
     try:
-        report.add(video, found)
+        report.add(video_name(video), found)
         sys.stdout.flush()
     except BrokenPipeError:
         raise
@@ -150,7 +174,7 @@ def _note(message: str) -> None:
 
 
 def _check(
-    files: Sequence[str],
+    files: Sequence[Video],
     support: str | None,
     window: float | None,
     stride: float | None,
@@ -176,52 +200,30 @@ def _check(
 
 
 def _findings(
-    classifier: FewShotClassifier, files: Sequence[str], window: float | None, stride: float | None, *, merged: bool
-) -> Iterator[tuple[str, Found]]:
-    if window is None:
+    classifier: FewShotClassifier,
+    files: Sequence[Video],
+    window: float | None,
+    stride: float | None,
+    long: LongVideos,
+    *,
+    merged: bool,
+) -> Iterator[tuple[Video, Found]]:
+    if long.source is not None:
+        yield from long.watch(classifier)
+        return
+    if window is None and not long.events:
         yield from zip(files, classifier.predict_each(files), strict=True)
         return
     for file in files:
-        stretches = classifier.predict_windows(file, seconds=window, stride=stride)
+        if window is None:
+            stretches: Iterator[WindowPrediction] = long.find(classifier, file)
+        else:
+            stretches = classifier.predict_windows(file, seconds=window, stride=stride)
         try:
-            for stretch in merge_windows(stretches) if merged else stretches:
+            for stretch in merge_windows(stretches) if merged and window is not None else stretches:
                 yield file, stretch
         except VideoError as error:
             yield file, error
-
-
-def find_videos(names: Sequence[str]) -> list[str]:
-    """Replace each folder by the video files in it and its subfolders, sorted; keep the other names.
-
-    Raises:
-        InputError: a folder contains no video.
-    """
-    found = []
-    for name in names:
-        inside = _videos_in(Path(name))
-        if Path(name).is_dir() and not inside:
-            raise InputError(f"{name}: the folder contains no video")
-        found += inside or [name]
-    return found
-
-
-def _videos_in(folder: Path) -> list[str]:
-    return sorted(str(file) for file in folder.rglob("*") if file.suffix.lower() in VIDEO_SUFFIXES and file.is_file())
-
-
-def find_examples(folder: str) -> dict[str, list[str]]:
-    """Return the video files of each class; as for `strm fit`, the class is the name of the folder of a video.
-
-    Raises:
-        MissingFileError: the folder does not exist.
-        InputError: the folder or one of its subfolders contains no video.
-    """
-    listing = list_videos(folder, "videos")
-    for inner in sorted(listing.root.iterdir()):
-        near = [video for video in _videos_in(inner) if len(Path(video).relative_to(inner).parts) < 3]
-        if inner.is_dir() and inner.name[0] != "." and not near:
-            raise InputError(f"class {inner.name!r} has no video: remove the folder {inner} or add videos to it")
-    return {name: [listing.paths[video] for video in listing.by_class[name]] for name in listing.class_names}
 
 
 @dataclass(frozen=True)
@@ -270,7 +272,7 @@ def open_classifier(support: str, model: Model, **options: Any) -> FewShotClassi
         model: the model; the default is the model of the file.
         **options: arguments of the classifier.
     """
-    stored = Path(support).is_file()
+    stored = Path(support).is_file() and Path(support).suffix.lower() not in (".csv", ".zip")
     if stored and model.is_default:
         return FewShotClassifier.load(support, device=model.device).set_params(**options)
     classifier = model.build(**options)

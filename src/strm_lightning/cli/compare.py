@@ -15,8 +15,11 @@ def compare(
     """Compare test results with the first one, episode by episode.
 
     All results must be of the same episodes. The difficulty of an episode cancels in the difference of two accuracies,
-    so the interval of the difference is narrower than those of the accuracies. The interval covers the choice of
-    episodes from these videos, not the choice of classes.
+    so the interval of the difference is narrower than those of the accuracies. There are three intervals: over other
+    episodes of the same clips, over other clips of the same classes, and over other classes.
+
+    Runs that differ in the training seed alone are one group: the table shows their mean and the standard deviation
+    over seeds, and differences are those of the means.
 
     Args:
         results: two or more results.json files, or folders that contain one; the first is the baseline.

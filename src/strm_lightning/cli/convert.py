@@ -43,7 +43,7 @@ def convert(checkpoint: Path, out: Path, *, query_class: Literal["off", "fresh"]
         "pytorch-lightning_version": L.__version__,
         "state_dict": module.state_dict(),
         module.CHECKPOINT_HYPER_PARAMS_KEY: dict(module.hparams),
-        EpisodeDataModule.CHECKPOINT_HYPER_PARAMS_KEY: _INPUT | {"num_frames": module.model.head.num_frames},
+        EpisodeDataModule.CHECKPOINT_HYPER_PARAMS_KEY: _INPUT | {"num_frames": module.model.num_frames},
     }
     module.on_save_checkpoint(content)
     with atomic_path(out) as part:

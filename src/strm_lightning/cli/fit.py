@@ -19,13 +19,16 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities import rank_zero_warn
 
 from strm_lightning.cli.parsing import Parser, one_line
+from strm_lightning.cli.recipes import find_recipes
 from strm_lightning.data.datamodule import MOVING_SHAPES, EpisodeDataModule
 from strm_lightning.errors import InputError, WriteError
+from strm_lightning.evaluation.intervals import interval_rows
 from strm_lightning.evaluation.pictures import METRICS, draw
 from strm_lightning.evaluation.report import RESULTS, run_folder
 from strm_lightning.evaluation.tables import plain_table
 from strm_lightning.models.matching.base import matching_names, matching_options
 from strm_lightning.training.checkpoints import LastCheckpoint, check_checkpoint
+from strm_lightning.training.example_episodes import ExampleEpisodes
 from strm_lightning.training.module import STRMModule
 
 _CSV = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}
@@ -193,6 +196,7 @@ class STRMCLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LearningRateMonitor, "lr_monitor")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
+        parser.add_lightning_class_args(ExampleEpisodes, "example_episodes")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/accuracy",
@@ -203,6 +207,7 @@ class STRMCLI(LightningCLI):
             }
         )
         parser.link_arguments("data.num_frames", "model.num_frames")
+        parser.link_arguments("data.num_segments", "model.num_segments")
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -294,7 +299,7 @@ def run(arguments: list[str], commands: dict[str, str]) -> STRMCLI:
             trainer_defaults={"logger": _CSV},
             parser_kwargs={"prog": "strm", **parsers},
             auto_configure_optimizers=False,  # optimiser and schedule are options of the module
-            args=arguments,
+            args=find_recipes(arguments),
         )
     except MisconfigurationException as error:
         raise InputError(one_line(str(error))) from error
@@ -338,10 +343,16 @@ def _summary(report: dict[str, Any], folder: Path, pictures: list[Path]) -> str:
     source = _relative(checkpoint["path"]) if checkpoint["path"] else "none (initial weights)"
     rows = {
         "accuracy": f"{report['accuracy']:.1%} ± {report['ci95']:.1%}  (95 % interval; chance is {1 / way:.0%})",
+        **interval_rows(report["intervals"]),
         "episodes": f"{report['episodes']}, {way}-way {report['shot']}-shot, {card['data']['classes']} actions{unseen}",
+        **{f"  {name}": _control(name, of_control) for name, of_control in report["controls"].items()},
         "checkpoint": source + warning,
-        "results": _relative(folder / RESULTS),
     }
+    if not same_split and checkpoint["trained_on"]:
+        rows["trained on"] = f"{checkpoint['trained_on']}; tested on {card['data']['root']}"
+    if card["model"]["transductive"]:
+        rows["protocol"] = "transductive: the queries of an episode are used together"
+    rows["results"] = _relative(folder / RESULTS)
     if (folder / METRICS).is_file():
         rows["metrics"] = _relative(folder / METRICS)
     if pictures:
@@ -351,13 +362,29 @@ def _summary(report: dict[str, Any], folder: Path, pictures: list[Path]) -> str:
         drawn = str(card["data"]["root"]) in MOVING_SHAPES
         model = "" if drawn else f"--ckpt {_relative(checkpoint['path'])} "
         rows["try next"] = f"strm classify {model}--support FOLDER VIDEO"
-    lines = [f"  {name:<12}{text}" for name, text in rows.items()]
+    width = max(map(len, rows)) + 2
+    lines = [f"  {name:<{width}}{text}" for name, text in rows.items()]
     if report["sweep"]:
-        cells = [
-            [f"{r['way']}-way {r['shot']}-shot", f"{r['accuracy']:.1%} ± {r['ci95']:.1%}"] for r in report["sweep"]
-        ]
-        lines += ["", plain_table(["episodes", "accuracy"], cells)]
+        lines += ["", _sweep_table(report["sweep"], [*report["controls"]])]
     return "\n" + "\n".join(lines)
+
+
+def _control(name: str, found: dict[str, Any]) -> str:
+    kind = {"reversed": "queries reversed", "static": "the mean frame of each clip"}[name]
+    width = found["difference_intervals"]["clips"]["ci95"]
+    over = f" ± {100 * width:.1f} over clips" if width is not None else ""
+    return f"{found['accuracy']:.1%} ± {found['ci95']:.1%}  ({kind}; difference {100 * found['difference']:+.1f}{over})"
+
+
+def _sweep_table(sweep: list[dict[str, Any]], controls: list[str]) -> str:
+    rows = []
+    for row in sweep:
+        cells = [f"{row['way']}-way {row['shot']}-shot", f"{row['accuracy']:.1%} ± {row['ci95']:.1%}"]
+        for name in ("clips", "classes"):
+            width = row["intervals"][name]["ci95"]
+            cells.append("not known" if width is None else f"± {width:.1%}")
+        rows.append(cells + [f"{row['controls'][name]['accuracy']:.1%}" for name in controls])
+    return plain_table(["episodes", "accuracy", "over clips", "over classes", *controls], rows)
 
 
 def _best(trainer: L.Trainer) -> str | None:

@@ -22,13 +22,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "prepare": ("data.prepare:prepare", "decode all videos once into a frame cache for training"),
     "doctor": ("data.checks.doctor:doctor", "check the videos in a folder against a split before training"),
     "classify": ("cli.classify:classify", "recognise actions in videos from a few example clips of each class"),
+    "support": ("cli.edit_support:support", "list the examples in a file; add, remove and rename classes"),
+    "export": ("cli.export:export", "export a classifier to ONNX, with a program that runs it without torch"),
     "demo": ("cli.demo:demo", "classify on a local web page"),
     "convert": ("cli.convert:convert", "convert a checkpoint of the official STRM or TRX code"),
+    "publish": ("cli.publish:publish", "write a model folder with a model card from a checkpoint"),
     "compare": (
         "cli.compare:compare",
         "compare test results on the same episodes, with 95 % intervals",
     ),
     "plot": ("cli.plot:plot", "plot confusion matrices, accuracies and learning curves of runs"),
+    "completion": ("cli.completion:completion", "print a script that completes commands and options in a shell"),
+    "recipes": ("cli.recipes:recipes", "list the shipped configurations, or copy them to a folder"),
 }
 
 
@@ -87,7 +92,7 @@ def _overview() -> str:
     from strm_lightning import __doc__ as about
 
     commands = TRAINING | {name: text for name, (_, text) in COMMANDS.items()}
-    lines = [f"  {name:<10}{text}" for name, text in commands.items()]
+    lines = [f"  {name:<12}{text}" for name, text in commands.items()]
     first = (about or "").splitlines()[0]
     how = [
         "Options of a command: strm COMMAND --help.  Version: strm --version.",
@@ -98,25 +103,56 @@ def _overview() -> str:
 
 def _call(function: Callable[..., Any], arguments: list[str], program: str) -> None:
     """Call a function with a command line; ``--flag`` is ``--flag=true``, positional arguments go to ``*args``."""
-    from docstring_parser import parse
     from jsonargparse import auto_cli
 
     from strm_lightning.cli.parsing import Parser
 
-    parameters = inspect.signature(function).parameters.values()
-    flags = {f"--{p.name}" for p in parameters if p.annotation is bool}
+    flags = {f"--{p.name}" for p in inspect.signature(function).parameters.values() if p.annotation is bool}
     arguments = [_normalize(argument, flags) for argument in arguments]
-    positional = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]
-    if not positional:
+    positional = _variable(function)
+    if positional is None:
         _print_report(auto_cli(function, args=arguments, prog=program, as_positional=True, parser_class=Parser))
         return
+    options = vars(_variable_parser(function, program).parse_args(arguments))
+    _print_report(function(*options.pop(positional), **options))
+
+
+def _variable(function: Callable[..., Any]) -> str | None:
+    """Return the name of the parameter ``*args``."""
+    parameters = inspect.signature(function).parameters.values()
+    return next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
+
+
+def _variable_parser(function: Callable[..., Any], program: str) -> Any:
+    """Return the parser of a function with ``*args``, which ``auto_cli`` does not support."""
+    from docstring_parser import parse
+
+    from strm_lightning.cli.parsing import Parser
+
+    positional = str(_variable(function))
     docstring = parse(function.__doc__ or "")
     parser = Parser(prog=program, description=docstring.short_description)
     texts = {p.arg_name: p.description for p in docstring.params}
-    parser.add_argument(positional[0], nargs="*", help=texts[positional[0]])
+    parser.add_argument(positional, nargs="*", help=texts[positional])
     parser.add_function_arguments(function)
-    options = vars(parser.parse_args(arguments))
-    _print_report(function(*options.pop(positional[0]), **options))
+    return parser
+
+
+def parser_of(name: str) -> Any:
+    """Return the parser of a command."""
+    from jsonargparse import auto_cli, capture_parser
+
+    from strm_lightning.cli.parsing import Parser
+
+    if name in TRAINING:
+        from strm_lightning.cli.fit import run
+
+        parser: Any = capture_parser(run, [name], TRAINING)
+        return parser._subcommands_action.choices[name]
+    function, program = command(name), f"strm {name}"
+    if _variable(function) is not None:
+        return _variable_parser(function, program)
+    return capture_parser(auto_cli, function, args=[], prog=program, as_positional=True, parser_class=Parser)
 
 
 def _print_report(report: Any) -> None:

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from strm_lightning.classifier.live import LiveEvent
 from strm_lightning.classifier.predictions import Prediction, WindowPrediction, clock
 from strm_lightning.data.decode.video import VideoError
 
-Found = Prediction | WindowPrediction | VideoError
+Found = Prediction | WindowPrediction | LiveEvent | VideoError
 
 
 @runtime_checkable
@@ -29,22 +30,26 @@ class Table:
 
     def __init__(self, videos: Sequence[str]) -> None:
         common = os.path.commonpath([Path(v).absolute().parent for v in videos]) if len(videos) > 1 else ""
-        self.short = {v: os.path.relpath(v, common) if common else v for v in videos}
+        self.short: dict[str, str] = {v: os.path.relpath(v, common) if common else v for v in videos}
         self.width = min(60, max((len(name) for name in self.short.values()), default=0))
 
     def add(self, video: str, found: Found) -> None:
         """Print a row."""
-        name = f"{self.short[video]:<{self.width}}"
+        name = f"{self.short.get(video, video):<{self.width}}"
         if isinstance(found, VideoError):
             sys.stdout.write(f"{name}  cannot be read: {found}\n")
             return
+        live = ""
+        if isinstance(found, LiveEvent):
+            live = f"   {found.latency:.1f} s late, {found.frames_per_second:.1f} frames a second"
+            found = found.event
         prediction = found.prediction if isinstance(found, WindowPrediction) else found
         time = f"  {clock(found.start)}-{clock(found.end)}" if isinstance(found, WindowPrediction) else ""
         others = [(k, p) for k, p in prediction.probabilities.items() if k != prediction.label][:2]
         rest = ", ".join(f"{label} {p:.2f}" for label, p in others)
         width = max(map(len, (*prediction.probabilities, "unknown")))
         label = f"{prediction.label:<{width}}"
-        sys.stdout.write(f"{name}{time}  {label}  {prediction.probability:.2f}   ({rest})\n")
+        sys.stdout.write(f"{name}{time}  {label}  {prediction.probability:.2f}   ({rest}){live}\n")
 
 
 class JsonLines:
@@ -75,10 +80,14 @@ class Csv:
 def _record(video: str, found: Found) -> dict[str, Any]:
     if isinstance(found, VideoError):
         return {"video": video, "error": str(found)}
+    live = {}
+    if isinstance(found, LiveEvent):
+        live = {"latency": found.latency, "frames_per_second": found.frames_per_second, "dropped": found.dropped}
+        found = found.event
     prediction = found.prediction if isinstance(found, WindowPrediction) else found
     times = {"start": found.start, "end": found.end} if isinstance(found, WindowPrediction) else {}
     scores = {"label": prediction.label, "probability": prediction.probability, "rejected": prediction.rejected}
-    return {"video": video, **times, **scores, "probabilities": dict(prediction.probabilities)}
+    return {"video": video, **times, **scores, "probabilities": dict(prediction.probabilities), **live}
 
 
 REPORTS: dict[str, type[Report]] = {"table": Table, "json": JsonLines, "csv": Csv}

@@ -20,7 +20,7 @@ from strm_lightning.data.loaders import (
     VideoDataset,
     align_progress,
 )
-from strm_lightning.data.sampling import FramePolicy
+from strm_lightning.data.sampling import FRAME_STRIDE, FramePolicy, check_dense
 from strm_lightning.data.sources.base import LayoutOption, Listing
 from strm_lightning.data.splits.stages import Stage
 from strm_lightning.data.transforms import ClipTransform
@@ -58,7 +58,10 @@ class EpisodeDataModule(L.LightningDataModule):
         image_size: height and width of a clip in pixels, after the crop.
         short_side: short side of the frames before the crop, in pixels; None for ``image_size`` x 256 / 224.
         frame_policy: how the frames of a clip are chosen; ``segments`` uses one frame of each of L equal segments,
-            ``release`` the frames of the official code.
+            ``release`` the frames of the official code, ``dense`` runs of consecutive frames for video backbones.
+        num_segments: segments of a clip: the runs of ``dense``, which a video backbone encodes separately; it divides
+            ``num_frames``.
+        frame_stride: step between the frames of a run of ``dense``.
         flip: mirror training clips at random; wrong if classes name directions (Something-Something).
         short_clips: for videos with fewer than L frames, ``repeat`` frames or ``drop`` the video.
         unreadable: ``skip`` unreadable videos with a warning, or ``refuse`` them with an error.
@@ -98,6 +101,8 @@ class EpisodeDataModule(L.LightningDataModule):
         image_size: int = 224,
         short_side: int | None = None,
         frame_policy: FramePolicy = "segments",
+        num_segments: int = 1,
+        frame_stride: int = FRAME_STRIDE,
         flip: bool = True,
         short_clips: Literal["repeat", "drop"] = "repeat",
         unreadable: Literal["skip", "refuse"] = "skip",
@@ -124,6 +129,7 @@ class EpisodeDataModule(L.LightningDataModule):
         self.episodes: dict[Stage, int] = {"train": train_episodes, "val": val_episodes, "test": test_episodes}
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_frames, self.frame_policy = num_frames, frame_policy
+        self.num_segments, self.frame_stride = num_segments, frame_stride
         self.short_clips, self.unreadable = short_clips, unreadable
         self.transform = ClipTransform(image_size, short_side or 0, flip)
         self.num_workers, self.worker_start = num_workers, worker_start
@@ -144,6 +150,11 @@ class EpisodeDataModule(L.LightningDataModule):
             test_shots=min(test_shots, default=1), test_ways=min(test_ways, default=1),
         )  # fmt: skip
         check_not_negative(num_workers=num_workers)
+        check_dense(num_frames, num_segments, frame_stride)
+        if frame_policy != "dense" and frame_stride != FRAME_STRIDE:
+            raise InputError(
+                f"frame_stride {frame_stride} has no effect with frame_policy {frame_policy!r}; use 'dense'"
+            )
 
     def prepare_data(self) -> None:
         """Draw the moving shapes on first use, and list and count the videos, in one process.
@@ -248,7 +259,14 @@ class EpisodeDataModule(L.LightningDataModule):
 
     def reader(self, stage: Stage) -> ClipReader:
         """Return the clip reader of a stage."""
-        return ClipReader(self.videos[stage], self.num_frames, self.frame_policy, self.transform)
+        return ClipReader(
+            self.videos[stage],
+            self.num_frames,
+            self.frame_policy,
+            self.transform,
+            num_segments=self.num_segments,
+            frame_stride=self.frame_stride,
+        )
 
     def train_dataloader(self) -> EpisodeLoader:
         """Return the loader of training episodes, which differ in each epoch; a resumed run continues its epoch.

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
 from strm_lightning.data.episodes import EpisodeGenerator, EpisodeKey
-from strm_lightning.data.sampling import FramePolicy, select_frames
+from strm_lightning.data.sampling import FRAME_STRIDE, FramePolicy, select_frames
 from strm_lightning.data.transforms import ClipTransform
 from strm_lightning.data.video_sets import VideoSet
 from strm_lightning.episode import Episode
@@ -29,12 +29,16 @@ class ClipReader:
         num_frames: frames of a clip, L.
         policy: policy that chooses the frames; see `select_frames`.
         transform: resize, crop and flip.
+        num_segments: runs of consecutive frames of the policy ``dense``.
+        frame_stride: step between the frames of a run of ``dense``.
     """
 
     videos: VideoSet
     num_frames: int
     policy: FramePolicy
     transform: ClipTransform
+    num_segments: int = 1
+    frame_stride: int = FRAME_STRIDE
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -53,7 +57,8 @@ class ClipReader:
             VideoError: the video cannot be read.
         """
         available = int(self.videos.store.frame_counts[row])
-        frames = select_frames(self.policy, available, self.num_frames, rng)
+        runs = {"num_segments": self.num_segments, "frame_stride": self.frame_stride}
+        frames = select_frames(self.policy, available, self.num_frames, rng, **runs)
         self.transform(self.videos.store.read(row, frames), rng, out)
 
 

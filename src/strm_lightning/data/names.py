@@ -21,12 +21,22 @@ class Match(NamedTuple):
 
 
 def spelling_key(name: str) -> str:
-    """Return a name without differences in case, blanks, underscores, brackets and Unicode normal form."""
+    """Return a name without differences in case, blanks, underscores, brackets and Unicode normal form.
+
+    Examples:
+        >>> spelling_key("Playing [Guitar]") == spelling_key("playing_guitar")
+        True
+    """
     return unicodedata.normalize("NFC", name).casefold().translate(_ALIKE)
 
 
 def youtube_id(name: str) -> str | None:
-    """Return the 11-character id of ``id`` or ``id_start_end``, the two names of a Kinetics video, else None."""
+    """Return the 11-character id of ``id`` or ``id_start_end``, the two names of a Kinetics video, else None.
+
+    Examples:
+        >>> youtube_id("aBc-12_xyz0_000010_000020")
+        'aBc-12_xyz0'
+    """
     found = _YOUTUBE.fullmatch(name)
     return found[1] if found else None
 

@@ -4,18 +4,20 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from strm_lightning.data.cache.clipfile import SUFFIX, ClipFile
+from strm_lightning.data.cache.shards import Shard, check_all_complete, parse_shard, read_shards, write_shard
 from strm_lightning.data.cache.store import (
     CacheFormat,
     CacheOptions,
@@ -51,6 +53,7 @@ class PrepareReport:
         size: bytes of all clips.
         seconds: duration of the run.
         refreshed: number of clips written again because their source has changed.
+        shard: the shard that this run has written; None for the whole cache.
     """
 
     out: Path
@@ -60,6 +63,7 @@ class PrepareReport:
     size: int
     seconds: float
     refreshed: int = 0
+    shard: Shard | None = None
 
     def __str__(self) -> str:
         lines = [
@@ -71,7 +75,10 @@ class PrepareReport:
         if self.failed:
             lines += [f"{count_of(self.failed, 'video')} could not be read:"]
             lines += [f"  {name}: {reason}" for name, reason in sorted(self.failed.items())]
-        return "\n".join([*lines, f"To use the cache: --data.root={self.out}"])
+        if self.shard is None:
+            return "\n".join([*lines, f"To use the cache: --data.root={self.out}"])
+        last = f"After all {self.shard.count} shards: the same command without --shard, which completes the cache"
+        return "\n".join([f"Shard {self.shard}", *lines, last])
 
 
 def prepare(
@@ -88,6 +95,7 @@ def prepare(
     num_frames: int = 8,
     jobs: int | None = None,
     seed: int = 0,
+    shard: str | None = None,
 ) -> PrepareReport:
     """Decode each video once into a frame cache, from which training reads ten times faster than from video files.
 
@@ -111,58 +119,98 @@ def prepare(
         num_frames: frames of a clip, L.
         jobs: number of videos converted in parallel; by default the number of cores.
         seed: seed of a random split.
+        shard: convert only one part of the videos, such as ``3/16`` for the third of 16 parts. Shards can be written at
+            the same time, on several machines with a common folder ``out``. Then the same command without ``shard``
+            checks that all of them are complete, and completes the cache.
 
     Raises:
         MissingFileError: the root or the lists do not exist.
-        InputError: root, out and options do not match, the disk is too small, or no video can be read.
+        InputError: root, out and options do not match, the disk is too small, no video can be read, or shards are not
+            complete.
     """
     start = time.monotonic()
     listing = list_videos(root, layout)
     chosen = (policies,) if isinstance(policies, str) else tuple(policies)
     options = CacheOptions(format, short_side, quality, chosen, num_frames)
     target = Path(out).expanduser()
-    _check(listing, target, options)
+    part = None if shard is None else parse_shard(shard)
+    _check(listing, target, options, part)
     check_positive(jobs=jobs)
-    names = list(listing.paths)
-    if split is not None:
-        resolved = resolve_split(split, lists=lists, class_names=listing.class_names, seed=seed)
-        match = match_split(listing, resolved)
-        names = match.names
-        if not names:
-            raise InputError(f"no video of split {split!r} is under {root}, which has {listing.summary}")
-        if match.missing:
-            _log(match.missing_message(resolved, root))
+    names = list(listing.paths) if split is None else _names_of(listing, root, split, lists, seed)
+    names = part.take(names) if part else names
     convert = Converter(listing, names, options, target)
-    with _locked(target), _one_thread():
+    with _locked(target, part), _one_thread():
         _sweep(target, names)
         before, stamps = _kept(target, listing.root)
+        shards = _shards(target, part)
+        for record in shards.values():
+            stamps |= record["stamps"]
         sizes = _present(target, names)
         now = {name: listing.stamp(name) for name in tqdm(names, "Looking for changes", delay=2, unit="videos")}
         changed = {name for name in sizes if stamps.get(name, now[name]) != now[name]}
         _log_unrecorded(target, [name for name in sizes if name not in stamps])
         missing = [name for name in names if name not in sizes or name in changed]
         _check_space(convert, missing, target)
+        if part and is_cache(target):
+            _save(target, None, options, listing, before, stamps, complete=False)
         for name in changed:  # before the new stamps are saved; a run killed between would keep old pixels
             _clip_path(target, name).unlink(missing_ok=True)
             del sizes[name]
             before.pop(name, None)
         stamps |= now
-        write_manifest(target, options, source=listing.root, videos=before, stamps=stamps, complete=False)
+        _save(target, part, options, listing, before, now if part else stamps, complete=False)
         present = len(sizes)
         done, failed = _work(convert, missing, jobs or os.cpu_count() or 1)
         sizes |= done
-        if not sizes:
+        if not sizes and part is None:
             raise InputError(
                 f"none of {count_of(names, 'video')} under {root} can be read: {next(iter(failed.values()))}"
             )
         videos = {name: known for name, known in (before | sizes).items() if name not in failed}
-        stamps = {name: stamp for name, stamp in stamps.items() if name in videos}
-        write_manifest(target, options, source=listing.root, videos=videos, stamps=stamps, complete=True)
+        stamps = now if part else {name: stamp for name, stamp in stamps.items() if name in videos}
+        _save(target, part, options, listing, videos, stamps, complete=True)
+        if part is None:
+            for finished in shards:
+                (target / finished.file).unlink()
     size, refreshed = sum(size for _, size in sizes.values()), len(changed & done.keys())
-    return PrepareReport(target, len(done), present, failed, size, time.monotonic() - start, refreshed)
+    return PrepareReport(target, len(done), present, failed, size, time.monotonic() - start, refreshed, part)
 
 
-def _check(listing: Listing, target: Path, options: CacheOptions) -> None:
+def _names_of(listing: Listing, root: str, split: SplitOption, lists: str | None, seed: int) -> list[str]:
+    resolved = resolve_split(split, lists=lists, class_names=listing.class_names, seed=seed)
+    match = match_split(listing, resolved)
+    if not match.names:
+        raise InputError(f"no video of split {split!r} is under {root}, which has {listing.summary}")
+    if match.missing:
+        _log(match.missing_message(resolved, root))
+    return match.names
+
+
+def _shards(target: Path, part: Shard | None) -> dict[Shard, dict[str, Any]]:
+    """Return the records of shards; the last run, of the whole cache, needs all of them to be complete."""
+    shards = read_shards(target)
+    if shards and part is None:
+        check_all_complete(target, shards)
+    return shards
+
+
+def _save(
+    target: Path,
+    part: Shard | None,
+    options: CacheOptions,
+    listing: Listing,
+    videos: Mapping[str, tuple[int, int]],
+    stamps: Mapping[str, str],
+    *,
+    complete: bool,
+) -> None:
+    if part:
+        write_shard(target, part, options, source=listing.root, stamps=stamps, complete=complete)
+    else:
+        write_manifest(target, options, source=listing.root, videos=videos, stamps=stamps, complete=complete)
+
+
+def _check(listing: Listing, target: Path, options: CacheOptions, part: Shard | None) -> None:
     source = listing.root.resolve()
     if listing.layout == "cache":
         raise InputError(f"{listing.root} is already a frame cache")
@@ -175,22 +223,31 @@ def _check(listing: Listing, target: Path, options: CacheOptions) -> None:
     check_positive(short_side=options.short_side, num_frames=options.num_frames)
     if not 1 <= options.quality <= 100:
         raise InputError(f"quality is {options.quality}: give a number from 1 to 100")
-    if is_cache(target):
-        made, wanted = asdict(options_of(read_manifest(target))), asdict(options)
-        if others := [f"{name}={made[name]}, not {wanted[name]}" for name in made if made[name] != wanted[name]]:
-            raise InputError(f"{target} has other options ({'; '.join(others)}): choose another folder or delete it")
-    elif target.exists() and (not target.is_dir() or any(target.iterdir())):
+    shards = read_shards(target)
+    if part and (others := {shard.count for shard in shards} - {part.count}):
+        raise InputError(f"shard {part}: {target} has shards of {others.pop()}; delete its strm-shard files first")
+    existing = [options_of(read_manifest(target))] if is_cache(target) else []
+    wanted = asdict(options)
+    for made in (asdict(found) for found in [*existing, *map(options_of, shards.values())]):
+        if differing := [f"{name}={made[name]}, not {wanted[name]}" for name in made if made[name] != wanted[name]]:
+            raise InputError(f"{target} has other options ({'; '.join(differing)}): choose another folder or delete it")
+    if not existing and not shards and target.exists() and not _is_empty(target, part):
         raise InputError(f"{target} exists and is not a frame cache: choose another folder")
 
 
+def _is_empty(target: Path, part: Shard | None) -> bool:
+    """Whether a folder is empty; another shard that has just made it may have written its lock, a hidden file."""
+    return target.is_dir() and all(part and entry.name.startswith(".lock") for entry in target.iterdir())
+
+
 @contextmanager
-def _locked(target: Path) -> Iterator[None]:
+def _locked(target: Path, part: Shard | None) -> Iterator[None]:
     try:
         target.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(target / ".lock")
+        lock = FileLock(target / (f".lock-{part.number}-of-{part.count}" if part else ".lock"))
         lock.acquire(timeout=0)
     except Timeout:
-        raise InputError(f"another `strm prepare` is writing {target}") from None
+        raise InputError(f"another `strm prepare` is writing {f'shard {part} of ' if part else ''}{target}") from None
     except OSError as error:
         raise InputError(f"{target} cannot be written ({error.strerror})") from error
     try:

@@ -191,12 +191,12 @@ class FeatureBank:
             save_file(tensors, part, {"bank": header, "checksums": json.dumps(sums)})
 
     @classmethod
-    def load(cls, path: Path, fingerprint: str, *, check: bool = True) -> "FeatureBank | None":
+    def load(cls, path: Path, fingerprint: str | None, *, check: bool = True) -> "FeatureBank | None":
         """Load a bank memory-mapped; return None if the file does not exist or has another fingerprint.
 
         Args:
             path: file that `save` wrote.
-            fingerprint: expected fingerprint.
+            fingerprint: expected fingerprint; None accepts any.
             check: read the whole file and verify its checksums. One process of a machine is enough.
 
         Raises:
@@ -208,7 +208,7 @@ class FeatureBank:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 header, sums = json.loads(metadata["bank"]), json.loads(metadata["checksums"])
-                if header["format"] != _FORMAT or header["fingerprint"] != fingerprint:
+                if header["format"] != _FORMAT or fingerprint not in (None, header["fingerprint"]):
                     return None
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             if sums.keys() != tensors.keys():

@@ -11,13 +11,20 @@ from typing import Any
 from torch import nn
 
 from strm_lightning._version import __version__
+from strm_lightning.data.checks.pretraining import seen_in_pretraining
 from strm_lightning.data.datamodule import EpisodeDataModule
 from strm_lightning.data.splits.stages import Stage
 from strm_lightning.data.video_sets import VideoSet
 from strm_lightning.models.head import STRMHead
 from strm_lightning.models.strm import STRM
 
-SOURCE_KEYS = ("epoch", "global_step", "callbacks", "datamodule_hyper_parameters")  # of a Lightning checkpoint
+SOURCE_KEYS = (
+    "epoch",
+    "global_step",
+    "callbacks",
+    "datamodule_hyper_parameters",
+    "dropout_seed",
+)  # of a Lightning checkpoint
 _PACKAGES = ("torch", "lightning", "timm", "av", "numpy")
 
 
@@ -49,6 +56,9 @@ def protocol_card(
     """
     videos, transform = data.videos[stage], data.transform
     backbone: Any = model.backbone
+    pretraining = backbone.pretrained_on
+    if pretraining and (warning := seen_in_pretraining(data.split, pretraining)):
+        pretraining = f"{pretraining} ({warning})"
     return {
         "protocol": {
             "stage": stage,
@@ -59,7 +69,7 @@ def protocol_card(
             "episodes": episodes,
             "seed": data.seed,
             "num_frames": data.num_frames,
-            "frame_policy": f"{data.frame_policy}, its test choice",
+            "frame_policy": f"{data.frame_policy}{_runs(data)}, its test choice",
             "short_clips": data.short_clips,
             "resize": f"short side to {transform.short_side}",
             "crop": f"{transform.image_size} x {transform.image_size}, central",
@@ -76,15 +86,37 @@ def protocol_card(
         },
         "model": {
             **plain({**model_options({}), **options}),
+            "transductive": not getattr(getattr(getattr(model, "head", None), "matching", None), "per_query", True),
+            "pretrained_on": pretraining,
             "normalisation": {"mean": backbone.mean.flatten().tolist(), "std": backbone.std.flatten().tolist()},
         },
-        "checkpoint": dict(checkpoint),
+        "checkpoint": {**checkpoint, "trained_on": trained_on(data, checkpoint)},
         "versions": {
             "strm-lightning": __version__,
             "python": platform.python_version(),
             **{name: version(name) for name in _PACKAGES},
         },
     }
+
+
+def trained_on(data: EpisodeDataModule, checkpoint: Mapping[str, Any]) -> str | None:
+    """Describe the data of the training: that of the test, another split of it, or another root; None if unknown.
+
+    Args:
+        data: data module of the test.
+        checkpoint: see `describe_checkpoint`.
+    """
+    training = checkpoint.get("training")
+    if not training or "root" not in training:
+        return None
+    if str(training["root"]) != str(data.root):
+        return str(training["root"])
+    same = all(training.get(name) == getattr(data, name) for name in ("split", "split_seed"))
+    return "training classes of the same split" if same else f"another split of {data.root}"
+
+
+def _runs(data: EpisodeDataModule) -> str:
+    return f" ({data.num_segments} runs, stride {data.frame_stride})" if data.frame_policy == "dense" else ""
 
 
 def video_list_hash(videos: VideoSet) -> str:
@@ -105,8 +137,9 @@ def describe_checkpoint(checkpoint: Mapping[str, Any] | None, path: str | Path |
         path: its file, if known.
 
     Returns:
-        ``path``, ``epoch``, ``step``; ``chosen_on``: the split, ``val`` or ``test``, whose accuracy selected the
-        checkpoint, ``none`` if nothing was selected; ``training``: options of the data module in training.
+        ``path``, ``epoch``, ``step``, ``seed`` of the training; ``chosen_on``: the split, ``val`` or ``test``, whose
+        accuracy selected the checkpoint, ``none`` if nothing was selected; ``training``: options of the data module in
+        training.
     """
     if checkpoint is None:
         return {"path": None, "chosen_on": "none", "training": None}
@@ -115,6 +148,7 @@ def describe_checkpoint(checkpoint: Mapping[str, Any] | None, path: str | Path |
         "path": str(path) if path else None,
         "epoch": checkpoint.get("epoch"),
         "step": checkpoint.get("global_step"),
+        "seed": checkpoint.get("dropout_seed"),  # `seed_everything` of the training
         "chosen_on": training.get("select_on", "val") if _is_best(checkpoint, path) else "none",
         "training": training,
     }

@@ -49,7 +49,7 @@ def bank_fingerprint(
         "network": _hash_of(network),
         "options": dict(options),
         "videos": stamps,
-        "frames": [data.num_frames, data.frame_policy],
+        "frames": [data.num_frames, data.frame_policy, data.num_segments, data.frame_stride],
         # Flip and seed affect random views only.
         "transform": transform if views else {k: v for k, v in transform.items() if k != "flip"},
         "views": [views, data.seed] if views else [],
@@ -71,6 +71,7 @@ def feature_options(options: Mapping[str, Any], *, pooled: bool) -> dict[str, An
     head = {name: p.default for name, p in signature(STRMHead).parameters.items() if p.default is not p.empty}
     names = ("patch_grid", "center_clip", "scale_clip") if pooled else tuple(head)
     found = {"backbone": options["backbone"], **{name: options.get(name, head[name]) for name in names}}
+    found |= {"backbone_stage": options.get("backbone_stage", -1), "num_segments": options.get("num_segments", 1)}
     if not pooled:
         method = matching_class(found["matching"])
         found |= {"matching_version": method.version, "matching_source": source_hash(method)}

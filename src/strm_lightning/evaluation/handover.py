@@ -34,7 +34,7 @@ class Handover:
         """Write results for the parent, if this is a child of the process that created the object."""
         parent = multiprocessing.parent_process()
         if parent is not None and parent.pid == self.owner:
-            arrays = {name: array.tolist() for name, array in vars(results).items()}
+            arrays = {name: None if array is None else array.tolist() for name, array in vars(results).items()}
             write_atomically(self.path, json.dumps({"results": arrays, "report": report}))
 
     def take(self) -> tuple[EpisodeResults, dict[str, Any] | None] | None:
@@ -43,7 +43,10 @@ class Handover:
             return None
         found = json.loads(self.path.read_text(encoding="utf-8"))
         self.path.unlink()
-        arrays = {name: np.array(values, dtype=np.int64) for name, values in found["results"].items()}
+        arrays: dict[str, Any] = {
+            name: None if values is None else np.array(values, dtype=np.int64)
+            for name, values in found["results"].items()
+        }
         return EpisodeResults(**arrays), found["report"]
 
 

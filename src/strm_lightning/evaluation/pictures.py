@@ -4,6 +4,7 @@ import csv
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,30 +55,42 @@ def draw(runs: Sequence[str | Path], out: str | Path | None = None) -> list[Path
         figures["shots"] = shots_figure(sweeps)
     if curves := {name: rows for name, path in metrics.items() if (rows := _read_metrics(path))}:
         figures["learning-curve"] = learning_figure(curves)
-    return _save(figures, Path(out) if out else paths[0].parent)
+    return save_figures(figures, Path(out) if out else paths[0].parent)
 
 
-def log_pictures(loggers: Iterable[Any], folder: Path) -> None:
-    """Log the plots of a run to its loggers that take images, if matplotlib is installed.
+def log_pictures(loggers: Iterable[Any], folder: Path, step: int) -> None:
+    """Log the plots of a run to its loggers that take images (`image_functions`), if matplotlib is installed.
+
+    Args:
+        loggers: loggers of the trainer.
+        folder: folder of the run.
+        step: optimiser step of the tested weights.
+    """
+    functions = image_functions(loggers)
+    if functions and find_spec("matplotlib"):
+        for path in draw([folder]):
+            for log in functions:
+                log(f"test/{path.stem}", path, step)
+
+
+def image_functions(loggers: Iterable[Any]) -> list[Callable[[str, Path, int], None]]:
+    """Return a function of key, path and step for each logger that takes images.
 
     These are loggers with a method ``log_image(key, images)``, such as ``WandbLogger``, which gets the path of the
-    picture in a list, and loggers whose experiment has ``add_image``, such as ``TensorBoardLogger``.
+    picture in a list (and ``step`` if the method has it), and loggers whose experiment has ``add_image``, such as
+    ``TensorBoardLogger``.
     """
-    log_functions = [log for logger in loggers if (log := _log_function(logger)) is not None]
-    if log_functions and find_spec("matplotlib"):
-        for path in draw([folder]):
-            for log in log_functions:
-                log(f"test/{path.stem}", path)
+    return [log for logger in loggers if (log := _log_function(logger)) is not None]
 
 
-def _log_function(logger: Any) -> Callable[[str, Path], None] | None:
-    """Return a function that logs a picture by key and path; None if the logger takes no images."""
+def _log_function(logger: Any) -> Callable[[str, Path, int], None] | None:
     # Ask the classes: Lightning's DummyLogger and DummyExperiment (fast_dev_run) answer to every attribute.
     if hasattr(type(logger), "log_image"):
-        return lambda key, path: logger.log_image(key, [str(path)])
+        has_step = "step" in signature(logger.log_image).parameters
+        return lambda key, path, step: logger.log_image(key, [str(path)], **({"step": step} if has_step else {}))
     experiment: Any = getattr(logger, "experiment", None)
     if hasattr(type(experiment), "add_image"):
-        return lambda key, path: experiment.add_image(key, _pixels(path), dataformats="HWC")
+        return lambda key, path, step: experiment.add_image(key, _pixels(path), step, dataformats="HWC")
     return None
 
 
@@ -100,7 +113,12 @@ def _read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:
     return columns
 
 
-def _save(figures: "Mapping[str, Figure]", folder: Path) -> list[Path]:
+def save_figures(figures: "Mapping[str, Figure]", folder: Path) -> list[Path]:
+    """Save figures as PNG files ``<name>.png`` and return their paths.
+
+    Raises:
+        WriteError: a file cannot be written.
+    """
     paths = {folder / f"{name}.png": figure for name, figure in figures.items()}
     for path, figure in paths.items():
         with write_errors(path), atomic_path(path) as part:

@@ -8,11 +8,13 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import nn
 
 from strm_lightning.data.datamodule import EpisodeDataModule
 from strm_lightning.errors import InputError, MissingFileError
 from strm_lightning.evaluation.card import protocol_card
+from strm_lightning.evaluation.intervals import all_intervals, difference_intervals
 from strm_lightning.evaluation.results import EpisodeResults
 from strm_lightning.fileio import write_atomically
 
@@ -27,6 +29,7 @@ def report_test(
     found: Sequence[tuple[tuple[int, int], EpisodeResults]],
     checkpoint: Mapping[str, Any],
     seconds: Mapping[str, float],
+    controls: Mapping[str, Sequence[EpisodeResults]] | None = None,
 ) -> dict[str, Any]:
     """Build the report of a test, and save it as ``results.json`` in the folder of the run.
 
@@ -38,6 +41,7 @@ def report_test(
         found: (way, shot) and predictions of each setting, the main one first.
         checkpoint: source of the weights, see `describe_checkpoint`.
         seconds: duration of each part of the test.
+        controls: predictions of each control, for each setting; see `evaluation.controls`.
 
     Returns:
         The content of ``results.json``, see `build_report`.
@@ -45,10 +49,10 @@ def report_test(
     device = device_name(trainer.strategy.root_device)
     timing = {**seconds, "device": device, "processes": trainer.world_size}
     if data is None:
-        report = report_of_episodes(found, checkpoint, timing)
+        report = report_of_episodes(found, checkpoint, timing, controls)
     else:
         options = {**options, "precision": str(trainer.precision)}
-        report = build_report(data, model, options, dict(found), checkpoint, timing)
+        report = build_report(data, model, options, dict(found), checkpoint, timing, controls)
     if trainer.is_global_zero:
         save_results(run_folder(trainer), report)
     return report
@@ -61,6 +65,7 @@ def build_report(
     found: Mapping[tuple[int, int], EpisodeResults],
     checkpoint: Mapping[str, Any],
     timing: Mapping[str, Any],
+    controls: Mapping[str, Sequence[EpisodeResults]] | None = None,
 ) -> dict[str, Any]:
     """Build the content of ``results.json``.
 
@@ -71,35 +76,37 @@ def build_report(
         found: predictions for each (way, shot), the main setting first.
         checkpoint: source of the weights, see `describe_checkpoint`.
         timing: seconds of each part, and the device.
+        controls: predictions of each control, for each setting.
 
     Returns:
-        Accuracy and interval, ways and shots, accuracy per class, timing, protocol card, confusion and episodes.
+        Accuracy and intervals, ways and shots, controls, accuracy per class, timing, protocol card, confusion, episodes
+        and the names of the videos.
     """
-    main, class_names = next(iter(found.values())), data.videos["test"].class_names
-    sweep = [
-        {"way": way, "shot": shot, **results.summary(), "per_episode": results.per_episode.tolist()}
-        for (way, shot), results in found.items()
-    ]
+    main, videos = next(iter(found.values())), data.videos["test"]
+    class_names, rows = videos.class_names, np.concatenate(videos.members)
     return {
-        **main.summary(),
+        **_summary(main),
         "way": data.way,
         "shot": data.shot,
-        "sweep": sorted(sweep, key=lambda row: (row["way"], row["shot"])) if len(sweep) > 1 else [],
+        "sweep": sorted(_sweep([*found.items()], controls), key=lambda row: (row["way"], row["shot"])),
+        "controls": _controls(main, controls),
         "per_class": main.by_class(class_names),
         "timing": dict(timing),
         "card": protocol_card(data, model, options, checkpoint, episodes=len(main.index)),
         "confusion": {"classes": list(class_names), "counts": main.confusion(len(class_names)).tolist()},
         "per_episode": {
             "seed": [f"{data.seed}/test/0/{index}" for index in main.index],
-            "accuracy": main.per_episode.tolist(),
-            "actual": main.actual.tolist(),
-            "predicted": main.predicted.tolist(),
+            **_per_episode(main, rows),
         },
+        "videos": [videos.store.videos[row] for row in rows],
     }
 
 
 def report_of_episodes(
-    found: Sequence[tuple[tuple[int, int], EpisodeResults]], checkpoint: Mapping[str, Any], timing: Mapping[str, Any]
+    found: Sequence[tuple[tuple[int, int], EpisodeResults]],
+    checkpoint: Mapping[str, Any],
+    timing: Mapping[str, Any],
+    controls: Mapping[str, Sequence[EpisodeResults]] | None = None,
 ) -> dict[str, Any]:
     """Build the content of ``results.json`` for other loaders, without class names and protocol card.
 
@@ -107,22 +114,66 @@ def report_of_episodes(
         found: (way, shot) and predictions of each loader, the main one first.
         checkpoint: see `describe_checkpoint`.
         timing: seconds of each part, and the device.
+        controls: predictions of each control, for each loader.
     """
     (way, shot), main = found[0]
-    sweep = [{"way": n, "shot": k, **r.summary(), "per_episode": r.per_episode.tolist()} for (n, k), r in found]
     return {
-        **main.summary(),
+        **_summary(main),
         "way": way,
         "shot": shot,
-        "sweep": sweep if len(sweep) > 1 else [],
+        "sweep": _sweep(found, controls),
+        "controls": _controls(main, controls),
         "timing": dict(timing),
         "checkpoint": dict(checkpoint),
-        "per_episode": {
-            "index": main.index.tolist(),
-            "accuracy": main.per_episode.tolist(),
-            "actual": main.actual.tolist(),
-            "predicted": main.predicted.tolist(),
-        },
+        "per_episode": {"index": main.index.tolist(), **_per_episode(main)},
+    }
+
+
+def _summary(results: EpisodeResults) -> dict[str, Any]:
+    return {**results.summary(), "intervals": all_intervals(results)}
+
+
+def _sweep(
+    found: Sequence[tuple[tuple[int, int], EpisodeResults]], controls: Mapping[str, Sequence[EpisodeResults]] | None
+) -> list[dict[str, Any]]:
+    """Return a row for each setting; none for a single one."""
+    return [
+        {
+            "way": way,
+            "shot": shot,
+            **_summary(results),
+            "controls": {name: _summary(of[number]) for name, of in (controls or {}).items()},
+            "per_episode": results.per_episode.tolist(),
+        }
+        for number, ((way, shot), results) in enumerate(found)
+        if len(found) > 1
+    ]
+
+
+def _controls(main: EpisodeResults, controls: Mapping[str, Sequence[EpisodeResults]] | None) -> dict[str, Any]:
+    """Return the accuracy of each control, and its difference to the accuracy of the clips as they are."""
+    return {
+        name: {
+            **_summary(of[0]),
+            "difference": of[0].accuracy - main.accuracy,
+            "difference_intervals": difference_intervals(main, of[0]),
+        }
+        for name, of in (controls or {}).items()
+    }
+
+
+def _per_episode(results: EpisodeResults, rows: Int[np.ndarray, " V"] | None = None) -> dict[str, Any]:
+    """Return accuracy, predictions and clips of each episode; clips as indices of ``rows``."""
+    ids = {"classes": results.classes, "support": results.support, "query": results.query}
+    if rows is not None:
+        place = np.full(rows.max() + 1, -1)
+        place[rows] = np.arange(len(rows))
+        ids |= {name: None if ids[name] is None else place[ids[name]] for name in ("support", "query")}
+    return {
+        "accuracy": results.per_episode.tolist(),
+        "actual": results.actual.tolist(),
+        "predicted": results.predicted.tolist(),
+        **{name: array.tolist() for name, array in ids.items() if array is not None},
     }
 
 
@@ -175,7 +226,8 @@ def load_results(path: str | Path) -> dict[str, Any]:
 
 
 def results_of(document: Mapping[str, Any]) -> EpisodeResults:
-    """Return the predictions in a document."""
+    """Return the predictions in a document; those of version 0.1 contain no clips."""
     episodes = document["per_episode"]
     index = [int(seed.rpartition("/")[2]) for seed in episodes["seed"]]
-    return EpisodeResults(np.array(index), np.array(episodes["predicted"]), np.array(episodes["actual"]))
+    names = ("predicted", "actual", "classes", "support", "query")
+    return EpisodeResults(np.array(index), **{name: np.array(episodes[name]) for name in names if name in episodes})

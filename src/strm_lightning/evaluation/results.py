@@ -1,7 +1,7 @@
 """Predictions of test episodes, and accuracies with intervals computed from them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -21,16 +21,27 @@ class EpisodeResults:
         index: index of each episode, ``[E]``.
         predicted: predicted class of each query, as an index of the video set's classes, ``[E, Q]``.
         actual: true class of each query, ``[E, Q]``.
+        classes: class of each label of the episode, ``[E, N]``; None if it is not known, like the two below.
+        support: clips of each label, as indices of the video set's store, ``[E, N, K]``.
+        query: clip of each query, ``[E, Q]``.
     """
 
     index: Int[np.ndarray, " E"]
     predicted: Int[np.ndarray, "E Q"]
     actual: Int[np.ndarray, "E Q"]
+    classes: Int[np.ndarray, "E N"] | None = None
+    support: Int[np.ndarray, "E N K"] | None = None
+    query: Int[np.ndarray, "E Q"] | None = None
+
+    @property
+    def right(self) -> Float[np.ndarray, "E Q"]:
+        """1 for each right prediction, else 0, ``[E, Q]``."""
+        return (self.predicted == self.actual).astype(np.float64)
 
     @property
     def per_episode(self) -> Float[np.ndarray, " E"]:
         """Accuracy of each episode, a fraction, ``[E]``."""
-        return (self.predicted == self.actual).mean(1)
+        return self.right.mean(1)
 
     @property
     def accuracy(self) -> float:
@@ -86,40 +97,44 @@ class EpisodeAccuracy(Metric):
     """
 
     full_state_update = False
-    index: list[Tensor]
-    predicted: list[Tensor]
-    actual: list[Tensor]
 
     def __init__(self, num_episodes: int | None = None) -> None:
         super().__init__()
         self.num_episodes = num_episodes
-        for name in ("index", "predicted", "actual"):
+        self._shapes: dict[str, torch.Size] = {}
+        for name in _FIELDS:
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, logits: Float[Tensor, "B Q N"], episode: Episode) -> None:
         """Add a batch of episodes and the combined logits of their queries."""
-        self.index.append(episode.index)
-        self.predicted.append(episode.class_ids.gather(1, logits.argmax(-1)))
-        self.actual.append(episode.class_ids.gather(1, episode.query_labels))
+        added = {
+            "index": episode.index,
+            "predicted": episode.class_ids.gather(1, logits.argmax(-1)),
+            "actual": episode.class_ids.gather(1, episode.query_labels),
+            "classes": episode.class_ids,
+            "support": episode.support_ids,
+            "query": episode.query_ids,
+        }
+        for name, tensor in added.items():
+            getattr(self, name).append(tensor)
+            self._shapes[name] = tensor.shape[1:]
 
-    def compute(self) -> tuple[Int[Tensor, " E"], Int[Tensor, "E Q"], Int[Tensor, "E Q"]]:
-        """Return index, predicted and true classes of all counted episodes, sorted by index."""
-        index, predicted, actual = (_concatenate(getattr(self, name)) for name in ("index", "predicted", "actual"))
-        order = torch.argsort(index, stable=True)
+    def compute(self) -> dict[str, Int[Tensor, "E ..."]]:
+        """Return the fields of `EpisodeResults` for all counted episodes, sorted by index."""
+        found = {name: _concatenate(getattr(self, name)) for name in _FIELDS}
+        order = torch.argsort(found["index"], stable=True)
         if self.num_episodes is not None:
-            order = order[index[order] < self.num_episodes]
-        return index[order], predicted[order], actual[order]
+            order = order[found["index"][order] < self.num_episodes]
+        return {name: tensor[order] for name, tensor in found.items()}
 
     def results(self) -> EpisodeResults:
         """Return the result of `compute` as an `EpisodeResults`."""
-        index, predicted, actual = self.compute()
         # torchmetrics removes the axes of a tensor with one element.
-        episodes, queries = index.numel(), predicted.numel() // max(index.numel(), 1)
-        return EpisodeResults(
-            index.reshape(episodes).cpu().numpy(),
-            predicted.reshape(episodes, queries).cpu().numpy(),
-            actual.reshape(episodes, queries).cpu().numpy(),
-        )
+        found = {name: tensor.reshape(-1, *self._shapes[name]) for name, tensor in self.compute().items()}
+        return EpisodeResults(**{name: tensor.cpu().numpy() for name, tensor in found.items()})
+
+
+_FIELDS = tuple(field.name for field in fields(EpisodeResults))
 
 
 def _concatenate(parts: Tensor | list[Tensor]) -> Int[Tensor, "..."]:

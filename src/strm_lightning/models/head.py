@@ -31,7 +31,8 @@ class STRMHead(nn.Module):
     The method is a submodule with its own name, such as ``head.trm``; `matching` returns it.
 
     Args:
-        dim: channels D of the backbone's maps.
+        dim: channels D of the backbone's maps; the channels of each stage, if the maps of several stages are
+            concatenated. Sums of kernels compare stages separately.
         num_frames: time steps L of a clip.
         patch_grid: rows and columns P of the grid to which the map of a frame is pooled.
         tuple_sizes: Omega, sizes of the frame tuples of TRM and QC, each from 1 to ``num_frames``.
@@ -58,7 +59,7 @@ class STRMHead(nn.Module):
 
     def __init__(
         self,
-        dim: int,
+        dim: int | Sequence[int],
         *,
         num_frames: int = 8,
         patch_grid: int = 4,
@@ -77,6 +78,8 @@ class STRMHead(nn.Module):
         matching_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        stages = (dim,) if isinstance(dim, int) else tuple(dim)
+        dim = sum(stages)
         is_trm = matching == "trm"
         patch_enrichment, frame_enrichment, query_class = (
             is_trm if switch is None else switch for switch in (patch_enrichment, frame_enrichment, query_class)
@@ -94,7 +97,7 @@ class STRMHead(nn.Module):
         self.ple = PatchEnrichment(dim, num_patches, variant=variant) if patch_enrichment else None
         self.layout = LayoutCode(dim, num_patches) if patch_pooling == "layout" else None
         self.fle: nn.Module = FrameEnrichment(dim, num_frames, variant=variant) if frame_enrichment else nn.Identity()
-        spec = FeatureSpec(dim, num_frames, num_patches, variant)
+        spec = FeatureSpec(dim, num_frames, num_patches, variant, (dim,) if proj_dim is not None else stages)
         self.tuple_sizes = tuple(tuple_sizes)
         if is_trm or query_class:
             check_sizes(self.tuple_sizes, num_frames)
@@ -168,13 +171,16 @@ class STRMHead(nn.Module):
         Only features that the matching methods read are computed.
         """
         steps = bool(self.reads & {"patch_level", "frame_level"})
-        needs_patches = "patches" in self.reads or (steps and (self.ple is not None or self.layout is not None))
+        needs_patches = "patches" in self.reads or (steps and self.layout is not None)
         patches = self.project(maps.grid) if needs_patches else None
         if patches is not None and self.ple is not None:
             patches = self.ple(patches)
         frames = None
         if steps:
-            frames = self.project(maps.mean) if self.ple is None or patches is None else patches.mean(-2)
+            if self.ple is None:
+                frames = self.project(maps.mean)
+            else:
+                frames = self.ple(self.project(maps.grid), pooled=True) if patches is None else patches.mean(-2)
             if self.layout is not None:
                 frames = frames + self.layout(patches)
         return VideoFeatures(

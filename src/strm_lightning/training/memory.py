@@ -75,7 +75,7 @@ def memory_of_step(
     for parameter in twin.parameters():  # allocated before the step, so that gradients are not counted twice
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     counter = _StorageCounter(twin)
-    shape = (model.head.num_frames, 3, image_size, image_size)
+    shape = (model.num_frames, 3, image_size, image_size)
     with counter:
         support = torch.empty(batch_size, way, shot, *shape, dtype=torch.uint8, device="meta")
         query = torch.empty(batch_size, queries, *shape, dtype=torch.uint8, device="meta")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
+from strm_lightning.data.checks.pretraining import seen_in_pretraining
 from strm_lightning.data.datamodule import EpisodeDataModule
 from strm_lightning.data.loaders import EpisodeDataset, align_progress
 from strm_lightning.data.splits.stages import Stage
@@ -27,6 +28,14 @@ from strm_lightning.episode import Episode, MatchLogits, PooledMaps
 from strm_lightning.errors import InputError
 from strm_lightning.evaluation.bank import FeatureBank
 from strm_lightning.evaluation.card import SOURCE_KEYS, describe_checkpoint
+from strm_lightning.evaluation.controls import (
+    CONTROLS,
+    control_features,
+    control_features_of_maps,
+    encode_controls,
+    frame_wise,
+    split_bank,
+)
 from strm_lightning.evaluation.encoding import (
     Keep,
     coming_rows,
@@ -42,7 +51,8 @@ from strm_lightning.evaluation.matching import match_from_bank
 from strm_lightning.evaluation.pictures import log_pictures
 from strm_lightning.evaluation.report import report_test, run_folder
 from strm_lightning.evaluation.results import EpisodeAccuracy, EpisodeResults
-from strm_lightning.messages import check_choice, check_positive
+from strm_lightning.messages import check_choice, check_not_negative
+from strm_lightning.models.matching.base import Encoded
 from strm_lightning.models.strm import STRM, own_classes
 from strm_lightning.models.weights.state import plain_name
 from strm_lightning.training.checkpoints import read_checkpoint, use_atomic_checkpoints
@@ -59,7 +69,7 @@ class STRMModule(L.LightningModule):
     episodes from the stored features (`EpisodeDataModule.evaluation`).
 
     Args:
-        backbone: a timm model name.
+        backbone: a timm model name, ``torchvision/`` and a video model, or a name given to `register_backbone`.
         optimizer: ``sgd``, ``adam`` or ``adamw``.
         lr: maximum learning rate.
         momentum: momentum of SGD; the official recipe has none.
@@ -72,10 +82,13 @@ class STRMModule(L.LightningModule):
             and accumulates over 16 episodes; ``trainer.accumulate_grad_batches: 16`` does both.
         freeze_backbone: do not train the backbone. Its maps are then computed once for each video and only the head is
             trained, which is hundreds of times faster; pixels are augmented only by ``frozen_views``.
-        frozen_views: random views (frames, crop, flip) of each training video to store the maps of.
+        frozen_views: random views (frames, crop, flip) of each training video to store the maps of; 0 for the one view
+            of test, without augmentation.
         bank_dir: folder of stored feature banks. A later test of the same weights on the same clips, or with a frozen
             backbone a later training, does not encode again.
         bank_limit_gb: maximum size of a feature bank in main memory, in GB; larger banks are memory-mapped files.
+        controls: also test with reversed queries and with static clips, see `evaluation.controls`; the time of matching
+            is three times as long.
         **model_options: options of `STRM` and `STRMHead`.
 
     Raises:
@@ -100,25 +113,28 @@ class STRMModule(L.LightningModule):
         frozen_views: int = 1,
         bank_dir: str | None = None,
         bank_limit_gb: float = 8.0,
+        controls: bool = False,
         **model_options: Any,
     ) -> None:
         super().__init__()
         # Set per run, not saved: options of a checkpoint override those of the command line.
-        self.save_hyperparameters(ignore=["bank_dir", "bank_limit_gb"])
+        self.save_hyperparameters(ignore=["bank_dir", "bank_limit_gb", "controls"])
         self.hparams["milestones"] = list(milestones)
         check_choice("optimizer", optimizer, _OPTIMIZERS)
         check_choice("schedule", schedule, ("constant", "milestones", *_ANNEALED))
         check_choice("loss_reduction", loss_reduction, ("mean", "sum"))
-        check_positive(frozen_views=frozen_views)
+        check_not_negative(frozen_views=frozen_views)
         self.model = STRM(backbone, **model_options)
         self.model.backbone.requires_grad_(not freeze_backbone)
         self.qc_weight, self.loss_reduction = qc_weight, loss_reduction
         self.freeze_backbone, self.frozen_views = freeze_backbone, frozen_views
-        self.bank_dir, self.bank_limit_gb = bank_dir, bank_limit_gb
+        self.bank_dir, self.bank_limit_gb, self.controls = bank_dir, bank_limit_gb, controls
         self._maps: dict[Stage, FeatureBank] = {}
         self._encoded: FeatureBank | None = None
         self._loaders: list[Any] = []  # of the current validation or test
         self._records: list[EpisodeAccuracy] = []
+        self._control_records: dict[str, list[EpisodeAccuracy]] = {}
+        self._control_banks: dict[str, FeatureBank] = {}
         self._shapes: dict[int, tuple[int, int]] = {}  # way and shot of each loader
         self._losses: dict[str, MeanMetric] = {}
         self._source: dict[str, Any] | None = None  # metadata of the loaded checkpoint
@@ -142,6 +158,12 @@ class STRMModule(L.LightningModule):
         self._receive_results()
         return self._report
 
+    @property
+    def tested_step(self) -> int:
+        """Optimiser step of the loaded checkpoint; without one, of the current weights."""
+        step = (self._source or {}).get("global_step")
+        return self.trainer.global_step if step is None else int(step)
+
     # Training -----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
@@ -149,7 +171,7 @@ class STRMModule(L.LightningModule):
         use_atomic_checkpoints(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, EpisodeDataModule):
-            self.model.backbone.check_size(data.transform.image_size)
+            self._check_clips(data)
         if stage == "fit":
             if self.freeze_backbone and not self.model.head.learns:
                 raise InputError(
@@ -159,6 +181,27 @@ class STRMModule(L.LightningModule):
             self._maps = {}  # after an error, a fit leaves its maps
         if self.freeze_backbone or self.model.backbone.batch_norm == "frozen":
             warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # intended
+
+    def _check_clips(self, data: EpisodeDataModule) -> None:
+        model, backbone = self.model, self.model.backbone
+        if data.num_frames != model.num_frames:
+            raise InputError(
+                f"clips have {data.num_frames} frames (data.num_frames), the model takes {model.num_frames}"
+            )
+        segments = (data.num_segments, backbone.num_segments)
+        if data.frame_policy == "dense" and not backbone.frame_wise and len(set(segments)) > 1:
+            raise InputError(
+                f"clips have {segments[0]} segments (data.num_segments), the model takes {segments[1]} "
+                "(model.num_segments)"
+            )
+        if data.frame_policy != "dense" and backbone.frame_wise and data.num_segments > 1:
+            raise InputError(
+                f"num_segments {data.num_segments} has no effect with backbone {backbone.name!r}, which looks at "
+                f"single frames, and frame_policy {data.frame_policy!r}; set it to 1, or use 'dense'"
+            )
+        backbone.check_size(data.transform.image_size)
+        if backbone.pretrained_on and (warning := seen_in_pretraining(data.split, backbone.pretrained_on)):
+            rank_zero_warn(f"backbone {backbone.name!r} was pretrained on {backbone.pretrained_on}: {warning}")
 
     def on_fit_start(self) -> None:
         self._source, self._accumulated = None, 0
@@ -185,7 +228,7 @@ class STRMModule(L.LightningModule):
 
         `EpisodeDataModule.train_dataloader` reads it.
         """
-        return self.frozen_views if self.freeze_backbone else 0
+        return max(self.frozen_views, 1) if self.freeze_backbone else 0
 
     def train(self, mode: bool = True) -> "STRMModule":
         super().train(mode)
@@ -314,22 +357,32 @@ class STRMModule(L.LightningModule):
 
     def on_test_end(self) -> None:
         if self.trainer.is_global_zero and self.report and "card" in self.report:
-            log_pictures(self.trainer.loggers, run_folder(self.trainer))
+            log_pictures(self.trainer.loggers, run_folder(self.trainer), self.tested_step)
 
     def _start_evaluation(self, stage: Stage) -> None:
         loaders, start = loaders_of(self.trainer, stage), perf_counter()
         self._loaders, self._shapes, self._losses = loaders, {}, {}
-        self._records = [EpisodeAccuracy(_num_episodes(loader)).to(self.device) for loader in loaders]
+        controls = CONTROLS if self.controls and stage == "test" else ()
+        self._records, *others = [
+            [EpisodeAccuracy(_num_episodes(loader)).to(self.device) for loader in loaders] for _ in ("own", *controls)
+        ]
+        self._control_records = dict(zip(controls, others, strict=True))
         share_buffers(self.model)
         if any(map(without_clips, loaders)):
             self._encoded = self._encode_clips(stage)
             self._encoded.move(self.device)
+            if self._control_records:
+                self._control_banks = split_bank(self._encoded)
+                self._encoded = self._control_banks.pop("own")
         self._encoding_s, self._matching_since = perf_counter() - start, perf_counter()
 
     def _evaluate(self, episode: Episode, setting: int) -> None:
         episode = episode.batched()
         logits = self._logits(episode)
         self._records[setting].update(logits.combined(self.qc_weight), episode)
+        if self._control_records:
+            for name, of_control in self._control_logits(episode).items():
+                self._control_records[name][setting].update(of_control.combined(self.qc_weight), episode)
         self._shapes[setting] = (episode.support_ids.shape[-2], episode.support_ids.shape[-1])
         if setting == 0:
             counted = _counted(self._loaders[0], episode)
@@ -346,10 +399,13 @@ class STRMModule(L.LightningModule):
         found = list(zip(shapes, every, strict=True))
         results = self._results = every[0]
         losses = {f"{stage}/{name}": metric.compute() for name, metric in self._losses.items()}
+        controls = {name: [record.results() for record in records] for name, records in self._control_records.items()}
         self._records, self._encoded, self._losses, self._loaders = [], None, {}, []
+        self._control_records, self._control_banks = {}, {}
         self.log_dict(losses, sync_dist=True)
         self.log(f"{stage}/accuracy", results.accuracy, prog_bar=True, sync_dist=True)
         self.log(f"{stage}/ci95", results.ci95, sync_dist=True)
+        self.log_dict({f"{stage}/accuracy_{name}": of[0].accuracy for name, of in controls.items()}, sync_dist=True)
         if len(found) > 1 and data:
             rates = {f"{stage}/accuracy_{way}way_{shot}shot": r.accuracy for (way, shot), r in found}
             self.log_dict(rates, sync_dist=True)
@@ -359,7 +415,7 @@ class STRMModule(L.LightningModule):
         if stage == "test":
             seconds = {"encoding_s": self._encoding_s, "matching_s": perf_counter() - self._matching_since}
             source = describe_checkpoint(self._source, self.trainer.ckpt_path)
-            self._report = report_test(self.trainer, data, self.model, self.hparams, found, source, seconds)
+            self._report = report_test(self.trainer, data, self.model, self.hparams, found, source, seconds, controls)
         if self.trainer.is_global_zero:
             self._handover.give(results, self._report)
 
@@ -381,11 +437,28 @@ class STRMModule(L.LightningModule):
         query = PooledMaps(**maps.get(ids.query_ids, ids.query_views)).to(self.device)
         return head.match(head.enrich_pooled(support), head.enrich_pooled(query))
 
-    def _encode_clips(self, stage: Stage) -> FeatureBank:
+    def _control_logits(self, episode: Episode) -> dict[str, MatchLogits]:
+        """Compute the logits of each control: reversed queries with the supports as they are, and static clips."""
         head = self.model.head
+        if episode.support is not None and episode.query is not None:
+            support, query = (control_features(self.model, clips) for clips in (episode.support, episode.query))
+            pairs = {"reversed": (support["own"], query["reversed"]), "static": (support["static"], query["static"])}
+            return {name: head.match(*pair) for name, pair in pairs.items()}
+        own, banks = self._encoded, self._control_banks
+        assert own is not None
+        return {
+            "reversed": match_from_bank(head, own, episode, self.device, of_queries=banks["reversed"]),
+            "static": match_from_bank(head, banks["static"], episode, self.device),
+        }
+
+    def _encode_clips(self, stage: Stage) -> FeatureBank:
+        head, controls = self.model.head, bool(self._control_records)
         fitting = self.trainer.state.fn == "fit"
-        if not (self.freeze_backbone and (fitting or self.bank_dir)):
-            keep = None if fitting else self._keep(self.model)  # weights change in training
+        from_maps = not controls or frame_wise(self.model)
+        if not (self.freeze_backbone and (fitting or self.bank_dir) and from_maps):
+            keep = None if fitting else self._keep(self.model, controls=controls)  # weights change in training
+            if controls:
+                return self._fill(stage, lambda c: encode_controls(head, control_features(self.model, c)), keep=keep)
             return self._fill(stage, lambda clips: head.encode(self.model.encode(clips)), keep=keep)
         maps = self._maps.get(stage)
         if maps is None or not set(coming_rows(self.trainer, stage)) <= set(maps.rows.tolist()):
@@ -397,8 +470,14 @@ class STRMModule(L.LightningModule):
             (torch.stack([rows, torch.zeros_like(rows)], 1), PooledMaps(**maps.get(rows)))
             for rows in maps.rows.split(64)
         )
+
+        def encode(maps: PooledMaps) -> Encoded:
+            if controls:
+                return encode_controls(head, control_features_of_maps(head, maps))
+            return head.encode(head.enrich_pooled(maps))
+
         with self.trainer.precision_plugin.forward_context():
-            bank.fill(batches, lambda pooled: head.encode(head.enrich_pooled(pooled)), device=self.device)
+            bank.fill(batches, encode, device=self.device)
         return bank
 
     def _encode_maps(self, stage: Stage, *, views: int = 0) -> FeatureBank:
@@ -410,10 +489,11 @@ class STRMModule(L.LightningModule):
     def _fill(self, stage: Stage, encode: Any, *, views: int = 0, keep: Keep | None = None) -> FeatureBank:
         return encode_videos(self.trainer, stage, encode, views=views, limit_gb=self.bank_limit_gb, keep=keep)
 
-    def _keep(self, network: nn.Module) -> Keep | None:
+    def _keep(self, network: nn.Module, *, controls: bool = False) -> Keep | None:
         if self.bank_dir is None:
             return None
         options = feature_options(self.hparams, pooled=network is self.model.backbone)
+        options |= {"controls": CONTROLS} if controls else {}
         return Keep(Path(self.bank_dir).expanduser(), network, options)
 
     @contextmanager
@@ -432,6 +512,7 @@ class STRMModule(L.LightningModule):
         if "hyper_parameters" in checkpoint:
             checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "pretrained": False, "weights": None}
         checkpoint["state_dict"] = {plain_name(name): value for name, value in checkpoint["state_dict"].items()}
+        checkpoint["pretrained_on"] = self.model.backbone.pretrained_on
         if classes := own_classes(self.model):
             checkpoint["own_classes"] = classes
         if "optimizer_states" in checkpoint:  # not with save_weights_only
@@ -441,6 +522,7 @@ class STRMModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._source = {name: value for name, value in checkpoint.items() if name in SOURCE_KEYS}
+        self.model.backbone.pretrained_on = checkpoint.get("pretrained_on")
         names = ("dropout_seed", "pending_gradients")
         self._resumed = {name: checkpoint[name] for name in names if checkpoint.get(name) is not None}
         classes, saved = own_classes(self.model), checkpoint.get("own_classes", {})

@@ -7,7 +7,7 @@ import gradio as gr
 
 from strm_lightning.classifier.check import Check
 from strm_lightning.classifier.classifier import FewShotClassifier
-from strm_lightning.classifier.explain.explanation import MEANING
+from strm_lightning.classifier.explain.explanation import MEANING, by_kernel
 from strm_lightning.errors import InputError
 from strm_lightning.web.session_store import SessionStore
 
@@ -44,7 +44,7 @@ def report(classifier: FewShotClassifier) -> str:
     if found is None or found.left_out is None:
         raise InputError("At least two actions, and two examples of one of them, are needed: record some first.")
     lines = [f"Expected accuracy: <strong>{escape(str(found.left_out))}</strong>"]
-    weights = classifier.selection_.weights
+    weights = by_kernel(classifier.selection_.weights)
     if weights:
         ranked = sorted(weights, key=lambda name: -weights[name])
         lines.append(f"What is compared: {', '.join(f'{MEANING[name]} {weights[name]:.0%}' for name in ranked)}.")

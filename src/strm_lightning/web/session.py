@@ -12,11 +12,11 @@ from jaxtyping import UInt8
 
 from strm_lightning.classifier.calibration import Fitted
 from strm_lightning.classifier.classifier import FewShotClassifier
-from strm_lightning.classifier.clips import Video
 from strm_lightning.classifier.examples import check_labels
 from strm_lightning.classifier.explain.explanation import Explanation
 from strm_lightning.classifier.predictions import Prediction
 from strm_lightning.classifier.support import EncodedClip
+from strm_lightning.classifier.videos import Video
 from strm_lightning.errors import InputError, InputKeyError
 
 _LONGEST_NAME = 60  # characters

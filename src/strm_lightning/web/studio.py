@@ -14,8 +14,8 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from strm_lightning.classifier.clips import Video
 from strm_lightning.classifier.predictions import Prediction
+from strm_lightning.classifier.videos import Video
 from strm_lightning.data.decode.video import VIDEO_SUFFIXES
 from strm_lightning.errors import InputError
 from strm_lightning.web.camera_frames import decode_frames

@@ -13,7 +13,9 @@ from strm_lightning.classifier.explain.method_words import describe_method
 from strm_lightning.classifier.explain.occlusion import patch_importance
 from strm_lightning.classifier.predictions import Prediction
 from strm_lightning.classifier.support import EncodedClip, SupportSet
+from strm_lightning.data.sampling import select_frames
 from strm_lightning.models.matching.base import Encoded, Evidence
+from strm_lightning.models.matching.kernel_methods import kernel_of
 
 MEANING = {
     "lag": "same motion at about the same time",
@@ -22,6 +24,14 @@ MEANING = {
     "meanpatch": "same appearance",
 }
 """What a large similarity means, for each kernel of `KernelRidge`."""
+
+
+def by_kernel(parts: Mapping[str, float]) -> dict[str, float]:
+    """Sum values of parts over the stages of the backbone, by kernel."""
+    found: dict[str, float] = {}
+    for part, value in parts.items():
+        found[kernel_of(part)] = found.get(kernel_of(part), 0.0) + value
+    return found
 
 
 @dataclass(frozen=True)
@@ -69,8 +79,8 @@ class Explanation:
         evidence: evidence for each class.
         patch_importance: by how much the lead of the best class over `rival` shrinks when a patch is occluded,
             ``[L, P, P]``; see `strm_lightning.classifier.explain.occlusion`.
-        frames: frames of the clip, ``[L, 3, S, S]``.
-        thumbnails: small frames of the clips of each class, ``[K, L, 3, s, s]``.
+        frames: frames of the clip, ``[L, 3, S, S]``; with a video backbone one for each of its L time steps.
+        thumbnails: small frames of the clips of each class, ``[K, L, 3, s, s]``; see ``frames``.
         matching: name of the matching method.
         parts: named parts of the logit of the matching method, by class; empty for methods with one part.
     """
@@ -106,7 +116,7 @@ class Explanation:
             label = f"unknown: {self.best_class!r} is the most probable action, but too uncertain."
         lines = [label, describe_method(self.matching), f"The most similar example of {self.best_class!r} is {clip}."]
         if self.parts:
-            leads = {name: part[self.best_class] - part[self.rival] for name, part in self.parts.items()}
+            leads = by_kernel({name: p[self.best_class] - p[self.rival] for name, p in self.parts.items()})
             ranked = sorted((name for name in leads if abs(leads[name]) >= 0.005), key=lambda name: -leads[name])
             shares = ", ".join(f"{MEANING[name]} {leads[name]:+.2f}" for name in ranked)
             lines.append(f"Its lead over {self.rival!r}, the next action: {shares or 'below 0.01'}.")
@@ -131,7 +141,8 @@ class Explanation:
             f"most like {evidence.clips[best]} (class {self.best_class}; {evidence.clip_scores[best]:.2f})",
         ]
         if self.parts:
-            shares = ", ".join(f"{MEANING[name]} {self.parts[name][self.best_class]:+.2f}" for name in self.parts)
+            of_best = by_kernel({name: part[self.best_class] for name, part in self.parts.items()})
+            shares = ", ".join(f"{MEANING[name]} {value:+.2f}" for name, value in of_best.items())
             lines.append(f"logit {self.logits[self.best_class]:.2f}: {shares}")
         if evidence.main is not None and evidence.main.strongest is not None:
             query, clip, frames, weight = evidence.main.strongest
@@ -156,6 +167,7 @@ def explain(
     label, rival = list(prediction.probabilities)[:2]
     importance = patch_importance(support, support.model.pool(pixels.to(support.device)), label, rival)
     evidence = _evidence(support, clip)
+    shown = select_frames("segments", len(pixels), head.num_frames, None)  # a frame in the middle of each time step
     return Explanation(
         prediction=prediction,
         logits=by_label(logits.combined(support.qc_weight)),
@@ -164,8 +176,8 @@ def explain(
         qc_weight=support.qc_weight,
         evidence=evidence,
         patch_importance=importance.cpu().numpy(),
-        frames=pixels.numpy(),
-        thumbnails={label: np.stack([c.thumbnail.numpy() for c in support.clips[label]]) for label in labels},
+        frames=pixels[shown].numpy(),
+        thumbnails={label: np.stack([c.thumbnail[shown].numpy() for c in support.clips[label]]) for label in labels},
         matching=head.matching_name,
         parts=_parts(evidence),
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
+from strm_lightning.data.checks.pretraining import seen_in_pretraining
 from strm_lightning.data.checks.verify import verify
 from strm_lightning.data.detect import list_videos
 from strm_lightning.data.names import youtube_id
@@ -85,7 +86,7 @@ class DoctorReport:
 
     @property
     def status(self) -> int:
-        """Exit status: 0 if training can start, else 1."""
+        """The exit status, 0 if training can start, else 1."""
         return 1 if self.problems else 0
 
     def as_json(self) -> str:
@@ -132,6 +133,7 @@ def doctor(
     frame_policy: FramePolicy = "segments",
     short_clips: Literal["repeat", "drop"] = "repeat",
     flip: bool = True,
+    backbone: str | None = None,
     seed: int = 0,
     deep: bool = False,
     json_file: str | None = None,
@@ -153,6 +155,7 @@ def doctor(
         frame_policy: policy that chooses the frames of a clip; a cache without these frames is a problem.
         short_clips: for videos of fewer than L frames, ``repeat`` frames or ``drop`` the video.
         flip: whether training clips are mirrored at random.
+        backbone: name of the backbone, to warn if its pretrained weights have seen the test classes.
         seed: seed of a random split.
         deep: also decode every image of frame folders and zips, and verify every checksum of a cache (slow).
         json_file: also write the complete report to this file as JSON.
@@ -198,7 +201,10 @@ def doctor(
         leaks=leaks,
         unused=len(listing.paths) - len(match.names),
         problems=problems,
-        warnings=list(_warnings(resolved, leaks, flip, None if other_lists is None else Path(other_lists))),
+        warnings=[
+            *_warnings(resolved, leaks, flip, None if other_lists is None else Path(other_lists)),
+            *_pretraining(resolved, backbone),
+        ],
     )
     if json_file is not None:
         write_atomically(Path(json_file).expanduser(), report.as_json())
@@ -252,6 +258,13 @@ def _warnings(split: Split, leaks: list[str], flip: bool, other_lists: Path | No
         yield _SSV2_NOTE
     if other_lists is not None:
         yield from _overlap(split, read_lists(other_lists), other_lists)
+
+
+def _pretraining(split: Split, backbone: str | None) -> Iterable[str]:
+    if backbone is not None and backbone.startswith("torchvision/"):
+        pretrained_on = "Kinetics-400"
+        if warning := seen_in_pretraining(split.name, pretrained_on):
+            yield f"backbone {backbone} has published weights from {pretrained_on}: {warning}"
 
 
 def _overlap(split: Split, other: Mapping[Stage, tuple[tuple[str, str], ...]], name: Path) -> Iterable[str]:

@@ -49,6 +49,16 @@ def visit_frames(path: str | Path, numbers: Container[int], visit: Callable[[int
     Raises:
         VideoError: as `count_frames`.
     """
+    return _visit(path, numbers, visit, None)[0]
+
+
+def _visit(
+    path: str | Path,
+    numbers: Container[int],
+    visit: Callable[[int, np.ndarray], object],
+    stop: tuple[int, int] | None,
+) -> tuple[int, bool]:
+    """Do `visit_frames` up to the frame with the number and time ``stop``; return the count, and whether it stopped."""
     count, upright_rgb = 0, _UprightRGB()
     with _opened(path) as (container, stream):
         for count, frame in enumerate(_whole(container.decode(stream), path), start=1):
@@ -56,12 +66,14 @@ def visit_frames(path: str | Path, numbers: Container[int], visit: Callable[[int
                 raise VideoError(f"{path}: has more than {limits.MAX_FRAMES} frames")
             if count - 1 in numbers:
                 visit(count - 1, upright_rgb(frame))
+            if (count - 1, frame.pts) == stop:
+                return count, True
         missing = missing_bytes(path)
         if missing and count < (stream.frames or count + 1):
             raise VideoError(f"{path}: truncated, {missing} bytes are missing at its end")
     if not count:
         raise VideoError(f"{path}: has no frame that can be decoded")
-    return count
+    return count, False
 
 
 def estimate_num_frames(path: str | Path) -> int:
@@ -70,8 +82,69 @@ def estimate_num_frames(path: str | Path) -> int:
     Raises:
         VideoError: as `count_frames`.
     """
+    return len(_packet_times(path)[0])
+
+
+def _packet_times(path: str | Path) -> tuple[list[int | None], bool]:
+    """Return the presentation time of each packet with a frame, and if the container confirms that these are all."""
     with _opened(path) as (container, stream):
-        return sum(1 for packet in container.demux(stream) if packet.size)
+        times = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
+        return times, 0 < stream.frames == len(times) and not missing_bytes(path)
+
+
+def read_chosen(path: str | Path, choose: Callable[[int], Sequence[int]]) -> UInt8[Tensor, "n H W 3"]:
+    """Read frames that depend on the number of frames of the video, and decode it once.
+
+    The number comes from the packets and is checked at the end of the video. If it is wrong and other frames should
+    have been chosen, the video is decoded again. Decoding ends after the last chosen frame where the container confirms
+    the number of packets and its end, and the time of that frame shows that no frame before it is missing; damage
+    behind it is then not noticed.
+
+    Args:
+        path: the video file.
+        choose: function of the number of frames that returns frame numbers, as for `read_frames`.
+
+    Raises:
+        VideoError: as `count_frames`.
+    """
+    times, confirmed = _packet_times(path)
+    number, ordered = len(times), sorted(time for time in times if time is not None)
+    confirmed &= len(set(ordered)) == number
+    while True:
+        wanted = list(choose(max(number, 1)))
+        frames: dict[int, np.ndarray] = {}
+        stop = (wanted[-1], ordered[wanted[-1]]) if confirmed else None
+        found, stopped = _visit(path, set(wanted), frames.__setitem__, stop)
+        if stopped or found == number or list(choose(found)) == wanted:
+            return torch.from_numpy(np.stack([frames[i] for i in wanted]))
+        number, confirmed = found, False
+
+
+def frame_rate(path: str | Path) -> float:
+    """Return the average number of frames per second that the container states, or 25.
+
+    Raises:
+        VideoError: as `count_frames`.
+    """
+    with _opened(path) as (_, stream):
+        return float(stream.average_rate or 25)
+
+
+def video_seconds(path: str | Path) -> float:
+    """Return the duration of a video by the time stamps of its packets, without decoding.
+
+    Raises:
+        VideoError: as `count_frames`.
+    """
+    with _opened(path) as (container, stream):
+        spans, packets = [], 0
+        for packet in container.demux(stream):
+            packets += bool(packet.size)
+            if packet.pts is not None:
+                spans.append((packet.pts, packet.pts + (packet.duration or 0)))
+        if not spans or stream.time_base is None:
+            return packets / float(stream.average_rate or 25)
+        return float((max(end for _, end in spans) - min(start for start, _ in spans)) * stream.time_base)
 
 
 def read_frames(path: str | Path, indices: Sequence[int]) -> UInt8[Tensor, "n H W 3"]:
@@ -112,6 +185,61 @@ def iter_frames(path: str | Path) -> Iterator[tuple[UInt8[np.ndarray, "H W 3"], 
             yield upright_rgb(frame), (count - 1) / rate if frame.time is None else float(frame.time)
     if not count:
         raise VideoError(f"{path}: has no frame that can be decoded")
+
+
+def read_times(path: str | Path, times: Sequence[float]) -> UInt8[Tensor, "n H W 3"]:
+    """Read the frames that are shown at certain times, as upright RGB.
+
+    Decoding begins at the key frame before the first time.
+
+    Args:
+        path: the video file.
+        times: seconds from the first frame, ascending.
+
+    Raises:
+        VideoError: as `count_frames`, or the video ends before a time.
+    """
+    wanted, upright_rgb = list(times), _UprightRGB()
+    frames: list[np.ndarray] = []
+    with _opened(path) as (container, stream):
+        rate = float(stream.average_rate or 25)
+        origin = next((frame.time for frame in _whole(container.decode(stream), path)), None) or 0.0
+        if stream.time_base:
+            container.seek(int((origin + wanted[0]) / stream.time_base), stream=stream)
+        shown: VideoFrame | None = None
+        for frame in _whole(container.decode(stream), path):
+            now = (frame.time or 0.0) - origin
+            if shown is None and now > wanted[0] and now > 1 / rate:
+                break  # the index is wrong: decode from the start
+            while shown is not None and len(frames) < len(wanted) and now > wanted[len(frames)]:
+                frames.append(upright_rgb(shown))
+            shown, last = frame, now
+            if len(frames) == len(wanted):
+                break
+        while shown is not None and len(frames) < len(wanted) and wanted[len(frames)] <= last + 1.5 / rate:
+            frames.append(upright_rgb(shown))
+    if len(frames) == len(wanted):
+        return torch.from_numpy(np.stack(frames))
+    return _read_times_from_start(path, wanted, 1.5 / rate)
+
+
+def _read_times_from_start(path: str | Path, times: Sequence[float], slack: float) -> UInt8[Tensor, "n H W 3"]:
+    frames: list[np.ndarray] = []
+    origin: float | None = None
+    shown, now = None, 0.0
+    for image, time in iter_frames(path):
+        origin = time if origin is None else origin
+        now = time - origin
+        while shown is not None and len(frames) < len(times) and now > times[len(frames)]:
+            frames.append(shown)
+        if len(frames) == len(times):
+            return torch.from_numpy(np.stack(frames))
+        shown = image
+    while shown is not None and len(frames) < len(times) and times[len(frames)] <= now + slack:
+        frames.append(shown)
+    if len(frames) < len(times):
+        raise VideoError(f"{path}: is {now:.1f} s long, there is no frame at {times[len(frames)]:.1f} s")
+    return torch.from_numpy(np.stack(frames))
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from strm_lightning.episode import VideoFeatures
 from strm_lightning.errors import InputError, InputTypeError
 from strm_lightning.messages import did_you_mean
+from strm_lightning.models.matching.shots import mean_over_shots
 
 Encoded: TypeAlias = dict[str, Tensor]
 """Output of `Matching.encode`: tensors by name, with the leading axes of the clips."""
@@ -45,12 +46,14 @@ class FeatureSpec:
         steps: time steps L of a clip; with a video backbone fewer than frames.
         patches: patches of a time step, P*P.
         variant: ``paper`` or ``official``, see `STRMHead`.
+        stages: channels of each stage of the backbone, whose sum is ``dim``; empty for one stage.
     """
 
     dim: int
     steps: int
     patches: int
     variant: str = "paper"
+    stages: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +157,13 @@ class Matching(nn.Module):
         """Compute `match` from the result of `prepare` with the same ``shot_mask``."""
         return self.match(prepared, query, shot_mask)
 
+    def without_absent(self, prepared: Encoded, shot_mask: Bool[Tensor, "N K"]) -> Encoded | None:
+        """Remove absent clips from the result of `prepare` for one episode, so that `match_prepared` needs no mask.
+
+        Returns None if `match_prepared` always needs the mask.
+        """
+        return None
+
     def leave_out(
         self, prepared: Encoded, folds: Int[Tensor, "N K"], shot_mask: Bool[Tensor, "N K"] | None = None
     ) -> Float[Tensor, "N K N"] | None:
@@ -183,6 +193,27 @@ class Matching(nn.Module):
         matching again.
         """
         return None
+
+    def pair_scores(self, support: Encoded, query: Encoded) -> Encoded | None:
+        """Compute the scores of each query and support clip, ``[Q, V]`` by name, if `match_scores` needs nothing else.
+
+        Any number of episodes are then matched from these matrices. None for other methods.
+        """
+        scores = self.clip_scores(support, query)
+        return None if scores is None else {"score": scores}
+
+    def match_scores(
+        self, own: Encoded, cross: Encoded, way: int, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> Float[Tensor, "*B Q N"]:
+        """Compute the logits of episodes from `pair_scores`.
+
+        Args:
+            own: scores of the support clips with each other, ``[..., S, S]``, ordered by class: ``S = N K``.
+            cross: scores of the queries and support clips, ``[..., Q, S]``.
+            way: number of classes N.
+            shot_mask: True where a support clip exists.
+        """
+        return mean_over_shots(cross["score"], way, shot_mask)
 
     def explain(
         self, support: Encoded, query: Encoded, label: int, shot_mask: Bool[Tensor, "N K"] | None = None

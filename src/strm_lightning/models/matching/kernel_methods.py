@@ -1,7 +1,8 @@
 """Matching methods that compare one vector for each clip, lag, and kernel ridge regression."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -249,7 +250,30 @@ class Ridge(Matching):
     def match(
         self, support: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
     ) -> dict[str, Tensor]:
-        return {"ridge": self.scale * kernels.ridge(support["clip"], query["clip"], self.rho, shot_mask)}
+        return self.match_prepared(self.prepare(support, shot_mask), query)
+
+    def prepare(self, support: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None) -> Encoded:
+        """Fit the regression: the clips ``[..., S, F]``, absent ones 0, and their ``coefficients`` ``[..., S, N]``."""
+        clips = zero_absent(support["clip"], shot_mask)
+        coefficients = self.scale * kernels.fit_ridge(clips, self.rho, shot_mask)
+        return {"clip": clips.flatten(-3, -2), "coefficients": coefficients}
+
+    def match_prepared(
+        self, prepared: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> dict[str, Tensor]:
+        return {"ridge": kernels.apply_ridge(prepared["clip"], query["clip"], prepared["coefficients"])}
+
+    def without_absent(self, prepared: Encoded, shot_mask: Bool[Tensor, "N K"]) -> Encoded:
+        present = shot_mask.flatten()
+        return {name: tensor[present] for name, tensor in prepared.items()}
+
+    def pair_scores(self, support: Encoded, query: Encoded) -> Encoded:
+        return {"product": inner_products(support["clip"], query["clip"])}
+
+    def match_scores(
+        self, own: Encoded, cross: Encoded, way: int, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> Float[Tensor, "*B Q N"]:
+        return self.scale * kernels.ridge_of_products(own["product"], cross["product"], way, self.rho, shot_mask)
 
     def floats_per_pair(self, encoded: Encoded) -> int:
         return 1
@@ -260,8 +284,16 @@ _FLOATS_AT_ONCE = 2**24  # elements of the largest tensor of `leave_out`: 64 MB 
 _ROWS_AT_ONCE = 32  # support clips compared with all others at a time, without gradient
 
 
+def kernel_of(part: str) -> str:
+    """Return the kernel of a part of a sum: ``lag`` for ``lag`` and ``lag_2``."""
+    return part.partition("_")[0]
+
+
 class _SeveralKernels(Matching):
-    """Base of methods that combine several single-vector methods."""
+    """Base of methods that combine several single-vector methods.
+
+    If the backbone has several stages, each kernel is used for each stage; ``lag_2`` is ``lag`` of the second stage.
+    """
 
     reads = frozenset({"patches"})
     per_class = False
@@ -278,17 +310,28 @@ class _SeveralKernels(Matching):
             check_choice("kernels", name, KERNELS)
         if not names or len(set(names)) < len(names):
             raise InputError(f"kernels {list(names)}: give one or more of {', '.join(KERNELS)}, each once")
-        self.parts = nn.ModuleDict({name: self.kinds[name](spec) for name in names})
+        stages = spec.stages or (spec.dim,)
+        self.parts, self._channels = nn.ModuleDict(), dict[str, slice]()
+        for number, dim in enumerate(stages, start=1):
+            for name in names:
+                part = name if number == 1 else f"{name}_{number}"
+                self.parts[part] = self.kinds[name](replace(spec, dim=dim, stages=()))
+                self._channels[part] = slice(sum(stages[: number - 1]), sum(stages[:number]))
         self.mirror = mirror
         if mirror and math.isqrt(spec.patches) ** 2 != spec.patches:
             raise InputError(f"mirror needs a square grid of patches, not {spec.patches} patches")
 
     def encode(self, clip: VideoFeatures) -> Encoded:
+        assert clip.patches is not None
         encoded = {}
         part: Any
         for name, part in self.parts.items():
-            (encoded[name],) = part.encode(clip).values()
+            of_stage = VideoFeatures(patches=clip.patches[..., self._channels[name]])
+            (encoded[name],) = part.encode(of_stage).values()
         return encoded
+
+    def pair_scores(self, support: Encoded, query: Encoded) -> Encoded:
+        return {name: self.scores(name, support[name], query[name]) for name in self.parts}
 
     def scores(self, name: str, support: Tensor, query: Tensor) -> Float[Tensor, "*B Q V"]:
         """Compute the similarity of queries ``[..., Q]`` and clips ``[..., V]`` with one kernel.
@@ -319,7 +362,7 @@ class _SeveralKernels(Matching):
         if isinstance(part, Lag):
             return part.matches(support, query)
         support, query = at_least_float32(support, query)
-        if name == "energy":
+        if kernel_of(name) == "energy":
             by_step = (support * query).unflatten(-1, (steps, -1)).sum(-1)
             return torch.diag_embed(by_step)
         spread = support.new_full((steps, steps), 1 / steps**2)
@@ -347,9 +390,9 @@ class _SeveralKernels(Matching):
     def _mirrored(self, name: str, clips: Tensor) -> Tensor:
         """Exchange left and right in the descriptors of clips."""
         side = math.isqrt(self.spec.patches)
-        if name == "lag":
+        if kernel_of(name) == "lag":
             return clips.unflatten(-2, (side, side)).flip(-2).flatten(-3, -2)
-        if name == "energy":
+        if kernel_of(name) == "energy":
             return clips.unflatten(-1, (self.spec.steps * side, side)).flip(-1).flatten(-2)
         return clips.unflatten(-1, (side, side, -1)).flip(-2).flatten(-3)
 
@@ -358,7 +401,7 @@ class _SeveralKernels(Matching):
         clips, way = {}, 1
         for name in self.parts:
             tensor = zero_absent(support[name], shot_mask)
-            axis = -3 - (2 if name == "lag" else 0)  # lag has separate axes for time steps and patches
+            axis = -3 - (2 if kernel_of(name) == "lag" else 0)  # lag has separate axes for time steps and patches
             way = tensor.shape[axis]
             clips[name] = tensor.flatten(axis, axis + 1)
         return clips, way
@@ -373,6 +416,8 @@ class _SeveralKernels(Matching):
 @register_matching("lag_energy")
 class LagEnergy(_SeveralKernels):
     """Sum of ``lag`` and ``energy``, each z-scored over the classes: for one shot.
+
+    With several stages of the backbone, both are added for each stage.
 
     Args:
         spec: sizes of the features.
@@ -391,6 +436,11 @@ class LagEnergy(_SeveralKernels):
         scores = {name: self.scores(name, clips[name], query[name]) for name in self.parts}
         return lag_energy_logits(scores, way, shot_mask)
 
+    def match_scores(
+        self, own: Encoded, cross: Encoded, way: int, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> Float[Tensor, "*B Q N"]:
+        return _sum(lag_energy_logits(cross, way, shot_mask))
+
     def explain(
         self, support: Encoded, query: Encoded, label: int, shot_mask: Bool[Tensor, "N K"] | None = None
     ) -> dict[str, Evidence]:
@@ -402,7 +452,7 @@ def explain_lag_energy(
     method: _SeveralKernels, clips: Encoded, query: Encoded, label: int, way: int, shot_mask: Tensor | None
 ) -> dict[str, Evidence]:
     """`Matching.explain` of ``lag_energy`` for clips ``[N K, *features]``."""
-    alone = {name: query[name][None] for name in ("lag", "energy")}
+    alone = {name: query[name][None] for name in _motion_parts(method.parts)}
     scores = {name: method.scores(name, clips[name], alone[name]) for name in alone}
     shots = clips["energy"].shape[0] // way
     factors = {}
@@ -418,8 +468,12 @@ def lag_energy_logits(
     scores: Mapping[str, Float[Tensor, "*B Q S"]], way: int, shot_mask: Tensor | None
 ) -> dict[str, Float[Tensor, "*B Q N"]]:
     """Compute the parts of the logits of `LagEnergy` from similarities of queries and support clips."""
-    means = {name: mean_over_shots(scores[name], way, shot_mask) for name in ("lag", "energy")}
+    means = {name: mean_over_shots(scores[name], way, shot_mask) for name in _motion_parts(scores)}
     return {name: kernels.z_sum(mean) for name, mean in means.items()}
+
+
+def _motion_parts(parts: Iterable[str]) -> list[str]:
+    return [part for part in parts if kernel_of(part) in ("lag", "energy")]
 
 
 @register_matching("kernel_ridge")
@@ -468,6 +522,12 @@ class KernelRidge(_SeveralKernels):
     ) -> dict[str, Tensor]:
         return self.match_prepared(self.prepare(support, shot_mask), query, shot_mask)
 
+    def match_scores(
+        self, own: Encoded, cross: Encoded, way: int, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> Float[Tensor, "*B Q N"]:
+        fit = kernels.fit_kernel_ridge([own[name] for name in self.parts], way, shot_mask, self.ridge)
+        return _sum(self._logits(fit.coefficients, fit.bias, cross, shot_mask))
+
     def explain(
         self, support: Encoded, query: Encoded, label: int, shot_mask: Bool[Tensor, "N K"] | None = None
     ) -> dict[str, Evidence]:
@@ -477,6 +537,13 @@ class KernelRidge(_SeveralKernels):
         of_class = prepared["coefficients"][..., label].unflatten(-1, (way, -1))[:, label]  # [C, K]
         factors = dict(zip(self.parts, of_class, strict=True))
         return self._explain(prepared, query, label, shot_mask, logits, factors)
+
+    def without_absent(self, prepared: Encoded, shot_mask: Bool[Tensor, "N K"]) -> Encoded:
+        present = shot_mask.flatten()
+        clips = {name: prepared[name][present] for name in self.parts}
+        if "coefficients" not in prepared:  # `Auto` with one shot
+            return clips
+        return {**clips, "coefficients": prepared["coefficients"][:, present], "bias": prepared["bias"]}
 
     def leave_out(
         self, prepared: Encoded, folds: Int[Tensor, "N K"], shot_mask: Bool[Tensor, "N K"] | None = None
@@ -491,7 +558,7 @@ class KernelRidge(_SeveralKernels):
             fit = kernels.fit_kernel_ridge(similarities, way, left, self.ridge, some_absent=True)
             scores = dict(zip(self.parts, similarities, strict=True))
             parts = self._logits(fit.coefficients, fit.bias, scores, left)
-            found = torch.stack(tuple(parts.values())).sum(0).masked_fill(~left.any(-1).unsqueeze(-2), -torch.inf)
+            found = _sum(parts).masked_fill(~left.any(-1).unsqueeze(-2), -torch.inf)
             for row, number in enumerate(part):
                 logits[folds == number] = found[row].unflatten(0, folds.shape)[folds == number]
         return logits
@@ -517,7 +584,7 @@ class KernelRidge(_SeveralKernels):
         return dict(zip(self.parts, found.unbind(-3), strict=True))
 
     def _similarities(self, name: str, clips: Tensor) -> Float[Tensor, "*B S S"]:
-        features = 3 if name == "lag" else 1
+        features = 3 if kernel_of(name) == "lag" else 1
         if clips.ndim > features + 1 or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.scores(name, clips, clips)
         own = clips.new_empty(len(clips), len(clips), dtype=torch.promote_types(clips.dtype, torch.float32))
@@ -553,7 +620,7 @@ class Auto(KernelRidge):
     ) -> dict[str, Tensor]:
         if "coefficients" in prepared:
             return super().match_prepared(prepared, query, shot_mask)
-        scores = {name: self.scores(name, prepared[name], query[name]) for name in ("lag", "energy")}
+        scores = {name: self.scores(name, prepared[name], query[name]) for name in _motion_parts(self.parts)}
         return lag_energy_logits(scores, way=prepared["energy"].shape[-2], shot_mask=shot_mask)
 
     def explain(
@@ -564,6 +631,13 @@ class Auto(KernelRidge):
             return super().explain(prepared, query, label, shot_mask)
         way = len(prepared["energy"]) if shot_mask is None else len(shot_mask)
         return explain_lag_energy(self, prepared, query, label, way, shot_mask)
+
+    def match_scores(
+        self, own: Encoded, cross: Encoded, way: int, shot_mask: Bool[Tensor, "*B N K"] | None = None
+    ) -> Float[Tensor, "*B Q N"]:
+        if cross["energy"].shape[-1] == way:
+            return _sum(lag_energy_logits(cross, way, shot_mask))
+        return super().match_scores(own, cross, way, shot_mask)
 
     def default_temperature(self, shots: Sequence[int]) -> float:
         return KernelRidge.temperature if max(shots) > 1 else LagEnergy.temperature
@@ -577,6 +651,10 @@ class Auto(KernelRidge):
         several = (shot_mask.sum(-1) > 1).any(-1)[..., None, None]
         one = lag_energy_logits(scores, bias.shape[-1], shot_mask)
         return {name: torch.where(several, part, one.get(name, 0)) for name, part in logits.items()}
+
+
+def _sum(parts: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack(tuple(parts.values())).sum(0)
 
 
 def _evidence(contributions: Tensor, matches: Tensor, logit: float) -> Evidence:

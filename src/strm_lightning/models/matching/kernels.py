@@ -75,18 +75,62 @@ def ridge(
         InputError: ``rho`` is below 0, or so small that linearly dependent clips make the system singular (not checked
             in compiled code); the mask does not fit the support.
     """
+    support, query = at_least_float32(support, query)
+    coefficients = fit_ridge(support, rho, shot_mask)  # checks the mask
+    return apply_ridge(zero_absent(support, shot_mask).flatten(-3, -2), query, coefficients)
+
+
+def fit_ridge(
+    support: Float[Tensor, "*B N K F"], rho: float = 1.0, shot_mask: Tensor | None = None
+) -> Float[Tensor, "*B S N"]:
+    """Compute the coefficients A of `ridge`, with ``S = N K``; rows of absent clips are 0."""
     check_not_negative(rho=rho)
     if shot_mask is not None:
         check_shot_mask(shot_mask, support.shape[-3:-1])
-    clips, query = at_least_float32(zero_absent(support, shot_mask).flatten(-3, -2), query)
-    way = support.shape[-3]
-    gram, present = inner_products(clips, clips), _present(clips, shot_mask)
+    (clips,) = at_least_float32(zero_absent(support, shot_mask).flatten(-3, -2))
+    return _fit_ridge(inner_products(clips, clips), support.shape[-3], rho, shot_mask)
+
+
+def _fit_ridge(own: Tensor, way: int, rho: float, shot_mask: Tensor | None) -> Tensor:
+    present = _present(own, shot_mask)
     # An absent clip has a row of zeros; 1 on the diagonal keeps the system regular for any rho.
-    penalty = torch.full_like(gram[..., 0], rho).masked_fill(~present, 1)
-    _check_regular(gram, rho, penalty)
-    solution = _solve(gram, penalty, _one_hot(way, present, gram.dtype))
-    with no_autocast(gram):
-        return inner_products(clips, query) @ solution
+    penalty = torch.full_like(own[..., 0], rho).masked_fill(~present, 1)
+    _check_regular(own, rho, penalty)
+    return _solve(own, penalty, _one_hot(way, present, own.dtype))
+
+
+def apply_ridge(
+    clips: Float[Tensor, "*B S F"], query: Float[Tensor, "*B Q F"], coefficients: Float[Tensor, "*B S N"]
+) -> Float[Tensor, "*B Q N"]:
+    """Compute the logits of `ridge` from the coefficients of `fit_ridge`."""
+    cross, coefficients = at_least_float32(inner_products(clips, query), coefficients)
+    with no_autocast(cross):
+        return cross @ coefficients
+
+
+def ridge_of_products(
+    own: Float[Tensor, "*B S S"],
+    cross: Float[Tensor, "*B Q S"],
+    way: int,
+    rho: float = 1.0,
+    shot_mask: Tensor | None = None,
+) -> Float[Tensor, "*B Q N"]:
+    """Compute `ridge` from inner products.
+
+    Args:
+        own: inner products of the support clips, ordered by class: ``S = N K``. Rows and columns of absent clips are 0.
+        cross: inner products of the queries and support clips.
+        way: number of classes N.
+        rho: weight of the penalty.
+        shot_mask: ``[..., N, K]``, true where a clip is present.
+
+    Raises:
+        InputError: see `ridge`.
+    """
+    check_not_negative(rho=rho)
+    solution = _fit_ridge(own, way, rho, shot_mask)
+    with no_autocast(own):
+        return cross @ solution
 
 
 class KernelRidgeFit(NamedTuple):

@@ -119,9 +119,18 @@ def query_class_similarity(
     else:
         present = shot_mask.flatten(-2).sum(-1)[..., None, None] * tuples
         origin = (s.sum(-2, keepdim=True) / present).detach()
-    # The default mode depends on the number of rows, which adds a guard to an exported graph.
-    distance = torch.cdist(q - origin, s - origin, compute_mode="use_mm_for_euclid_dist")
+    distance = _distances(q - origin, s - origin)
     distance = rearrange(distance, "... (q t) (n k j) -> ... q t n k j", q=num_queries, n=way, k=shot, j=tuples)
     if shot_mask is not None:
         distance = distance.masked_fill(~shot_mask[..., None, None, :, :, None], torch.inf)
     return -distance.flatten(-2).amin(-1).mean(-2)
+
+
+def _distances(x: Float[Tensor, "*B M Dz"], y: Float[Tensor, "*B S Dz"]) -> Float[Tensor, "*B M S"]:
+    """Compute Euclidean distances; without gradients without the copies of x and y that `torch.cdist` makes."""
+    if torch.is_grad_enabled():
+        # The default mode depends on the number of rows, which adds a guard to an exported graph.
+        return torch.cdist(x, y, compute_mode="use_mm_for_euclid_dist")
+    squares = [torch.linalg.vector_norm(side, dim=-1).square() for side in (x, y)]
+    products = (x @ y.mT).mul_(-2).add_(squares[0].unsqueeze(-1)).add_(squares[1].unsqueeze(-2))
+    return products.clamp_(min=0).sqrt_()

@@ -158,8 +158,12 @@ def cross_transform(
     attention = attend(query_keys, support_keys, shot_mask)
     support_values = zero_absent(support_values, shot_mask)  # 0 * NaN is NaN
     prototypes = attention.to(support_values.dtype) @ support_values.flatten(-3, -2)
-    difference = query_values.flatten(-3, -2).unsqueeze(-3) - prototypes
+    query_values = query_values.flatten(-3, -2).unsqueeze(-3)
+    # Without gradients the difference takes the place of the prototypes; new memory of this size costs more than the
+    # subtraction.
+    in_place = not torch.is_grad_enabled() and prototypes.dtype == query_values.dtype
+    difference = prototypes.sub_(query_values) if in_place else prototypes - query_values
     # bfloat16 is too imprecise for a sum of a thousand squares.
     difference = difference.to(torch.promote_types(difference.dtype, torch.float32))
-    distance = difference.square().sum(-1)
+    distance = torch.linalg.vector_norm(difference, dim=-1).square()
     return -rearrange(distance, "... n (q t) -> ... q n t", q=num_queries).mean(-1)

@@ -23,12 +23,17 @@ def check_sizes(sizes: tuple[int, ...], num_frames: int) -> None:
     """
     if not sizes or len(set(sizes)) < len(sizes) or not all(1 <= size <= num_frames for size in sizes):
         raise InputError(
-            f"tuple_sizes {list(sizes)}: give one or more different sizes from 1 to num_frames = {num_frames}"
+            f"tuple_sizes {list(sizes)}: give one or more different sizes from 1 to {num_frames} (time steps)"
         )
 
 
 def num_tuples(sizes: tuple[int, ...], num_frames: int) -> tuple[int, ...]:
-    """Return the number of ordered tuples of each size: L choose w."""
+    """Return the number of ordered tuples of each size: L choose w.
+
+    Examples:
+        >>> num_tuples((2, 3), num_frames=8)
+        (28, 56)
+    """
     return tuple(comb(num_frames, size) for size in sizes)
 
 

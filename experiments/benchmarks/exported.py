@@ -1,0 +1,95 @@
+"""Size and speed of an exported classifier, beside PyTorch in the same run.
+
+    python experiments/benchmarks/exported.py [--matching auto | --ckpt a.ckpt] [--threads 1] [--rounds 5]
+
+The examples' features are random, since matching takes as long whatever they are. Rounds of PyTorch and of ONNX
+alternate, so that the load of the machine changes both; the ratio is the median of the ratios of the rounds.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
+from strm_lightning.classifier import FewShotClassifier
+from strm_lightning.classifier.export import graphs
+from strm_lightning.classifier.export.predict import Classifier
+from strm_lightning.classifier.support import EncodedClip
+
+
+def seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def compare(name: str, torch_run: Callable[[], object], onnx_run: Callable[[], object], rounds: int) -> None:
+    torch_run(), onnx_run()
+    times = [(seconds(torch_run), seconds(onnx_run)) for _ in range(rounds)]
+    ours, theirs = (median(column) * 1000 for column in zip(*times, strict=True))
+    ratio = median(a / b for a, b in times)
+    print(f"{name:<28}{ours:>10.1f}{theirs:>10.1f}{ratio:>18.2f}", flush=True)
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--shots", type=int, default=5)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--ckpt", help="checkpoint of a trained model")
+    which.add_argument("--matching", default="auto", help="a matching method without weights")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.ckpt:
+        classifier = FewShotClassifier.from_checkpoint(options.ckpt, device="cpu")
+    else:
+        classifier = FewShotClassifier.from_backbone(matching=options.matching, device="cpu")
+    model, how = classifier.model, classifier.preprocessing
+    rng = np.random.default_rng(0)
+    pixels = torch.from_numpy(rng.integers(0, 256, (how.num_frames, 3, *[how.image_size] * 2), dtype=np.uint8))
+    query = model.head.encode(model.encode(pixels[None]))
+    with tempfile.TemporaryDirectory() as folder:
+        graphs.export_encoding(model, how.image_size, Path(folder) / "encode.onnx")
+        graphs.export_matching(model, classifier.qc_weight, Path(folder) / "match.onnx", shots=options.shots)
+        (Path(folder) / "model.json").write_text('{"labels": [], "chunks": []}')
+        exported = Classifier(folder, threads=options.threads)
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+        sizes = {name: (Path(folder) / f"{name}.onnx").stat().st_size / 1e6 for name in ("encode", "match")}
+    print(f"weights in PyTorch {weights / 1e6:.1f} MB, encode.onnx {sizes['encode']:.1f} MB, ", end="")
+    print(f"match.onnx {sizes['match']:.2f} MB; {options.threads} threads, {how.num_frames} x {how.image_size} px")
+    print(f"{'':<28}{'PyTorch':>10}{'ONNX':>10}{'PyTorch / ONNX':>18}   ms")
+    clip = pixels.numpy()
+    compare(
+        "encode", lambda: model.head.encode(model.encode(pixels[None])), lambda: exported.encode(clip), options.rounds
+    )
+    arrays = exported.encode(clip)
+    for classes in (5, 25, 100):
+        for c in range(classes):
+            features = [
+                {k: torch.randn_like(t[0]) / t[0].numel() ** 0.5 for k, t in query.items()}
+                for _ in range(options.shots)
+            ]
+            classifier.support.add(f"class {c:04}", [EncodedClip("", "", torch.empty(0), f) for f in features])
+        exported.examples, exported.chunks = graphs.example_arrays(classifier.support)
+        exported.labels = classifier.support.labels
+        compare(
+            f"match, {classes} classes of {options.shots}",
+            lambda: classifier.support.match(query),
+            lambda: exported.logits(arrays),
+            options.rounds,
+        )
+        for label in classifier.support.labels:
+            classifier.support.remove(label)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Events of long videos: found at their times, with their labels, in files and in streams."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from strm_lightning.classifier import FewShotClassifier
+from strm_lightning.classifier.clips import ClipConfig, regular_frames
+from strm_lightning.classifier.events import Background, EventStream, find_events, plan_windows
+from strm_lightning.errors import InputError
+from tests.classifier.conftest import bare_model, moving, write_video
+
+HOW = ClipConfig(num_frames=4, image_size=64, short_side=64)
+FPS = 8
+ORDER = ("left", "up", "right", "left", "up")
+
+
+def flicker(frames: int, seed: int) -> np.ndarray:
+    """Noise in which nothing moves."""
+    return np.random.default_rng(seed).integers(0, 60, (frames, 64, 64, 3), dtype=np.uint8)
+
+
+def long_video() -> tuple[np.ndarray, list[tuple[float, float, str]]]:
+    parts, truth, at = [flicker(20, 0)], [], 20
+    for i, motion in enumerate(ORDER):
+        parts += [moving(motion, 10 + i, frames=16), flicker(20, i + 1)]
+        truth.append((at / FPS, (at + 16) / FPS, motion))
+        at += 36
+    return np.concatenate(parts), truth
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> FewShotClassifier:
+    folder = tmp_path_factory.mktemp("examples")
+    files = {
+        motion: [
+            write_video(folder / motion / f"{s}.mp4", moving(motion, s, frames=n), FPS)
+            for s, n in enumerate((14, 16, 19))
+        ]
+        for motion in ("left", "right", "up")
+    }
+    return FewShotClassifier(bare_model(), HOW).fit(files)
+
+
+def right(found, truth) -> int:
+    def overlap(a, b) -> float:
+        return max(0.0, min(a[1], b[1]) - max(a[0], b[0])) / (max(a[1], b[1]) - min(a[0], b[0]))
+
+    return sum(any(t[2] == e.prediction.label and overlap((e.start, e.end), t) >= 0.5 for e in found) for t in truth)
+
+
+def test_events_are_found_at_their_times(fitted: FewShotClassifier) -> None:
+    video, truth = long_video()
+    found = list(fitted.predict_events(video, fps=FPS))
+    assert right(found, truth) == len(truth)
+    assert len(found) == len(truth)
+    assert all(a.end <= b.start for a, b in pairwise(found))
+    assert all(sum(e.prediction.probabilities.values()) == pytest.approx(1) for e in found)
+
+
+def test_a_file_has_the_events_of_its_frames(fitted: FewShotClassifier, tmp_path: Path) -> None:
+    video, truth = long_video()
+    assert right(list(fitted.predict_events(write_video(tmp_path / "long.mp4", video, FPS))), truth) == len(truth)
+
+
+def test_a_stream_has_bounded_memory(fitted: FewShotClassifier) -> None:
+    video, truth = long_video()
+    plan = plan_windows(fitted.support, FPS)
+    stream, found, stored = EventStream(fitted.support, HOW, plan, delay=1.0), [], set()
+    frames = [frame for frame, _ in regular_frames(np.concatenate([video, video]), HOW, rate=FPS, fps=FPS)]
+    for step, frame in enumerate(frames):
+        found += stream.push(frame[None], [step])
+        stored.add(stream.stored)
+    found += stream.finish()
+    again = [(a + len(video) / FPS, b + len(video) / FPS, c) for a, b, c in truth]
+    assert right(found, again) >= 4  # the background is known by then
+    assert {maps for maps, _ in stored} == {max(plan.lengths) + 8}
+    assert max(steps for _, steps in stored) <= 2 * max(plan.lengths) + FPS
+
+
+def test_frames_are_encoded_once(fitted: FewShotClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = []
+    real = type(fitted.model.backbone).forward
+    monkeypatch.setattr(type(fitted.model.backbone), "forward", lambda self, x: encoded.append(len(x)) or real(self, x))
+    video, _ = long_video()
+    list(fitted.predict_events(video, fps=FPS))
+    assert sum(encoded) == len(video)
+
+
+def test_lengths_follow_the_examples(fitted: FewShotClassifier) -> None:
+    plan = plan_windows(fitted.support, FPS)
+    assert plan.lengths[0] <= 14
+    assert plan.lengths[-1] >= 19
+    assert plan.lengths[-1] < 30
+    middle = plan.prior[:, 0].argmax()
+    assert abs(plan.lengths[middle] - 16) <= 2
+    assert plan_windows(fitted.support, FPS, length=4.0).lengths[-1] == round(1.25 * 4 * FPS)
+
+
+def test_arrays_have_no_duration(examples) -> None:
+    classifier = FewShotClassifier(bare_model(), HOW).fit(examples)
+    video, _ = long_video()
+    with pytest.raises(InputError, match="--length"):
+        list(classifier.predict_events(video))
+    assert isinstance(list(classifier.predict_events(video, length=2.0, fps=FPS)), list)
+    with pytest.raises(InputError, match="length is -1"):
+        list(classifier.predict_events(video, length=-1.0))
+
+
+def test_the_gain_is_the_log_likelihood_ratio_of_two_normal_distributions(fitted: FewShotClassifier) -> None:
+    background = Background(fitted.support)
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, [0.1, 0.2, 0.3], (5000, 3))
+    background.add(logits[:2000])
+    background.add(logits[2000:])
+    own, targets = (t.double().numpy() for t in fitted.support.leave_one_out())
+    covariance = np.cov(logits.T, bias=True)
+    covariance = 0.4 * covariance + 0.6 * np.diag(np.diag(covariance))
+    null = torch.distributions.MultivariateNormal(torch.tensor(logits.mean(0)), torch.tensor(covariance))
+    for c in range(3):
+        event = torch.distributions.MultivariateNormal(
+            torch.tensor(own[targets == c].mean(0)), torch.tensor(covariance)
+        )
+        points = torch.tensor(logits[:5])
+        expected = event.log_prob(points) - null.log_prob(points) - 3.0
+        np.testing.assert_allclose(background.gains(logits[:5])[:, c], expected, rtol=1e-6)
+
+
+def test_a_gap_in_time_repeats_the_last_frame(fitted: FewShotClassifier) -> None:
+    video, truth = long_video()
+    frames = list(regular_frames(video, HOW, rate=FPS, fps=FPS))
+    kept = [(frame, step) for frame, step in frames if step % 5 != 3]  # dropped frames
+    found = find_events(kept, fitted.support, HOW, plan_windows(fitted.support, FPS))
+    assert right(found, truth) >= 4
