@@ -10,6 +10,7 @@ from strm_lightning.moving_shapes.scene import render_clip
 
 _ACTIONS = {"move left": "slide_left", "move right": "slide_right", "circle": "circle_clockwise"}
 _CLIPS = 3
+_SECONDS = 3.0  # of a clip, as of a recording
 
 
 def built_in_examples(classifier: FewShotClassifier) -> dict[str, Sequence[EncodedClip]]:
@@ -20,7 +21,7 @@ def built_in_examples(classifier: FewShotClassifier) -> dict[str, Sequence[Encod
         for number in range(_CLIPS):
             frames = render_clip(action, np.random.default_rng([7, number]), size=256, clutter=0.0)
             clip, _ = classifier.encode_one(frames)
-            clip.name = f"{action} {number + 1}"
+            clip.name, clip.duration = f"{action} {number + 1}", _SECONDS
             clips.append(clip)
         found[label] = clips
     return found

@@ -16,7 +16,7 @@ from strm_lightning.classifier.examples import check_labels
 from strm_lightning.classifier.explain.explanation import Explanation
 from strm_lightning.classifier.predictions import Prediction
 from strm_lightning.classifier.support import EncodedClip
-from strm_lightning.classifier.videos import Video
+from strm_lightning.classifier.videos import Video, duration_of
 from strm_lightning.errors import InputError, InputKeyError
 
 _LONGEST_NAME = 60  # characters
@@ -110,13 +110,14 @@ class Session:
             if label in self.classifier.support.clips:
                 self.classifier.remove(label)
 
-    def add_example(self, label: str, video: Video, name: str) -> EncodedClip:
+    def add_example(self, label: str, video: Video, name: str, seconds: float | None = None) -> EncodedClip:
         """Encode a video and add it to a class.
 
         Args:
             label: the class.
             video: a file, or an array of frames.
             name: name of the example; a number is appended if the class has an example of this name.
+            seconds: duration of the video; None for that of a file.
 
         Raises:
             InputKeyError: the class does not exist.
@@ -126,6 +127,7 @@ class Session:
         with self._lock:
             clip, _ = self.classifier.encode_one(video)
             self._place(label)  # it may have been removed in the meantime
+            clip.duration = duration_of(video) if seconds is None else seconds
             clip.name = _unique(name, {other.name for other in self.clips(label)})
             self.classifier.add_encoded(label, [clip])
             return clip

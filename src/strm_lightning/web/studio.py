@@ -127,11 +127,11 @@ class Server:
             self.store.check_room()
             return {"name": session.add_example(str(label), video, video.name).name}
 
-    def add_recording(self, session: Session, label: str, frames: Any) -> Answer:
+    def add_recording(self, session: Session, label: str, frames: Any, seconds: Any) -> Answer:
         """Add a recording of the camera to a class."""
         self.store.check_room()
         video = decode_frames(frames, session.classifier.preprocessing.num_frames)
-        return {"name": session.add_example(str(label), video, "recording").name}
+        return {"name": session.add_example(str(label), video, "recording", float(seconds)).name}
 
     def remove_example(self, session: Session, label: str, name: str) -> None:
         """Remove an example."""

@@ -142,7 +142,7 @@ async function record(label) {
     if (!frames) throw new Error("The camera gave too few frames: record again.");
     say("");
     progress("Encoding the recording", null, 1);
-    const found = await ask("add_recording", { label, frames });
+    const found = await ask("add_recording", { label, frames, seconds: length / 1000 });
     if (found) say(`Added ${found.name} to ${label}.`);
   } catch (error) {
     say(error.message, true);
