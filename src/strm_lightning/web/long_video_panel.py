@@ -6,7 +6,7 @@ from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, no_type_check
 
 import gradio as gr
 from torch import Tensor
@@ -27,20 +27,22 @@ _POLL_S = 0.5
 _COLOURS = ("#2563a8", "#c2410c", "#2f855a", "#805ad5", "#b7791f", "#0e7490", "#be185d", "#4d7c0f")
 
 
-def add_long_video_panel(store: SessionStore) -> None:
+def add_long_video_panel(store: SessionStore, studio: gr.HTML) -> None:
     """Add the panel to the page that is being built.
 
     Args:
         store: the sessions.
+        studio: the main part of the page, which knows the name of the session.
     """
 
-    def find(request: gr.Request, file: str | None, length: float) -> Iterator[str]:
+    @no_type_check  # gradio must see a generator function, which a type checker at run time would wrap
+    def find(page: dict[str, Any], file: str | None, length: float) -> Iterator[str]:
         if file is None:
             yield _paragraph("Choose a video first, and wait until it is uploaded.")
             return
         try:
             with uploaded(file) as video:
-                classifier = store.of(str(request.session_hash)).snapshot()
+                classifier = store.of(str(page["session"])).snapshot()
                 yield from _find(classifier, video, length or None)
         except InputError as error:
             yield _paragraph(str(error))
@@ -54,7 +56,7 @@ def add_long_video_panel(store: SessionStore) -> None:
             stop = gr.Button("Stop")
     shown = gr.HTML(elem_id="events", apply_default_css=False)
     limits: dict[str, Any] = {"concurrency_id": "long video", "concurrency_limit": 2, "show_progress": "hidden"}
-    running = start.click(find, [file, length], shown, **limits)
+    running = start.click(find, [studio, file, length], shown, **limits)
     stop.click(None, None, None, cancels=[running])
 
 

@@ -44,7 +44,7 @@ def build_page(store: SessionStore, folder: Path, max_mb: int) -> gr.Blocks:
         with gr.Tab("Check the examples"):
             add_check_panel(store)
         with gr.Tab("Long video"):
-            add_long_video_panel(store)
+            add_long_video_panel(store, studio)
         page.load(open_session, None, studio, show_progress="hidden")
         page.unload(close_session)
     return page
