@@ -1,4 +1,4 @@
-"""Sphinx: pages in Markdown, notebooks, the API from docstrings. Build: sphinx-build -W docs docs/_build."""
+"""Sphinx: pages in Markdown, notebooks, the API from docstrings. Build: sphinx-build -W docs docs/_build/html."""
 
 import shutil
 import sys
@@ -18,7 +18,7 @@ author = "strm-lightning maintainers"
 html_show_copyright = False
 release = __version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
-exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
+exclude_patterns = ["_build", "jupyter_execute", "**/.ipynb_checkpoints"]
 html_theme = "furo"
 html_title = f"strm-lightning {__version__}"
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]

@@ -11,13 +11,12 @@ from strm_lightning.errors import MissingFileError
 from tests.test_cli import TINY, said
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+RECIPES = [path for path in EXPERIMENTS.rglob("*.yaml") if path != EXPERIMENTS / "methods" / "methods.yaml"]
 
 
 def test_every_configuration_is_a_recipe() -> None:
     assert recipe_folder() == EXPERIMENTS
-    assert {f"{name}.yaml" for name in recipe_names()} == {
-        path.relative_to(EXPERIMENTS).as_posix() for path in EXPERIMENTS.rglob("*.yaml")
-    }
+    assert {f"{name}.yaml" for name in recipe_names()} == {path.relative_to(EXPERIMENTS).as_posix() for path in RECIPES}
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*", "ignore:.*does not have many workers.*")
@@ -90,7 +89,7 @@ def test_recipes_are_listed_and_copied(
         assert re.search(rf"^  {name} +\w.{{10,}}", out, re.MULTILINE), name
     out, _, status = said(monkeypatch, capsys, "recipes", "--copy-to", str(tmp_path / "mine"))
     assert status == 0
-    for path in EXPERIMENTS.rglob("*.yaml"):
+    for path in RECIPES:
         assert (tmp_path / "mine" / path.relative_to(EXPERIMENTS)).read_bytes() == path.read_bytes()
     _, err, status = said(monkeypatch, capsys, "recipes", "--copy_to", str(tmp_path / "mine"))
     assert status == 2

@@ -30,6 +30,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 from strm_lightning import STRM, EpisodeDataModule
 from strm_lightning.data.prepare import prepare
+from strm_lightning.data.transforms import ClipTransform
 from strm_lightning.episode import Episode
 from strm_lightning.evaluation.bank import FeatureBank
 from strm_lightning.evaluation.matching import match_from_bank
@@ -127,7 +128,7 @@ def loader(options: argparse.Namespace) -> None:
     clips = options.way * (options.shot + options.queries)
     with tempfile.TemporaryDirectory() as folder:
         write_videos(Path(folder) / "videos", options.way, options.shot + options.queries)
-        prepare(f"{folder}/videos", f"{folder}/cache", short_side=options.image_size * 256 // 224)
+        prepare(f"{folder}/videos", f"{folder}/cache", short_side=ClipTransform(options.image_size).short_side)
         names = [f"class {number:02}" for number in range(options.way)]
         data = EpisodeDataModule(
             f"{folder}/cache", {"train": names}, way=options.way, shot=options.shot, query_per_class=options.queries,

@@ -107,7 +107,8 @@ def test_examples_of_a_trained_model_are_read() -> None:
 
 
 def test_examples_of_a_backbone_are_read(weights: Path) -> None:
-    classifier = FewShotClassifier.from_backbone("test_resnet", weights=weights, num_frames=4, image_size=32)
+    sizes = {"num_frames": 4, "image_size": 32}
+    classifier = FewShotClassifier.from_backbone("test_resnet", weights=weights, matching="patches", **sizes)
     check(classifier.load(FILES / "patches.safetensors"), EXPECTED["patches"])
 
 

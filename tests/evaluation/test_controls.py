@@ -43,7 +43,7 @@ def test_changed_maps_are_those_of_changed_clips() -> None:
 
 def test_a_video_backbone_encodes_the_changed_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     model = STRM("test_resnet", pretrained=False, num_frames=4, matching="otam").eval()
-    monkeypatch.setattr(type(model.backbone), "frame_wise", False, raising=False)
+    monkeypatch.setattr("strm_lightning.evaluation.controls.frame_wise", lambda model: False)
     clips = torch.randint(0, 256, (2, 4, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         found, still = control_features(model, clips), model.encode(static_clips(clips))

@@ -458,8 +458,9 @@ class FewShotClassifier(SklearnMixin):
 
         Args:
             path: path of the file.
-            **options: arguments of the constructor, such as ``threshold``, and on the class also ``device``. They
-                override the values in the file, which override those of the instance.
+            **options: arguments of the constructor, such as ``threshold``; on the class also arguments of
+                `from_checkpoint` or `from_backbone`, such as ``device``, or ``weights`` if the weights were moved.
+                They override the values in the file, which override those of the instance.
 
         Raises:
             MissingFileError: the file does not exist.
@@ -469,7 +470,8 @@ class FewShotClassifier(SklearnMixin):
         stored = storage.load(Path(path))
         classifier = self._from_source(stored, options) if isinstance(self, type) else self
         support = stored.support_for(classifier.model, classifier.qc_weight, classifier.preprocessing)
-        params = {name: value for name, value in options.items() if name != "device" or not isinstance(self, type)}
+        names = classifier.get_params() if isinstance(self, type) else options
+        params = {name: value for name, value in options.items() if name in names}
         classifier.set_params(**{**stored.calibration, **params})
         classifier.support = support
         classifier._changed()
@@ -481,4 +483,10 @@ class FewShotClassifier(SklearnMixin):
         source = stored.about["source"]
         if source is None:
             raise InputError(f"{stored.path}: names no checkpoint; build a classifier and call its load")
-        return (cls.from_checkpoint if "path" in source else cls.from_backbone)(**source, **options)
+        if "path" not in source:
+            return cls.from_backbone(**{**source, **options})
+        if given := [name for name in ("backbone", "weights", "matching", "matching_options") if name in options]:
+            raise InputError(
+                f"{stored.path}: {given[0]} is in its checkpoint {source['path']}; load it without {given[0]}"
+            )
+        return cls.from_checkpoint(**{**source, **options})

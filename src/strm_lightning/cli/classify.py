@@ -5,13 +5,12 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from tqdm import tqdm
 
-from strm_lightning.classifier import load_model
 from strm_lightning.classifier.classifier import FewShotClassifier
 from strm_lightning.classifier.clips import check_first_frame
 from strm_lightning.classifier.examples import bar_options
@@ -249,19 +248,13 @@ class Model:
                 if value is not None:
                     raise InputError(f"--ckpt excludes {name}: a checkpoint contains backbone, weights and matching")
             return FewShotClassifier.from_checkpoint(self.ckpt, device=self.device, **options)
-        return FewShotClassifier.from_backbone(
-            self.backbone or load_model.DEFAULT_BACKBONE,
-            weights=self.weights,
-            matching=self.matching or load_model.DEFAULT_MATCHING,
-            matching_options={"mirror": True} if self.mirror else None,
-            device=self.device,
-            **options,
-        )
+        return FewShotClassifier.from_backbone(**self.given(), **options)
 
-    @property
-    def is_default(self) -> bool:
-        """Whether only the device is chosen; a support file then names its model."""
-        return replace(self, device=None) == Model()
+    def given(self) -> dict[str, Any]:
+        """Return the given values as arguments of `FewShotClassifier.from_backbone`."""
+        values = {"backbone": self.backbone, "weights": self.weights, "matching": self.matching, "device": self.device}
+        values["matching_options"] = {"mirror": True} if self.mirror else None
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def open_classifier(support: str, model: Model, **options: Any) -> FewShotClassifier:
@@ -269,12 +262,12 @@ def open_classifier(support: str, model: Model, **options: Any) -> FewShotClassi
 
     Args:
         support: folder or file of the examples.
-        model: the model; the default is the model of the file.
+        model: the model; values that are not given are those of the file.
         **options: arguments of the classifier.
     """
     stored = Path(support).is_file() and Path(support).suffix.lower() not in (".csv", ".zip")
-    if stored and model.is_default:
-        return FewShotClassifier.load(support, device=model.device).set_params(**options)
+    if stored and model.ckpt is None:
+        return FewShotClassifier.load(support, **model.given()).set_params(**options)
     classifier = model.build(**options)
     if stored:
         return classifier.load(support).set_params(**options)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import strm_lightning
@@ -12,6 +13,7 @@ from strm_lightning.messages import count_of, did_you_mean
 _FOLDER = "experiments"
 _SUFFIX = ".yaml"
 _SWEEPS = "sweeps/"  # files of W&B, no configurations
+_OF_SCRIPTS = ("benchmarks", "methods", "notebooks")  # not in the wheel; their YAML files are read by scripts
 
 
 def recipe_folder() -> Path:
@@ -30,7 +32,8 @@ def recipe_folder() -> Path:
 def recipe_names() -> list[str]:
     """Return the names of all recipes, such as ``kinetics`` and ``hardware/gpu24``, sorted."""
     folder = recipe_folder()
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob(f"*{_SUFFIX}"))
+    files = (path.relative_to(folder) for path in folder.rglob(f"*{_SUFFIX}"))
+    return sorted(path.with_suffix("").as_posix() for path in files if path.parts[0] not in _OF_SCRIPTS)
 
 
 def find_recipe(name: str) -> str:
@@ -79,8 +82,7 @@ def recipes(copy_to: str | None = None) -> None:
         print("Use as --config NAME; several --config are combined, later ones win.")
         print(f"{_SWEEPS}*: for `wandb sweep FILE`, after `strm recipes --copy_to FOLDER`.\n")
         for name in names:
-            first = (folder / f"{name}{_SUFFIX}").read_text(encoding="utf-8").partition("\n")[0]
-            print(f"  {name:<{width}}  {first.lstrip('# ')}")
+            print(f"  {name:<{width}}  {_first_sentence(folder / f'{name}{_SUFFIX}')}")
         return
     target = Path(copy_to)
     if target.exists():
@@ -90,3 +92,10 @@ def recipes(copy_to: str | None = None) -> None:
         with write_errors(path):
             write_atomically(path, (folder / f"{name}{_SUFFIX}").read_bytes())
     print(f"{target}: {count_of(recipe_names(), 'recipe')}")
+
+
+def _first_sentence(path: Path) -> str:
+    """Return the first sentence of the comment at the start of a recipe."""
+    lines = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    text = " ".join(line.strip("# ") for line in lines)
+    return re.split(r"(?<=[.:;])\s", text, maxsplit=1)[0].rstrip(":;")
