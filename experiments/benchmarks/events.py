@@ -179,7 +179,7 @@ def main() -> None:
     files, videos = divide(options.folder, options.seed)[options.half]
     support = examples_of(classifier, files, options.cache, options.shots)
     plan, labels, config = plan_windows(support, RATE), support.labels, classifier.preprocessing
-    threshold = fit_threshold(*support.leave_one_out()) if options.shots > 1 else -np.inf
+    threshold = fit_threshold(support.leave_one_out()[0], support.leave_classes_out()) if options.shots > 1 else -np.inf
     methods = {
         "--window 3 --threshold fit": lambda scores: fixed_windows(scores, plan, labels, threshold),
         "several lengths, suppression": lambda scores: suppressed(scores, plan, labels, threshold),

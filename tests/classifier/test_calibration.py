@@ -44,7 +44,7 @@ def test_the_threshold_parts_known_from_unknown() -> None:
     assert threshold(100 - logits.flip(0), [1, 1, 0, 1]) > 90
 
 
-def test_leaving_out_is_matching_without_the_clip(classifier) -> None:
+def test_leaving_out_is_matching_without_the_clip(classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     videos = {motion: [moving(motion, seed) for seed in range(3)] for motion in ("left", "right", "up")}
     videos["up"] = videos["up"][:1]
     logits, targets = classifier.fit(videos).support.leave_one_out()
@@ -54,7 +54,8 @@ def test_leaving_out_is_matching_without_the_clip(classifier) -> None:
         others = {name: [v for i, v in enumerate(m) if (name, i) != (label, k)] for name, m in videos.items()}
         expected = clone.fit(others).explain(videos[label][k]).logits
         np.testing.assert_allclose(logits[row].numpy(), [expected[n] for n in sorted(expected)], rtol=1e-3, atol=1e-3)
-    assert len(classifier.support.leave_one_out(limit=4)[1]) == 4
+    monkeypatch.setattr("strm_lightning.classifier.support._LEFT_OUT", 4)
+    assert len(classifier.add("up", [moving("up", 9)]).support.leave_one_out()[1]) == 4
 
 
 def test_fitted_where_there_are_clips_enough(classifier) -> None:

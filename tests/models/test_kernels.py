@@ -203,7 +203,7 @@ def test_a_kernel_that_separates_the_classes_weighs_more() -> None:
     noise = torch.randn(6, 6, generator=torch.Generator().manual_seed(0)).double()
     noise = noise + noise.T
     good = (label == label[:, None]).double() + 0.1 * noise
-    weights = kernels.kernel_weights(torch.stack([good, noise, -good]), 3, present)
+    weights = kernels.kernel_weights(torch.stack([good, noise, -good]), label, present)
     assert weights[0] > 10 * weights[1]
     assert weights[2] == 0.001
 

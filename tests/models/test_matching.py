@@ -680,3 +680,18 @@ def test_sums_of_kernels_compare_stages_separately(mirror: bool) -> None:
     assert STRMHead((5, 3), matching="auto").matching.default_temperature([1, 1]) == 2.0
     projected = STRMHead((5, 3), matching="auto", proj_dim=4, num_frames=L, patch_grid=P)
     assert projected.matching.spec.stages == (4,)
+
+
+@pytest.mark.parametrize("name", ["kernel_ridge", "auto"])
+def test_sums_of_kernels_are_not_computed_for_absent_clips(name: str) -> None:
+    """One class with many clips does not multiply the work for the others."""
+    head = make(name)
+    mask = torch.zeros(WAY, 20, dtype=torch.bool)
+    mask[0], mask[1:, :2] = True, True
+    support, query = (head.encode(features) for features in episode(head, shot=20))
+    prepared = head.prepare(support, mask)
+    assert prepared["similarities"].shape[-2:] == (24, 24)
+    assert prepared["label"].tolist() == [0] * 20 + [1, 1, 2, 2]
+    of_several = [{key: tensor[None] for key, tensor in encoded.items()} for encoded in (support, query)]
+    expected = head.match_encoded(*of_several, mask[None]).trm[0]  # absent clips of several episodes stay, as zeros
+    torch.testing.assert_close(head.match_prepared(prepared, query, mask).trm, expected)

@@ -60,7 +60,7 @@ class Selection:
     def __str__(self) -> str:
         if self.left_out is None:
             return f"matching {self.matching}; accuracy not known: no class has two example clips"
-        lines = [f"matching {self.matching}; examples left out one by one are recognised: {self.left_out}"]
+        lines = [f"matching {self.matching}; left-out examples that are recognised: {self.left_out}"]
         lines += [
             f"  {name:<11}  weight {self.weights[name]:4.0%}   alone {self.alone[name].accuracy:4.0%}"
             for name in sorted(self.weights, key=lambda name: -self.weights[name])

@@ -17,7 +17,8 @@ from strm_lightning.models.strm import STRM
 
 _FLOATS_AT_ONCE = 2**24  # elements of the largest tensor of a match: 64 MB of float32
 _CLIPS_AT_ONCE = 256  # support clips of a chunk
-_ONE_BY_ONE, _FOLDS = 160, 10  # up to so many clips are left out one by one; more in so many folds
+_ONE_BY_ONE, _FOLDS = 60, 20  # up to so many clips are left out one by one; more in so many folds
+_LEFT_OUT = 512  # clips that are left out at most
 
 
 @dataclass
@@ -143,24 +144,18 @@ class SupportSet:
         assert trm is not None
         return MatchLogits(trm=trm[:, order], qc=None if qc is None else qc[:, order])
 
-    def leave_one_out(self, limit: int = 512) -> tuple[Float[Tensor, "n N"], Int[Tensor, " n"]]:
+    @torch.no_grad()
+    def leave_one_out(self) -> tuple[Float[Tensor, "n N"], Int[Tensor, " n"]]:
         """Match support clips with the support set without them.
 
-        Clips that are the only one of their class are left out. Methods with `Matching.leave_out` leave out several
-        clips at a time if there are more than `_ONE_BY_ONE`.
-
-        Args:
-            limit: largest number of clips; the first ones of each class are used.
+        Clips that are the only one of their class are not used, and at most 512 clips, the first of each class. Methods
+        with `Matching.leave_out` leave out several clips at a time if there are more than 60.
 
         Returns:
             Combined logits ``[n, N]``, and the class of each clip ``[n]``.
         """
-        if self._left_out is None or limit != 512:
-            with torch.no_grad():
-                found = self._leave_one_out(limit)
-            if limit != 512:
-                return found
-            self._left_out = found
+        if self._left_out is None:
+            self._left_out = self._leave_one_out()
         return self._left_out
 
     @torch.no_grad()
@@ -192,14 +187,14 @@ class SupportSet:
             found[rows] = part
         return found
 
-    def left_out_clips(self, limit: int = 512) -> list[tuple[int, int]]:
+    def left_out_clips(self) -> list[tuple[int, int]]:
         """Return class and position of the clips of `leave_one_out`, in its order."""
         classes = [[(c, k) for k in range(shots)] if shots > 1 else [] for c, shots in enumerate(self.shots)]
         in_turn = (clip for turn in zip_longest(*classes) for clip in turn if clip is not None)
-        return list(islice(in_turn, limit))
+        return list(islice(in_turn, _LEFT_OUT))
 
-    def _leave_one_out(self, limit: int) -> tuple[Float[Tensor, "n N"], Int[Tensor, " n"]]:
-        clips = self.left_out_clips(limit)
+    def _leave_one_out(self) -> tuple[Float[Tensor, "n N"], Int[Tensor, " n"]]:
+        clips = self.left_out_clips()
         targets = torch.tensor([c for c, _ in clips], dtype=torch.long)
         if not clips:
             return torch.empty(0, len(self.labels)), targets
@@ -284,8 +279,9 @@ class SupportSet:
         (chunk,) = self._arranged()
         order = torch.tensor(chunk.columns).argsort()
         row_of = {column: row for row, column in enumerate(chunk.columns)}
-        rows = torch.tensor([row_of[c] * max(self.shots) + k for c, k in self.left_out_clips()])
-        scores = method.kernel_scores(chunk.prepared, chunk.mask)
+        starts = torch.tensor([0] + [self.shots[column] for column in chunk.columns]).cumsum(0)
+        rows = torch.tensor([int(starts[row_of[c]]) + k for c, k in self.left_out_clips()], dtype=torch.long)
+        scores = method.kernel_scores(chunk.prepared)
         weights = chunk.prepared["weights"] / chunk.prepared["weights"].sum()
         return (
             dict(zip(method.parts, weights.tolist(), strict=True)),

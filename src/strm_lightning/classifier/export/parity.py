@@ -151,7 +151,7 @@ def _drawn_support(classifier: FewShotClassifier) -> SupportSet:
 def _leave_out(support: SupportSet) -> Iterator[tuple[EncodedClip, SupportSet]]:
     """Yield examples, each with the support set without it; classes keep at least one clip."""
     labels = support.labels
-    for c, k in support.left_out_clips(_LEFT_OUT):
+    for c, k in support.left_out_clips()[:_LEFT_OUT]:
         others = SupportSet(support.model, support.qc_weight)
         for label in labels:
             members = support.clips[label]

@@ -373,18 +373,15 @@ class _SeveralKernels(Matching):
         prepared: Encoded,
         query: Encoded,
         label: int,
-        shot_mask: Tensor | None,
         logits: Mapping[str, Tensor],
-        factors: Mapping[str, Float[Tensor, " K"]],
+        factors: Mapping[str, Float[Tensor, " S"]],
     ) -> dict[str, Evidence]:
-        """Build the evidence of each named logit; ``factors`` weigh the clips of the class."""
-        shots = len(next(iter(factors.values())))
-        present = slice(None) if shot_mask is None else shot_mask[label]
+        """Build the evidence of each named logit; ``factors`` weigh the support clips."""
+        members = prepared["label"] == label
         found = {}
         for name, factor in factors.items():
-            clips = prepared[name][label * shots : (label + 1) * shots][present]
-            matches = self.matches(name, clips, query[name])
-            found[name] = _evidence(factor[present, None, None] * matches, matches, float(logits[name][0, label]))
+            matches = self.matches(name, prepared[name][members], query[name])
+            found[name] = _evidence(factor[members, None, None] * matches, matches, float(logits[name][0, label]))
         return found
 
     def _mirrored(self, name: str, clips: Tensor) -> Tensor:
@@ -396,15 +393,34 @@ class _SeveralKernels(Matching):
             return clips.unflatten(-1, (self.spec.steps * side, side)).flip(-1).flatten(-2)
         return clips.unflatten(-1, (side, side, -1)).flip(-2).flatten(-3)
 
-    def _flatten_shots(self, support: Encoded, shot_mask: Tensor | None) -> tuple[Encoded, int]:
-        """Reshape clips, ``[..., N, K, *features] -> [..., N K, *features]``, absent ones 0; return them and N."""
-        clips, way = {}, 1
+    def _axis_of_way(self, name: str) -> int:
+        return -5 if kernel_of(name) == "lag" else -3  # lag has separate axes for time steps and patches
+
+    def _way_and_shot(self, support: Encoded) -> tuple[int, int]:
+        name = next(iter(self.parts))
+        axis = self._axis_of_way(name)
+        return support[name].shape[axis], support[name].shape[axis + 1]
+
+    def _arrange(self, support: Encoded, shot_mask: Tensor | None) -> Encoded:
+        """Reshape the clips ``[..., N, K, *features] -> [..., S, *features]``.
+
+        Absent clips of a single episode are removed; those of several episodes are set to 0.
+
+        Returns:
+            The clips of each kernel; ``label`` ``[S]``, their classes; ``present`` ``[..., S]`` if absent clips remain.
+        """
+        way, shot = self._way_and_shot(support)
+        device = next(iter(support.values())).device
+        label = torch.arange(way, device=device).repeat_interleave(shot)
+        remove = shot_mask is not None and shot_mask.ndim == 2 and not torch.compiler.is_compiling()
+        clips = {"label": label[shot_mask.flatten()] if remove else label}
         for name in self.parts:
-            tensor = zero_absent(support[name], shot_mask)
-            axis = -3 - (2 if kernel_of(name) == "lag" else 0)  # lag has separate axes for time steps and patches
-            way = tensor.shape[axis]
-            clips[name] = tensor.flatten(axis, axis + 1)
-        return clips, way
+            axis = self._axis_of_way(name)
+            tensor = support[name] if remove else zero_absent(support[name], shot_mask)
+            clips[name] = tensor[shot_mask] if remove else tensor.flatten(axis, axis + 1)
+        if shot_mask is not None and not remove:
+            clips["present"] = shot_mask.flatten(-2)
+        return clips
 
     def floats_per_pair(self, encoded: Encoded) -> int:
         return self.spec.steps**2 * (1 + self.mirror)
@@ -432,14 +448,15 @@ class LagEnergy(_SeveralKernels):
     def match(
         self, support: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
     ) -> dict[str, Tensor]:
-        clips, way = self._flatten_shots(support, shot_mask)
+        clips, way = self._arrange(support, shot_mask), self._way_and_shot(support)[0]
         scores = {name: self.scores(name, clips[name], query[name]) for name in self.parts}
-        return lag_energy_logits(scores, way, shot_mask)
+        return lag_energy_logits(scores, clips["label"], way, clips.get("present"))
 
     def match_scores(
         self, own: Encoded, cross: Encoded, way: int, shot_mask: Bool[Tensor, "*B N K"] | None = None
     ) -> Float[Tensor, "*B Q N"]:
-        return _sum(lag_energy_logits(cross, way, shot_mask))
+        label = kernels.labels_by_class(cross["energy"], way)
+        return _sum(lag_energy_logits(cross, label, way, None if shot_mask is None else shot_mask.flatten(-2)))
 
     def default_temperature(self, shots: Sequence[int]) -> float:
         return self.temperature * len(self.parts) / 2  # each z-score has the same spread
@@ -447,31 +464,37 @@ class LagEnergy(_SeveralKernels):
     def explain(
         self, support: Encoded, query: Encoded, label: int, shot_mask: Bool[Tensor, "N K"] | None = None
     ) -> dict[str, Evidence]:
-        clips, way = self._flatten_shots(support, shot_mask)
-        return explain_lag_energy(self, clips, query, label, way, shot_mask)
+        return explain_lag_energy(self, self._arrange(support, shot_mask), query, label)
 
 
-def explain_lag_energy(
-    method: _SeveralKernels, clips: Encoded, query: Encoded, label: int, way: int, shot_mask: Tensor | None
-) -> dict[str, Evidence]:
-    """`Matching.explain` of ``lag_energy`` for clips ``[N K, *features]``."""
+def explain_lag_energy(method: _SeveralKernels, clips: Encoded, query: Encoded, label: int) -> dict[str, Evidence]:
+    """`Matching.explain` of ``lag_energy`` for the clips of one episode, see `_SeveralKernels._arrange`."""
     alone = {name: query[name][None] for name in _motion_parts(method.parts)}
     scores = {name: method.scores(name, clips[name], alone[name]) for name in alone}
-    shots = clips["energy"].shape[0] // way
+    labels = clips["label"]
+    way, count = int(labels.max()) + 1, (labels == label).sum()
     factors = {}
     for name, score in scores.items():
-        deviation = mean_over_shots(score, way, shot_mask)[0].std(correction=0)
-        count = shots if shot_mask is None else int(shot_mask[label].sum())
-        factors[name] = safe_ratio(torch.ones_like(deviation), deviation * count).expand(shots)
-    logits = lag_energy_logits(scores, way, shot_mask)
-    return method._explain(clips, query, label, shot_mask, logits, factors)
+        deviation = kernels.class_means(score, labels, way)[0].std(correction=0)
+        factors[name] = safe_ratio(torch.ones_like(deviation), deviation * count).expand(len(labels))
+    return method._explain(clips, query, label, lag_energy_logits(scores, labels, way), factors)
 
 
 def lag_energy_logits(
-    scores: Mapping[str, Float[Tensor, "*B Q S"]], way: int, shot_mask: Tensor | None
+    scores: Mapping[str, Float[Tensor, "*B Q S"]],
+    label: Int[Tensor, " S"],
+    way: int,
+    present: Bool[Tensor, "*#B S"] | None = None,
 ) -> dict[str, Float[Tensor, "*B Q N"]]:
-    """Compute the parts of the logits of `LagEnergy` from similarities of queries and support clips."""
-    means = {name: mean_over_shots(scores[name], way, shot_mask) for name in _motion_parts(scores)}
+    """Compute the parts of the logits of `LagEnergy` from similarities of queries and support clips.
+
+    Args:
+        scores: similarities for each kernel; those of other kernels are ignored.
+        label: class of each support clip.
+        way: number of classes N.
+        present: true where a clip is present; None if all are.
+    """
+    means = {name: kernels.class_means(scores[name], label, way, present) for name in _motion_parts(scores)}
     return {name: kernels.z_sum(mean) for name, mean in means.items()}
 
 
@@ -506,84 +529,79 @@ class KernelRidge(_SeveralKernels):
         """Fit the regression to the support.
 
         Returns:
-            The clips of each kernel ``[..., S, *features]``; ``similarities`` of the support clips, ``[..., C, S, S]``;
-            ``coefficients``, ``bias`` and ``weights`` of `KernelRidgeFit`.
+            The clips of each kernel ``[..., S, *features]`` without absent ones; ``label`` ``[S]``, their classes;
+            ``present`` ``[..., S]`` if several episodes have absent clips; ``similarities`` of the clips,
+            ``[..., C, S, S]``; ``coefficients``, ``bias`` and ``weights`` of `KernelRidgeFit`.
         """
-        clips, way = self._flatten_shots(support, shot_mask)
+        clips, way = self._arrange(support, shot_mask), self._way_and_shot(support)[0]
         similarities = torch.stack([self._similarities(name, clips[name]) for name in self.parts], -3)
-        fit = kernels.fit_kernel_ridge(similarities.unbind(-3), way, shot_mask, self.ridge)
+        fit = kernels.fit_kernel_ridge(similarities.unbind(-3), clips["label"], way, clips.get("present"), self.ridge)
         return {**clips, "similarities": similarities, **vars(fit)}
 
     def match_prepared(
         self, prepared: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
     ) -> dict[str, Tensor]:
         scores = {name: self.scores(name, prepared[name], query[name]) for name in self.parts}
-        return self._logits(prepared["coefficients"], prepared["bias"], scores, shot_mask)
+        return self._logits(prepared, scores)
 
     def match(
         self, support: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
     ) -> dict[str, Tensor]:
-        return self.match_prepared(self.prepare(support, shot_mask), query, shot_mask)
+        return self.match_prepared(self.prepare(support, shot_mask), query)
 
     def match_scores(
         self, own: Encoded, cross: Encoded, way: int, shot_mask: Bool[Tensor, "*B N K"] | None = None
     ) -> Float[Tensor, "*B Q N"]:
-        fit = kernels.fit_kernel_ridge([own[name] for name in self.parts], way, shot_mask, self.ridge)
-        return _sum(self._logits(fit.coefficients, fit.bias, cross, shot_mask))
+        label = kernels.labels_by_class(cross[next(iter(self.parts))], way)
+        present = {} if shot_mask is None else {"present": shot_mask.flatten(-2)}
+        fit = kernels.fit_kernel_ridge([own[name] for name in self.parts], label, way, ridge=self.ridge, **present)
+        return _sum(self._logits({"label": label, **present, **vars(fit)}, cross))
 
     def explain(
         self, support: Encoded, query: Encoded, label: int, shot_mask: Bool[Tensor, "N K"] | None = None
     ) -> dict[str, Evidence]:
-        prepared = support if "coefficients" in support else self.prepare(support, shot_mask)
-        logits = self.match_prepared(prepared, {name: query[name][None] for name in self.parts}, shot_mask)
-        way = prepared["bias"].shape[-1]
-        of_class = prepared["coefficients"][..., label].unflatten(-1, (way, -1))[:, label]  # [C, K]
-        factors = dict(zip(self.parts, of_class, strict=True))
-        return self._explain(prepared, query, label, shot_mask, logits, factors)
+        prepared = support if "label" in support else self.prepare(support, shot_mask)
+        logits = self.match_prepared(prepared, {name: query[name][None] for name in self.parts})
+        factors = dict(zip(self.parts, prepared["coefficients"][..., label], strict=True))
+        return self._explain(prepared, query, label, logits, factors)
 
     def without_absent(self, prepared: Encoded, shot_mask: Bool[Tensor, "N K"]) -> Encoded:
-        present = shot_mask.flatten()
-        clips = {name: prepared[name][present] for name in self.parts}
-        if "coefficients" not in prepared:  # `Auto` with one shot
-            return clips
-        return {**clips, "coefficients": prepared["coefficients"][:, present], "bias": prepared["bias"]}
+        names = (*self.parts, "coefficients", "bias")
+        return {name: prepared[name] for name in names if name in prepared}  # `Auto` with one shot has no coefficients
 
     def leave_out(
         self, prepared: Encoded, folds: Int[Tensor, "N K"], shot_mask: Bool[Tensor, "N K"] | None = None
     ) -> Float[Tensor, "N K N"]:
         present = torch.ones_like(folds, dtype=torch.bool) if shot_mask is None else shot_mask
-        own, way = prepared["similarities"], len(folds)
-        numbers = folds[folds >= 0].unique()
-        logits = own.new_zeros(*folds.shape, way)
-        for part in numbers.split(max(1, _FLOATS_AT_ONCE // own.numel())):
-            left = present & (folds != part[:, None, None])  # [F, N, K]
+        own, label, way, fold = prepared["similarities"], prepared["label"], len(folds), folds[present]
+        logits = own.new_zeros(len(fold), way)
+        for part in fold[fold >= 0].unique().split(max(1, _FLOATS_AT_ONCE // own.numel())):
+            left = fold != part[:, None]  # [F, S]
             similarities = [kernel.expand(len(part), -1, -1) for kernel in own]
-            fit = kernels.fit_kernel_ridge(similarities, way, left, self.ridge, some_absent=True)
-            scores = dict(zip(self.parts, similarities, strict=True))
-            parts = self._logits(fit.coefficients, fit.bias, scores, left)
-            found = _sum(parts).masked_fill(~left.any(-1).unsqueeze(-2), -torch.inf)
+            fit = kernels.fit_kernel_ridge(similarities, label, way, left, self.ridge)
+            parts = self._logits(
+                {"label": label, "present": left, **vars(fit)}, dict(zip(self.parts, similarities, strict=True))
+            )
+            found = _sum(parts).masked_fill(_clips_of_classes(label, way, left).unsqueeze(-2) == 0, -torch.inf)
             for row, number in enumerate(part):
-                logits[folds == number] = found[row].unflatten(0, folds.shape)[folds == number]
-        return logits
+                logits[fold == number] = found[row, fold == number]
+        return logits.new_zeros(*folds.shape, way).masked_scatter(present.unsqueeze(-1), logits)
 
-    def kernel_scores(
-        self, prepared: Encoded, shot_mask: Bool[Tensor, "N K"] | None = None
-    ) -> dict[str, Float[Tensor, "S N"]]:
+    def kernel_scores(self, prepared: Encoded) -> dict[str, Float[Tensor, "S N"]]:
         """Compute the mean similarity of each support clip with the other clips of each class, for each kernel.
 
         It is NaN for the own class of the only clip of a class.
         """
-        own = prepared["similarities"]
-        size, way = own.shape[-1], prepared["bias"].shape[-1]
-        present = own.new_ones(size, dtype=torch.bool) if shot_mask is None else shot_mask.flatten()
-        others = (present & ~torch.eye(size, dtype=torch.bool, device=own.device)).unflatten(-1, (way, -1))  # [S, N, K]
-        by_class = torch.where(others, own.unflatten(-1, (way, -1)), 0).sum(-1) / others.sum(-1)
-        return dict(zip(self.parts, by_class, strict=True))
+        own, label, way = prepared["similarities"], prepared["label"], prepared["bias"].shape[-1]
+        members = F.one_hot(label, way).to(own.dtype)
+        others = members.sum(0) - members  # [S, N]
+        own = own - torch.diag_embed(own.diagonal(dim1=-2, dim2=-1))
+        return dict(zip(self.parts, own @ members / others, strict=True))
 
-    def _logits(
-        self, coefficients: Tensor, bias: Tensor, scores: Mapping[str, Tensor], shot_mask: Tensor | None
-    ) -> dict[str, Tensor]:
-        found = kernels.apply_kernel_ridge(coefficients, bias, [scores[name] for name in self.parts], shot_mask)
+    def _logits(self, fit: Encoded, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Compute the parts of the logits from the similarities of queries and support clips."""
+        cross = [scores[name] for name in self.parts]
+        found = kernels.apply_kernel_ridge(fit["coefficients"], fit["bias"], cross, fit.get("present"))
         return dict(zip(self.parts, found.unbind(-3), strict=True))
 
     def _similarities(self, name: str, clips: Tensor) -> Float[Tensor, "*B S S"]:
@@ -614,9 +632,9 @@ class Auto(KernelRidge):
         super().__init__(spec, mirror=mirror)
 
     def prepare(self, support: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None) -> Encoded:
-        if support["energy"].shape[-2] > 1:
+        if self._way_and_shot(support)[1] > 1:
             return super().prepare(support, shot_mask)
-        return self._flatten_shots(support, shot_mask)[0]
+        return self._arrange(support, shot_mask)
 
     def match_prepared(
         self, prepared: Encoded, query: Encoded, shot_mask: Bool[Tensor, "*B N K"] | None = None
@@ -624,22 +642,21 @@ class Auto(KernelRidge):
         if "coefficients" in prepared:
             return super().match_prepared(prepared, query, shot_mask)
         scores = {name: self.scores(name, prepared[name], query[name]) for name in _motion_parts(self.parts)}
-        return lag_energy_logits(scores, way=prepared["energy"].shape[-2], shot_mask=shot_mask)
+        return {name: kernels.z_sum(score) for name, score in scores.items()}  # one clip is the mean of its class
 
     def explain(
         self, support: Encoded, query: Encoded, label: int, shot_mask: Bool[Tensor, "N K"] | None = None
     ) -> dict[str, Evidence]:
-        prepared = support if support["energy"].ndim == 2 else self.prepare(support, shot_mask)
-        if "coefficients" in prepared and (shot_mask is None or int(shot_mask.sum(-1).max()) > 1):
-            return super().explain(prepared, query, label, shot_mask)
-        way = len(prepared["energy"]) if shot_mask is None else len(shot_mask)
-        return explain_lag_energy(self, prepared, query, label, way, shot_mask)
+        prepared = support if "label" in support else self.prepare(support, shot_mask)
+        if "coefficients" in prepared and len(prepared["label"]) > prepared["bias"].shape[-1]:
+            return super().explain(prepared, query, label)
+        return explain_lag_energy(self, prepared, query, label)
 
     def match_scores(
         self, own: Encoded, cross: Encoded, way: int, shot_mask: Bool[Tensor, "*B N K"] | None = None
     ) -> Float[Tensor, "*B Q N"]:
         if cross["energy"].shape[-1] == way:
-            return _sum(lag_energy_logits(cross, way, shot_mask))
+            return _sum({name: kernels.z_sum(cross[name]) for name in _motion_parts(cross)})
         return super().match_scores(own, cross, way, shot_mask)
 
     def default_temperature(self, shots: Sequence[int]) -> float:
@@ -647,15 +664,20 @@ class Auto(KernelRidge):
             return KernelRidge.temperature
         return LagEnergy.temperature * len(_motion_parts(self.parts)) / 2
 
-    def _logits(
-        self, coefficients: Tensor, bias: Tensor, scores: Mapping[str, Tensor], shot_mask: Tensor | None
-    ) -> dict[str, Tensor]:
-        logits = super()._logits(coefficients, bias, scores, shot_mask)
-        if shot_mask is None:
+    def _logits(self, fit: Encoded, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        logits = super()._logits(fit, scores)
+        way, present = fit["bias"].shape[-1], fit.get("present")
+        if present is None and fit["coefficients"].shape[-2] > way:
             return logits
-        several = (shot_mask.sum(-1) > 1).any(-1)[..., None, None]
-        one = lag_energy_logits(scores, bias.shape[-1], shot_mask)
+        several = (_clips_of_classes(fit["label"], way, present) > 1).any(-1)[..., None, None]
+        one = lag_energy_logits(scores, fit["label"], way, present)
         return {name: torch.where(several, part, one.get(name, 0)) for name, part in logits.items()}
+
+
+def _clips_of_classes(label: Tensor, way: int, present: Tensor | None) -> Int[Tensor, "*B N"]:
+    """Count the present clips of each class."""
+    members = label.unsqueeze(-1) == torch.arange(way, device=label.device)
+    return (members if present is None else members & present.unsqueeze(-1)).sum(-2)
 
 
 def _sum(parts: Mapping[str, Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from strm_lightning.errors import InputError
@@ -92,11 +92,12 @@ def fit_ridge(
 
 
 def _fit_ridge(own: Tensor, way: int, rho: float, shot_mask: Tensor | None) -> Tensor:
-    present = _present(own, shot_mask)
+    label = labels_by_class(own, way)
+    present = torch.ones_like(own[..., 0], dtype=torch.bool) if shot_mask is None else shot_mask.flatten(-2)
     # An absent clip has a row of zeros; 1 on the diagonal keeps the system regular for any rho.
     penalty = torch.full_like(own[..., 0], rho).masked_fill(~present, 1)
     _check_regular(own, rho, penalty)
-    return _solve(own, penalty, _one_hot(way, present, own.dtype))
+    return _solve(own, penalty, _one_hot(label, way, present, own.dtype))
 
 
 def apply_ridge(
@@ -176,17 +177,20 @@ def weighted_kernel_ridge(
     """
     if not support or len(support) != len(query):
         raise InputError(f"{len(support)} support kernels and {len(query)} query kernels: give at least one of each")
-    fit = fit_kernel_ridge(support, way, shot_mask, ridge)
-    return apply_kernel_ridge(fit.coefficients, fit.bias, query, shot_mask).sum(-3)
+    if shot_mask is not None:
+        check_shot_mask(shot_mask, (way, support[0].shape[-1] // way))
+    label = labels_by_class(support[0], way)
+    present = None if shot_mask is None else shot_mask.flatten(-2)
+    fit = fit_kernel_ridge(support, label, way, present, ridge)
+    return apply_kernel_ridge(fit.coefficients, fit.bias, query, present).sum(-3)
 
 
 def fit_kernel_ridge(
     support: Sequence[Float[Tensor, "*B S S"]],
+    label: Int[Tensor, " S"],
     way: int,
-    shot_mask: Tensor | None = None,
+    present: Bool[Tensor, "*#B S"] | None = None,
     ridge: float = 0.1,
-    *,
-    some_absent: bool = False,
 ) -> KernelRidgeFit:
     """Fit kernel ridge regression to the support clips.
 
@@ -196,30 +200,29 @@ def fit_kernel_ridge(
     no gradient.
 
     Args:
-        support: for each kernel, similarities between support clips, ordered by class: ``S = N K``.
-        way: number of classes N.
-        shot_mask: ``[..., N, K]``, true where a clip is present. Rows and columns of absent clips are ignored.
+        support: for each kernel, similarities between support clips.
+        label: class of each support clip, 0 .. N-1.
+        way: number of classes N. Logits of a class without any present clip have no meaning.
+        present: true where a clip is present; None if all are. Rows and columns of absent clips are ignored.
         ridge: penalty as a fraction of the mean diagonal.
-        some_absent: accept classes without any clip; their logits have no meaning.
 
     Raises:
-        InputError: ``ridge`` is not positive, or the mask does not fit the support.
+        InputError: ``ridge`` is not positive.
     """
     check_positive(ridge=ridge)
-    if shot_mask is not None and not some_absent:
-        check_shot_mask(shot_mask, (way, support[0].shape[-1] // way))
     own = torch.stack(at_least_float32(*support), -3)
-    present = _present(own[..., 0, :, :], shot_mask)
+    if present is None:
+        present = torch.ones(own.shape[:-3] + own.shape[-1:], dtype=torch.bool, device=own.device)
     with no_autocast(own):
         own, offset, scale = center_kernels(own, present.unsqueeze(-2))
-        weights = kernel_weights(own, way, present.unsqueeze(-2))
+        weights = kernel_weights(own, label, present.unsqueeze(-2))
         gram = (weights[..., None, None] * own).sum(-3)
         gram = gram + _negative_part(gram)
         count = present.sum(-1, keepdim=True)
         penalty = ridge * gram.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True) / count
         # If all clips are equal, every kernel and every logit is 0.
         penalty = torch.where(present & (penalty > 0), penalty, 1)
-        dual = _solve(gram, penalty, _one_hot(way, present, gram.dtype))
+        dual = _solve(gram, penalty, _one_hot(label, way, present, gram.dtype))
         # Centring of a query's similarities is linear in them, so it is moved into the coefficients:
         # sum_s (k_s - mean(k) - offset_s) dual_s = sum_s k_s (dual_s - mean(dual)) - sum_s offset_s dual_s.
         gain = weights / scale
@@ -232,7 +235,7 @@ def apply_kernel_ridge(
     coefficients: Float[Tensor, "*B C S N"],
     bias: Float[Tensor, "*B C N"],
     query: Sequence[Float[Tensor, "*B Q S"]],
-    shot_mask: Tensor | None = None,
+    present: Bool[Tensor, "*#B S"] | None = None,
 ) -> Float[Tensor, "*B C Q N"]:
     """Compute the part of the logits of each kernel from the similarities of queries and support clips.
 
@@ -240,8 +243,8 @@ def apply_kernel_ridge(
     """
     cross = torch.stack(at_least_float32(*query), -3)
     cross, coefficients, bias = at_least_float32(cross, coefficients, bias)
-    if shot_mask is not None:
-        cross = torch.where(shot_mask.flatten(-2)[..., None, None, :], cross, 0)
+    if present is not None:
+        cross = torch.where(present[..., None, None, :], cross, 0)
     with no_autocast(cross):
         return cross @ coefficients + bias.unsqueeze(-2)
 
@@ -270,14 +273,15 @@ def center_kernels(own: Float[Tensor, "*B S S"], present: Tensor) -> tuple[Tenso
     return own / scale[..., None, None], offset.squeeze(-2), scale
 
 
-def kernel_weights(own: Float[Tensor, "*B S S"], way: int, present: Tensor) -> Float[Tensor, "*B"]:
+def kernel_weights(
+    own: Float[Tensor, "*B S S"], label: Int[Tensor, " S"], present: Bool[Tensor, "*#B S"]
+) -> Float[Tensor, "*B"]:
     """Compute a weight for each kernel by how well it separates the support classes: ``max(0, d')^2 + 0.001``.
 
     d' is the mean similarity within classes minus that between classes, over all pairs of present support clips,
     divided by the pooled standard deviation of both groups. It is 0 if a group has no pair (one shot, or one class).
     """
     size = own.shape[-1]
-    label = torch.arange(size, device=own.device) // (size // way)
     pairs = torch.ones(size, size, dtype=torch.bool, device=own.device).triu(1)
     pairs = pairs & present.unsqueeze(-1) & present.unsqueeze(-2)
     same = label == label.unsqueeze(-1)
@@ -288,6 +292,27 @@ def kernel_weights(own: Float[Tensor, "*B S S"], way: int, present: Tensor) -> F
     known = (within_count > 0) & (between_count > 0) & (variance > 0)
     separation = (within - between) / torch.where(known, variance, 1).sqrt()
     return torch.where(known, separation, 0).clamp_min(0).square() + 0.001
+
+
+def labels_by_class(scores: Float[Tensor, "*B Q S"], way: int) -> Int[Tensor, " S"]:
+    """Return the class of each support clip if the clips are ordered by class and each class has S / N clips."""
+    return torch.arange(way, device=scores.device).repeat_interleave(scores.shape[-1] // way)
+
+
+def class_means(
+    scores: Float[Tensor, "*B Q S"],
+    label: Int[Tensor, " S"],
+    way: int,
+    present: Bool[Tensor, "*#B S"] | None = None,
+) -> Float[Tensor, "*B Q N"]:
+    """Compute the mean score over the clips of each class, as `mean_over_shots` for clips in any order."""
+    if present is None:
+        present = torch.ones_like(label, dtype=torch.bool)
+    (scores,) = at_least_float32(scores)
+    members = _one_hot(label, way, present, scores.dtype)
+    with no_autocast(scores):
+        sums = torch.where(present.unsqueeze(-2), scores, 0) @ members
+    return sums / members.sum(-2).clamp_min(1).unsqueeze(-2)
 
 
 def z_sum(*logits: Float[Tensor, "*B Q N"]) -> Float[Tensor, "*B Q N"]:
@@ -311,17 +336,9 @@ def _z_score(logits: Tensor) -> Tensor:
     return torch.where(deviation > rounding, safe_ratio(centred, deviation), 0)
 
 
-def _present(clips: Tensor, shot_mask: Tensor | None) -> Tensor:
-    """Return the mask of present clips, ``[..., S]``, for clips ``[..., S, *]``."""
-    if shot_mask is not None:
-        return shot_mask.flatten(-2)
-    return torch.ones(clips.shape[:-1], dtype=torch.bool, device=clips.device)
-
-
-def _one_hot(way: int, present: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return targets ``[..., S, N]`` of clips ordered by class; rows of absent clips are 0."""
-    classes = torch.arange(way, device=present.device)
-    label = classes.repeat_interleave(present.shape[-1] // way)
+def _one_hot(label: Tensor, way: int, present: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return targets ``[..., S, N]`` of clips; rows of absent clips are 0."""
+    classes = torch.arange(way, device=label.device)
     return ((label.unsqueeze(-1) == classes) & present.unsqueeze(-1)).to(dtype)
 
 
