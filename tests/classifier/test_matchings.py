@@ -125,9 +125,9 @@ def test_it_explains_and_draws(classifier, examples, tmp_path: Path) -> None:
     assert "most like" in str(explanation)
     figure = draw(explanation, tmp_path / "why.png")
     assert (tmp_path / "why.png").stat().st_size > 1000
-    words = " ".join(text.get_text() for text in figure.texts)
+    shown = " ".join(text.get_text() for text in figure.texts)
     evidence = explanation.evidence[explanation.best_class].main
-    assert ("lines:" in words) == (evidence is not None)
+    assert ("lines:" in shown) == (evidence is not None)
     rows = len([axes for axes in figure.axes if axes.images]) / 4
     assert rows == (3 if explanation.patch_importance.max() > 0 else 2)
 
