@@ -21,7 +21,7 @@ _SENTENCES = {
     "kernel_ridge": "Several measures of similarity with the examples are weighed by a classifier that is fitted to "
     "all examples at once.",
     "auto": "What changes at each place of the frame, and how much, is compared with the examples; with several "
-    "examples of each action, several measures of similarity are weighed.",
+    "examples of an action, several measures of similarity are weighed.",
 }
 
 
