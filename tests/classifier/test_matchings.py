@@ -133,7 +133,7 @@ def test_it_explains_and_draws(classifier, examples, tmp_path: Path) -> None:
 
 
 def test_motion_is_recognised_with_patches_under_shifts(weights: Path) -> None:
-    """Of the methods on patches, all that are for motion tell four directions apart with random convolutions."""
+    """All motion methods on patches distinguish four directions, with random convolutions."""
     videos = {motion: [moving(motion, seed) for seed in range(2)] for motion in ("left", "right", "up", "down")}
     for name in ("patches", "otam on patches", "ridge on patches", "kernel_ridge", "lag", "lag_energy"):
         classifier = of(name, weights).fit(videos)
