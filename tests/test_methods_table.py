@@ -94,7 +94,7 @@ def test_it_gives_the_results_of_the_commands(
     for row in fitted["sweep"]:
         np.testing.assert_allclose(found[f"{row['shot']}-shot"].per_episode, row["per_episode"])
     assert (found["1-shot"].predicted != found["1-shot reversed"].predicted).any()
-    # A still clip has no motion: a method that subtracts the mean over time cannot tell the classes apart.
+    # A still clip has no motion: a method that subtracts the mean over time cannot distinguish the classes.
     if variant in ("project+lag_trained", "patches+ridge"):
         assert found["1-shot static"].accuracy == pytest.approx(0.5, abs=0.01 if command == "test" else 0.2)
 

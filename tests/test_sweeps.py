@@ -52,7 +52,7 @@ def agent_command(sweep: dict[str, Any], rng: Random) -> list[str]:
 
 
 def records(path: Path) -> Iterator[pb.Record]:
-    """What an offline run file holds: protocol buffers in a LevelDB log of 32 KiB blocks behind a header of 7 bytes."""
+    """Content of an offline run file: protocol buffers in a LevelDB log of 32 KiB blocks after a header of 7 bytes."""
     data, at, parts = path.read_bytes(), 7, b""
     assert data[:4] == b":W&B"
     while at + 7 <= len(data):

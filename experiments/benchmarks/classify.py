@@ -1,10 +1,11 @@
-"""Time from a video file to its label, split into decoding, encoding and matching; and how matching grows.
+"""Time from a video file to its label: decoding, encoding, and matching with 5 to 400 classes.
 
     python experiments/benchmarks/classify.py [--seconds 4] [--rounds 5] [--threads 1] [--matching lag | --ckpt a.ckpt]
 
-The video is made here (640 x 480, 30 frames a second, H.264); the examples' features are random, since matching takes
-as long whatever they are. ``--matching patches`` is what ``strm classify`` does without a checkpoint; other methods
-without weights can be named too. With neither option, STRM's heads have random weights and the sizes of the recipes.
+The video is generated (640 x 480, 30 frames a second, H.264). The features of the examples are random; the time of
+matching does not depend on their values. ``--matching NAME`` uses a method without weights on the pretrained backbone;
+``auto`` is what ``strm classify`` uses without a checkpoint. Without ``--matching`` and ``--ckpt``, STRM's heads have
+random weights.
 """
 
 import argparse

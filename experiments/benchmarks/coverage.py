@@ -9,7 +9,7 @@ queries of the same episodes that `strm test` draws. The true values are
 - over clips: the expected accuracy with infinitely many clips of these classes, from episodes with new clips.
 - over classes: the expected accuracy with infinitely many classes, from episodes with new classes and clips.
 
-The last column is the share of intervals over episodes that contain the true value over clips. Behind each share are
+The last column is the share of intervals over episodes that contain the true value over clips. After each share follow
 the root mean square of the half-widths, and 1.96 times the root mean square of the errors.
 """
 

@@ -1,12 +1,12 @@
-"""How often the classifier is right on a folder of videos by class, from one example and from five; none is trained on.
+"""Accuracy and calibration of the classifier on a folder of clips for each class, with one example and with five.
 
     python experiments/benchmarks/few_shot.py egogestar [--ckpt best.ckpt | --matching lag] [--way 5] [--episodes 2000]
     python experiments/benchmarks/few_shot.py egogestar --unknown FOLDER        # clips that are of none of the classes
 
-Every clip is encoded once. An episode draws classes, examples and one query a class, which share no clip; the interval
-is the 95 % one over episodes, as in the papers. Then, over the first 100 episodes, how far the probabilities are to be
-trusted (expected calibration error, 10 bins) with the temperature as it is set and as the examples fit it; and with
-``--unknown`` how many clips a threshold that the examples fit rejects: of the classes, and of others.
+Every clip is encoded once. An episode draws classes, examples and one query per class that is not an example. The
+interval is the 95 % interval over episodes, as in the papers. The expected calibration error (10 bins) is that of the
+first 100 episodes, with the default temperature and with the one that is fitted to the examples. With ``--unknown``
+the script also prints how many clips of the classes a fitted threshold accepts, and how many other clips it rejects.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def calibration(model: STRM, qc_weight: float, clips: Clips, others: list[Encode
             support.add(label, [replace(clip) for clip in members])
         logits = support.match(stack(queries)).combined(qc_weight).cpu().double()
         use = calibrate(support, "fit", "fit" if shot > 1 else None)
-        set_.append(torch.softmax(logits / model.head.matching.temperature, 1))
+        set_.append(torch.softmax(logits / model.head.matching.default_temperature(support.shots), 1))
         fitted.append(torch.softmax(logits / use.temperature, 1))
         targets.append(torch.tensor([support.labels.index(label) for label in examples]))
         if strange is not None:

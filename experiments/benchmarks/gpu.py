@@ -1,14 +1,12 @@
-"""Training and evaluation on one GPU (or, at toy size, a CPU): one table of figures.
+"""Rates and memory of training and evaluation on one GPU (or, at toy size, a CPU).
 
     python experiments/benchmarks/gpu.py [--device cuda] [--backbone resnet50] [--steps 10]
 
-- training step: images a second of the episode (5-way 5-shot, 25 queries, 8 frames) for float32 and bf16, with and
-  without torch.compile; the share of the time that the bare backbone takes in forward and backward; peak memory beside
-  the estimate of `memory_of_step`.
+- training step, with float32 and bf16, each without and with torch.compile: images a second for episodes of 5 ways, 5
+  shots, 25 queries and 8 frames; forward and backward of the backbone alone as a share of the time of the step; peak
+  memory, and the estimate of `memory_of_step`. On a CPU, peak memory is not measured.
 - loader: images a second of `EpisodeDataModule` from a frame cache of generated videos, to compare with the step.
-- bank: videos encoded a second, and the time of 10,000 episodes matched from it, measured on ``--episodes``.
-
-On a CPU, peak memory is not measured.
+- bank: encoded videos a second, and the time to match 10,000 episodes from it, extrapolated from ``--episodes``.
 """
 
 import argparse

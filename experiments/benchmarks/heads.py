@@ -1,6 +1,6 @@
 """Time and memory of the heads at ResNet-50 size, compared with a literal implementation of the equations.
 
-    python experiments/benchmarks/heads.py [--rounds 7] [--threads 2]
+    python experiments/benchmarks/heads.py [--rounds 7] [--threads 2] [--cpu_time]
 
 ``head`` is everything from maps of 7 x 7 to logits; the other parts are its most expensive steps. The literal
 implementation (tests/reference.py) concatenates tuples and loops over classes. Both run alternately; the ratio is the
@@ -84,23 +84,28 @@ def forward_backward(side: Callable[[], Tensor]) -> None:
     (F.log_softmax(out, -1) if out.ndim == 2 else out).square().mean().backward()
 
 
-def seconds(mode: Callable[[Callable[[], Tensor]], None], side: Callable[[], Tensor], leaves: list[Tensor]) -> float:
+def seconds(
+    mode: Callable[[Callable[[], Tensor]], None],
+    side: Callable[[], Tensor],
+    leaves: list[Tensor],
+    clock: Callable[[], float],
+) -> float:
     for leaf in leaves:
         leaf.grad = None
-    start = time.perf_counter()
+    start = clock()
     mode(side)
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def compare(part: str, rounds: int) -> None:
+def compare(part: str, rounds: int, clock: Callable[[], float] = time.perf_counter) -> None:
     ours, literal, leaves = sides(part)
     with torch.no_grad():
         torch.testing.assert_close(ours(), literal(), rtol=1e-3, atol=1e-3)
     for name, mode in (("forward", forward), ("forward+backward", forward_backward)):
         times: dict[str, list[float]] = {"ours": [], "literal": []}
         for _ in range(rounds + 1):
-            times["ours"].append(seconds(mode, ours, leaves))
-            times["literal"].append(seconds(mode, literal, leaves))
+            times["ours"].append(seconds(mode, ours, leaves, clock))
+            times["literal"].append(seconds(mode, literal, leaves, clock))
         mine, theirs = (median(runs[1:]) * 1e3 for runs in times.values())  # the first round warms up
         ratio = median(b / a for a, b in list(zip(*times.values(), strict=True))[1:])
         print(f"{part:<4} {name:<17} {mine:8.0f} ms   literal {theirs:8.0f} ms   {ratio:5.2f} x faster", flush=True)
@@ -131,17 +136,20 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--cpu_time", action="store_true", help="CPU time of all threads, if the machine has other load"
+    )
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.peak:
         print_peak(*options.peak)
         return
-    print(
-        f"5-way 5-shot, {QUERIES} queries, L {L}, D {D}, d {d}; medians of {options.rounds}, {options.threads} threads"
-    )
+    sizes = f"5-way 5-shot, {QUERIES} queries, L {L}, D {D}, d {d}"
+    of = "CPU time, " * options.cpu_time + f"medians of {options.rounds}, {options.threads} threads"
+    print(f"{sizes}; {of}", flush=True)
     for part in options.parts:
-        compare(part, options.rounds)
+        compare(part, options.rounds, time.process_time if options.cpu_time else time.perf_counter)
         mine, theirs = peak(part, "ours"), peak(part, "literal")
         print(f"{part:<4} peak memory       {mine:8.0f} MiB  literal {theirs:8.0f} MiB  {theirs / mine:5.2f} x less")
 

@@ -1,9 +1,10 @@
-"""Cost of a frame cache: CPU time and bytes of a video for each format, and what follows for a large data set.
+"""Cost of a frame cache: CPU time and bytes per video for two formats and two policies.
 
     python experiments/benchmarks/prepare.py [--seconds 10] [--videos 4] [--total 240000] [--classes 400]
 
-Generated videos (320 x 240, 25 frames a second, H.264) are prepared with one job. CPU time does not depend on what else
-the machine does. Real videos differ in size and codec; give a folder of some of them with ``--root``.
+Generated videos (320 x 240, 25 frames a second, H.264) are prepared with one job. The script also computes the hours on
+one core and the disk space for ``--total`` such videos. CPU time depends less on other programs than elapsed time. Your
+own videos differ in size and codec: give a folder with some of them as ``--root``.
 """
 
 import argparse

@@ -93,7 +93,7 @@ def test_a_gap_between_time_stamps_has_no_windows(monkeypatch: pytest.MonkeyPatc
     stamped(monkeypatch, [i / 10 for i in range(45)] + [3600 + i / 10 for i in range(45)])
     found = list(windows("gap.mp4", HOW, seconds=2.0, stride=2.0))
     assert [round(start) for start, _, _ in found] == [0, 2, 4, 3600, 3602]
-    assert levels(found[2][2]) == [43, 44, 44, 44]  # the frames before the gap, not the first one behind it
+    assert levels(found[2][2]) == [43, 44, 44, 44]  # the frames before the gap, not the first one after it
     assert levels(found[3][2])[0] == 48
 
 

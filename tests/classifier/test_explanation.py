@@ -8,7 +8,7 @@ import torch
 
 from strm_lightning import FewShotClassifier
 from strm_lightning.classifier.clips import ClipConfig, read_clip
-from strm_lightning.classifier.explain.method_words import describe_method
+from strm_lightning.classifier.explain.method_sentences import describe_method
 from strm_lightning.episode import PooledMaps
 from strm_lightning.models import STRM
 from strm_lightning.models.matching.base import matching_class, matching_names, source_hash
@@ -268,18 +268,18 @@ def test_importance_is_the_change_of_the_lead(classifier, examples) -> None:
     assert explanation.patch_importance[2, 1, 1] == pytest.approx(expected, rel=1e-2, abs=2e-4)
 
 
-def test_words_fit_the_method(classifier, examples) -> None:
-    words = " ".join(classifier.fit(examples).explain(moving("left", 9)).words())
+def test_sentences_fit_the_method(classifier, examples) -> None:
+    sentences = " ".join(classifier.fit(examples).explain(moving("left", 9)).sentences())
     trained = classifier.model.head.matching_name == "trm"
-    assert ("by attention" in words) == trained
-    assert ("The strongest match is frame" in words) == trained
-    assert ("What changes at each place of the frame" in words) == (not trained)
-    assert "speaks for" in words
+    assert ("by attention" in sentences) == trained
+    assert ("The strongest match is frame" in sentences) == trained
+    assert ("What changes at each place of the frame" in sentences) == (not trained)
+    assert "evidence for" in sentences
     classifier.set_params(threshold=1.0)
-    assert classifier.explain(moving("left", 9)).words()[0].startswith("unknown: ")
+    assert classifier.explain(moving("left", 9)).sentences()[0].startswith("unknown: ")
 
 
-def test_every_method_has_its_words() -> None:
+def test_every_method_has_its_sentence() -> None:
     for name in matching_names():
         if matching_class(name).__module__.startswith("strm_lightning."):
             assert describe_method(name) != describe_method("mine").replace("mine", name)

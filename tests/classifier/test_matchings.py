@@ -125,15 +125,15 @@ def test_it_explains_and_draws(classifier, examples, tmp_path: Path) -> None:
     assert "most like" in str(explanation)
     figure = draw(explanation, tmp_path / "why.png")
     assert (tmp_path / "why.png").stat().st_size > 1000
-    words = " ".join(text.get_text() for text in figure.texts)
+    shown = " ".join(text.get_text() for text in figure.texts)
     evidence = explanation.evidence[explanation.best_class].main
-    assert ("lines:" in words) == (evidence is not None)
+    assert ("lines:" in shown) == (evidence is not None)
     rows = len([axes for axes in figure.axes if axes.images]) / 4
     assert rows == (3 if explanation.patch_importance.max() > 0 else 2)
 
 
 def test_motion_is_recognised_with_patches_under_shifts(weights: Path) -> None:
-    """Of the methods on patches, all that are for motion tell four directions apart with random convolutions."""
+    """All motion methods on patches distinguish four directions, with random convolutions."""
     videos = {motion: [moving(motion, seed) for seed in range(2)] for motion in ("left", "right", "up", "down")}
     for name in ("patches", "otam on patches", "ridge on patches", "kernel_ridge", "lag", "lag_energy"):
         classifier = of(name, weights).fit(videos)

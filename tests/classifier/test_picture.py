@@ -36,8 +36,8 @@ def test_bars_are_the_decision_s(explanation) -> None:
     np.testing.assert_allclose(widths, list(explanation.prediction.probabilities.values()))
     names = list(explanation.prediction.probabilities)
     trm, qc = np.split(np.array([bar.get_width() for bar in logit.patches]), 2)
-    behind = [explanation.logits[names[0]] - explanation.logits[name] for name in names]
-    np.testing.assert_allclose(trm + qc, behind, rtol=1e-3, atol=1e-4)
+    differences = [explanation.logits[names[0]] - explanation.logits[name] for name in names]
+    np.testing.assert_allclose(trm + qc, differences, rtol=1e-3, atol=1e-4)
 
 
 def test_lines_are_as_strong_as_the_attention(explanation) -> None:
@@ -76,14 +76,14 @@ def test_models_that_lack_a_part(options: dict, examples, tmp_path: Path) -> Non
 def test_the_legend_names_what_the_model_does(kind: str, examples, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(kind)
     explanation = FewShotClassifier(model, HOW).fit(examples).explain(moving("left", 9))
-    words = " ".join(text.get_text() for text in draw(explanation).texts)
-    assert ("lines: attention of frames" in words) == (kind == "trained")
-    assert ("lines: similarity of frames" in words) == (kind == "bare")
-    assert "what speaks for" in words
-    for line in explanation.words()[1:]:
-        assert line in words
-    plain = " ".join(text.get_text() for text in draw(explanation, words=False).texts)
-    assert explanation.words()[1] not in plain
+    shown = " ".join(text.get_text() for text in draw(explanation).texts)
+    assert ("lines: attention of frames" in shown) == (kind == "trained")
+    assert ("lines: similarity of frames" in shown) == (kind == "bare")
+    assert "evidence for" in shown
+    for line in explanation.sentences()[1:]:
+        assert line in shown
+    plain = " ".join(text.get_text() for text in draw(explanation, sentences=False).texts)
+    assert explanation.sentences()[1] not in plain
 
 
 @pytest.mark.parametrize("width", [3.2, 5.0, 9.0, 14.0])

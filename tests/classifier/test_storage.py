@@ -294,7 +294,7 @@ def test_saving_sweeps_what_killed_saves_left(saved, tmp_path: Path) -> None:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """As STRMModule and EpisodeDataModule leave it behind, with options that are none of the model's."""
+    """As STRMModule and EpisodeDataModule write it, with options that are not of the model."""
     model = make_model(3, tuple_sizes=(2, 3))
     state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     options = {"backbone": "test_resnet", "num_frames": 4, "match_dim": 12, "proj_dim": 16, "tuple_sizes": [2, 3]}

@@ -1,4 +1,4 @@
-"""The frame cache: the source's pixels bit for bit, what it refuses, and what a kill leaves behind."""
+"""The frame cache: the source's pixels bit for bit, what it refuses, and the files after a killed process."""
 
 import errno
 import json

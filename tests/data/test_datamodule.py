@@ -72,7 +72,7 @@ class Weighed(EpisodeDataset):
         return int(own[0].split()[1]) / 1e3
 
 
-@pytest.mark.skipif(not SMAPS.exists(), reason="Linux alone tells what memory is a process's own")
+@pytest.mark.skipif(not SMAPS.exists(), reason="only Linux shows the memory of a single process")
 @pytest.mark.parametrize(
     ("layout", "start", "limit"),
     [

@@ -170,7 +170,7 @@ def accuracy(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> float:
 
 
 def pair_accuracies(action: np.ndarray, other: np.ndarray) -> dict[str, float]:
-    """How well a linear classifier tells two actions apart, over clips it has not seen, by what it may look at."""
+    """Accuracy of a linear classifier of two actions on new clips, from the given features."""
     both, count = np.concatenate([action, other]), len(action)
     y, clip_ids = np.repeat([0, 1], count), np.arange(2 * count)
     length = len(both[0])

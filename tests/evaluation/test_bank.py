@@ -262,7 +262,7 @@ def test_a_frozen_backbone_is_run_once_for_all_heads(actions: Path, tmp_path: Pa
 
 
 def test_other_videos_never_get_the_bank_of_earlier_ones(actions: Path, tmp_path: Path) -> None:
-    """The same rows of other clips: cut otherwise here, which the module cannot tell by rows."""
+    """The same rows of other clips: cropped differently here, which the module cannot see from the rows."""
     options: dict[str, Any] = {"freeze_backbone": True, "bank_dir": str(tmp_path / "banks")}
     model, found = module(**options), {}
     for size in (32, 48):

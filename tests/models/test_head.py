@@ -250,7 +250,7 @@ def test_every_parameter_is_saved_and_learns(options: dict) -> None:
     labels = torch.arange(6) % 3
     assert logits.qc is not None
     (F.cross_entropy(logits.trm, labels) + 0.1 * F.cross_entropy(logits.qc, labels)).backward()
-    # Behind the release's gate, 0 at the start, attention's own weights wait for the gate to open.
+    # The gate of the official code is 0 at the start, so that the weights of the attention have no gradient yet.
     closed = (
         {f"ple.{n}.{k}" for n in ("query", "key", "value") for k in ("weight", "bias")} if "variant" in options else {}
     )

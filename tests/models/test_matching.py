@@ -314,18 +314,6 @@ def test_evidence_adds_up_to_the_logit(name: str, options: dict[str, Any]) -> No
     assert set(found) in ({*head.matching.match(support, query), *(("qc",) if name == "trm" else ())}, set())
 
 
-@every_method
-def test_patch_weights_sum_to_one(name: str, options: dict[str, Any]) -> None:
-    head = make(name, options)
-    weights = head.patch_weights(head.pool(clips()))
-    if name not in ("trm", "patches", "lag", "lag_energy", "kernel_ridge", "auto"):
-        assert weights is None
-        return
-    assert weights is not None
-    assert weights.shape == (L, P, P)
-    torch.testing.assert_close(weights.sum((1, 2)).double(), torch.ones(L, dtype=torch.float64))
-
-
 LEARN = {"linear", "trm"}
 
 
@@ -505,7 +493,6 @@ def test_an_own_method_is_built_by_its_name(registry: dict[str, type[Matching]])
     torch.testing.assert_close(combined(head, support, query), combined(squared, support, query))
     assert head.explain(head.encode(support), head.encode(query[0]), 0) == {}
     assert head.clip_scores(head.encode(support[0]), head.encode(query)) is None
-    assert head.patch_weights(head.pool(clips())) is None
     assert head.floats_per_pair(head.encode(query)) == D
     with pytest.raises(InputError, match="'prototype' has no option 'powre'; did you mean 'power'"):
         make("prototype", {"powre": 2.0})

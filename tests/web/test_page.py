@@ -102,7 +102,7 @@ def test_live_answers_come_from_the_camera(tab: Any) -> None:
     tab.locator(".threshold").fill("0.99")
     tab.wait_for_function("document.querySelector('.answer').textContent == 'unknown'", timeout=SECONDS)
     tab.get_by_role("button", name="Explain the last seconds").click()
-    tab.locator(".why-words li").first.wait_for(timeout=SECONDS)
+    tab.locator(".why-sentences li").first.wait_for(timeout=SECONDS)
     tab.get_by_role("button", name="Turn off the camera").click()
     assert tab.locator("video").evaluate("node => node.srcObject") is None
 
@@ -113,9 +113,9 @@ def test_upload_recognise_and_explain(tab: Any, tmp_path: Path, served: tuple[st
     tab.locator(".answer").get_by_text("up", exact=True).wait_for(timeout=SECONDS)
     picture = tab.locator(".why-picture")
     picture.wait_for(timeout=SECONDS)
-    words = tab.locator(".why-words").inner_text()
-    assert "up, probability" in words
-    assert "What changes at each place" in words  # the matching `patches`
+    sentences = tab.locator(".why-sentences").inner_text()
+    assert "up, probability" in sentences
+    assert "What changes at each place" in sentences  # the matching `patches`
     assert picture.get_attribute("alt")
     width = pixels(picture.get_attribute("src")).shape[1]
     assert width == pytest.approx(2 * picture.evaluate("node => node.clientWidth"), rel=0.02)  # sharp, not scaled down

@@ -1,4 +1,4 @@
-"""The protocol card: test protocol, data, model, checkpoint and versions behind an accuracy."""
+"""The protocol card: test protocol, data, model, checkpoint and versions of an accuracy."""
 
 import platform
 from collections.abc import Mapping

@@ -273,16 +273,20 @@ class STRMHead(nn.Module):
         return evidence
 
     def patch_weights(self, maps: PooledMaps) -> Float[Tensor, "L P P"] | None:
-        """Return the weight of each patch of one clip, ``[L, P, P]``, with sum 1 over a time step.
+        """Return the attention of PLE to each patch of one clip: the mean over all patches of the frame.
 
-        With PLE it is the mean attention of all patches of the frame to the patch; otherwise
-        `Matching.patch_weights`.
+        It says how PLE mixes the patches of a frame, not which ones matter for the logits.
+
+        Args:
+            maps: pooled maps of the clip, without leading axes.
+
+        Returns:
+            Weights ``[L, P, P]`` with sum 1 over a time step, or None if the head has no PLE.
         """
-        if self.ple is not None:
-            weights: Tensor | None = self.ple.attention(self.project(maps.grid)).mean(-2)
-        else:
-            weights = self.matching.patch_weights(_of_method(self.encode(self.enrich_pooled(maps))))
-        return None if weights is None else weights.unflatten(-1, (self.patch_grid, self.patch_grid))
+        if self.ple is None:
+            return None
+        weights = self.ple.attention(self.project(maps.grid)).mean(-2)
+        return weights.unflatten(-1, (self.patch_grid, self.patch_grid))
 
     def floats_per_pair(self, encoded: Encoded) -> int:
         """Return the maximum of `Matching.floats_per_pair` over the method and QC."""

@@ -10,14 +10,14 @@ _SHARPNESS = 2  # pixels of the picture a CSS pixel
 
 
 def draw_explanation(explanation: Explanation, width: int, *, dark: bool) -> bytes:
-    """Draw an explanation as PNG, without its words, which the page shows as text.
+    """Draw an explanation as PNG, without its sentences, which the page shows as text.
 
     Args:
         explanation: the explanation.
         width: width of the picture on the page, in CSS pixels.
         dark: light text on a dark background.
     """
-    figure = draw(explanation, width=width / _PIXELS_AN_INCH, dark=dark, words=False)
+    figure = draw(explanation, width=width / _PIXELS_AN_INCH, dark=dark, sentences=False)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=_PIXELS_AN_INCH * _SHARPNESS)
     return buffer.getvalue()

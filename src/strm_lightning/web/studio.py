@@ -208,4 +208,4 @@ def _explain(session: Session, video: Video, name: str, width: Any, dark: Any) -
     explanation = session.explain(video, name)
     picture = draw_explanation(explanation, min(max(int(width), 300), 2000), dark=bool(dark))
     url = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
-    return describe_prediction(explanation.prediction) | {"picture": url, "words": explanation.words()}
+    return describe_prediction(explanation.prediction) | {"picture": url, "sentences": explanation.sentences()}

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from strm_lightning.classifier.explain.method_words import describe_method
+from strm_lightning.classifier.explain.method_sentences import describe_method
 from strm_lightning.classifier.explain.occlusion import patch_importance
 from strm_lightning.classifier.predictions import Prediction
 from strm_lightning.classifier.support import EncodedClip, SupportSet
@@ -107,7 +107,7 @@ class Explanation:
         """The second most probable class."""
         return list(self.prediction.probabilities)[1]
 
-    def words(self) -> list[str]:
+    def sentences(self) -> list[str]:
         """Explain the prediction in sentences that fit the matching method."""
         prediction, evidence = self.prediction, self.evidence[self.best_class]
         clip = Path(evidence.clips[evidence.best_clip]).name
@@ -128,7 +128,7 @@ class Explanation:
         if by_step.any():
             first = (2 * int(by_step.argmax()) + 1) * len(self.frames) // (2 * len(by_step)) + 1
             lines.append(
-                f"Heat marks what speaks for {self.best_class!r} against {self.rival!r}, the next action: without the "
+                f"Heat marks evidence for {self.best_class!r} against {self.rival!r}, the next action: without the "
                 f"marked patches its lead is smaller. Frame {first} matters most."
             )
         return lines

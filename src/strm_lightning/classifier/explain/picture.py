@@ -1,4 +1,4 @@
-"""Figure of an explanation: what speaks for the answer, the query and best example, matching frames, probabilities."""
+"""Figure of an explanation: evidence for the answer, the query and best example, matching frames, probabilities."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +52,11 @@ def draw(
     *,
     width: float = _WIDTH,
     dark: bool = False,
-    words: bool = True,
+    sentences: bool = True,
 ) -> Figure:
     """Draw an explanation.
 
-    Rows from top to bottom: the query in grey, with heat on the patches that speak for the best class (see
+    Rows from top to bottom: the query in grey, with heat on the patches that support the best class (see
     `Explanation.patch_importance`); the query; the best example of the best class. The width and opacity of a line grow
     with the weight of a pair of frames in the evidence of the matching method. The strongest match is framed. On the
     right, or in a narrow figure below: the probability of each class, and with QC the differences of the logits of the
@@ -67,7 +67,7 @@ def draw(
         path: save the figure to this file (.png, .pdf or .svg).
         width: width of the figure in inches.
         dark: light text on a dark background.
-        words: put the sentences of `Explanation.words` above the pictures.
+        sentences: put the sentences of `Explanation.sentences` above the pictures.
 
     Raises:
         InputError: the path has another suffix.
@@ -89,7 +89,7 @@ def draw(
         "savefig.facecolor": colours.paper,
     }
     with mpl.rc_context(style):
-        figure = _Drawing(explanation, colours, width, words=words).figure
+        figure = _Drawing(explanation, colours, width, sentences=sentences).figure
         if path is not None:
             _save(figure, path)
     return figure
@@ -98,16 +98,16 @@ def draw(
 class _Drawing:
     """Draws a figure from top to bottom; positions are in inches from the top left corner."""
 
-    def __init__(self, explanation: Explanation, colours: _Colours, width: float, *, words: bool) -> None:
+    def __init__(self, explanation: Explanation, colours: _Colours, width: float, *, sentences: bool) -> None:
         self.explanation, self.colours, self.width = explanation, colours, width
         self.evidence = explanation.evidence[explanation.best_class]
         self.clip = self.evidence.best_clip
         beside = width >= _NARROW
         self.columns = width - 2 * _MARGIN - (_BARS + 0.3 if beside else 0)
         self.side = self.columns / len(explanation.frames)  # of a frame
-        head = self._wrapped(explanation.words(), width) if words else []
+        head = self._wrapped(explanation.sentences(), width) if sentences else []
         rows, linked = self._rows(), self.evidence.main is not None
-        start = len(head) * _LINE + (0.3 if words else 0.12)
+        start = len(head) * _LINE + (0.3 if sentences else 0.12)
         tall = start - 0.05 + len(rows) * (self.side + _LINE + 0.06) + (_GAP if linked else 0.05) + _ROW
         bars = self._bars_height()
         self.height = tall + 0.1 + (0 if beside else bars + 0.15)
@@ -131,7 +131,7 @@ class _Drawing:
         example = f"best example: {Path(self.evidence.clips[self.clip]).name}"
         found = [("video", explanation.frames), (example, explanation.thumbnails[explanation.best_class][self.clip])]
         if explanation.patch_importance.max() > 0:
-            found.insert(0, (f"what speaks for {explanation.best_class!r}", explanation.frames))
+            found.insert(0, (f"evidence for {explanation.best_class!r}", explanation.frames))
         return found
 
     def _frames(self, y: float, rows: list[tuple[str, Any]], linked: bool) -> float:
@@ -258,7 +258,7 @@ class _Drawing:
         lower.axvline(0, color=self.colours.quiet, linewidth=0.6)
         lower.tick_params(axis="x", labelsize=8, length=2)
         lower.locator_params(axis="x", nbins=4)
-        lower.set_title("logit behind the best", fontsize=9, loc="left", pad=3)
+        lower.set_title("logits below the best", fontsize=9, loc="left", pad=3)
         # In the row of the best class, where the bars have length 0.
         lower.legend(fontsize=7.5, frameon=False, handlelength=1, borderaxespad=0, loc="upper right", ncols=2)
         _label_bars(lower, names)

@@ -98,7 +98,7 @@ def read_chosen(path: str | Path, choose: Callable[[int], Sequence[int]]) -> UIn
     The number comes from the packets and is checked at the end of the video. If it is wrong and other frames should
     have been chosen, the video is decoded again. Decoding ends after the last chosen frame where the container confirms
     the number of packets and its end, and the time of that frame shows that no frame before it is missing; damage
-    behind it is then not noticed.
+    after it is then not noticed.
 
     Args:
         path: the video file.

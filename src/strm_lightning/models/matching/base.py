@@ -228,10 +228,6 @@ class Matching(nn.Module):
         """
         return None
 
-    def patch_weights(self, clip: Encoded) -> Float[Tensor, "L PP"] | None:
-        """Return the weight of each patch of an encoded clip, with sum 1 over a time step; None if not supported."""
-        return None
-
     def floats_per_pair(self, encoded: Encoded) -> int:
         """Return the peak number of floats for matching one query with one support clip, to choose chunk sizes.
 

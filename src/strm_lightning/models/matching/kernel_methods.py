@@ -77,9 +77,6 @@ class Patches(_VectorMatching):
         weights = contributions.clamp_min(0)
         return {"patches": Evidence(contributions=contributions, weights=weights, kind="similarity")}
 
-    def patch_weights(self, clip: Encoded) -> Float[Tensor, "L PP"]:
-        return _shares(clip["patches"])
-
     @property
     def _axes(self) -> int:
         return 3
@@ -179,9 +176,6 @@ class Lag(Matching):
 
     def clip_scores(self, support: Encoded, query: Encoded) -> Float[Tensor, "Q V"]:
         return self.similarity(support["patches"], query["patches"])
-
-    def patch_weights(self, clip: Encoded) -> Float[Tensor, "L PP"]:
-        return _shares(clip["patches"])
 
     def floats_per_pair(self, encoded: Encoded) -> int:
         return self.spec.steps**2
@@ -424,9 +418,6 @@ class _SeveralKernels(Matching):
 
     def floats_per_pair(self, encoded: Encoded) -> int:
         return self.spec.steps**2 * (1 + self.mirror)
-
-    def patch_weights(self, clip: Encoded) -> Float[Tensor, "L PP"] | None:
-        return _shares(clip["lag"]) if "lag" in self.parts else None
 
 
 @register_matching("lag_energy")
@@ -691,8 +682,3 @@ def _evidence(contributions: Tensor, matches: Tensor, logit: float) -> Evidence:
 
 def _vectors(tensor: Tensor, axes: int) -> Tensor:
     return tensor.flatten(-axes) if axes > 1 else tensor
-
-
-def _shares(patches: Float[Tensor, "L PP D"]) -> Float[Tensor, "L PP"]:
-    energy = patches.float().square().sum(-1)
-    return energy / energy.sum(-1, keepdim=True).clamp_min(1e-12)

@@ -246,7 +246,7 @@ function decideAgain(threshold) {
 
 function look() {
   const dark = document.body.classList.contains("dark");
-  return { width: Math.max(300, $(".why-words").clientWidth), dark };
+  return { width: Math.max(300, $(".why-sentences").clientWidth), dark };
 }
 
 function explainWith(found, name) {
@@ -258,8 +258,8 @@ function explainWith(found, name) {
   $(".source").textContent = name;
   $(".why").hidden = false;
   $(".why-picture").src = found.picture;
-  $(".why-picture").alt = found.words.join(" ");
-  $(".why-words").replaceChildren(...found.words.map((line) => make("li", {}, line)));
+  $(".why-picture").alt = found.sentences.join(" ");
+  $(".why-sentences").replaceChildren(...found.sentences.map((line) => make("li", {}, line)));
 }
 
 async function explainLive() {

@@ -1,6 +1,6 @@
 """One sentence for each matching method, for explanations."""
 
-_WORDS = {
+_SENTENCES = {
     "trm": "TRM compares ordered groups of frames of the video with those of the examples, by attention.",
     "otam": "OTAM aligns the frames of the video and of an example in their order.",
     "bi_mhm": "Each frame is matched with the most similar frame of the other clip, both ways; order is ignored.",
@@ -21,10 +21,10 @@ _WORDS = {
     "kernel_ridge": "Several measures of similarity with the examples are weighed by a classifier that is fitted to "
     "all examples at once.",
     "auto": "What changes at each place of the frame, and how much, is compared with the examples; with several "
-    "examples of each action, several measures of similarity are weighed.",
+    "examples of an action, several measures of similarity are weighed.",
 }
 
 
 def describe_method(matching: str) -> str:
     """Return a sentence that says what a matching method compares; a registered method of a user is only named."""
-    return _WORDS.get(matching, f"The clips are compared by the matching method {matching!r}.")
+    return _SENTENCES.get(matching, f"The clips are compared by the matching method {matching!r}.")
