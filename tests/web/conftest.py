@@ -12,6 +12,7 @@ import pytest
 
 from strm_lightning.classifier import FewShotClassifier
 from strm_lightning.models import STRM
+from strm_lightning.web.session_store import SessionStore
 from tests.classifier.conftest import HOW, bare_model, moving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -52,13 +53,18 @@ def plain() -> FewShotClassifier:
     return FewShotClassifier(bare_model(), HOW)
 
 
+@pytest.fixture
+def store(plain: FewShotClassifier) -> SessionStore:
+    greeting = {motion: [plain.encode_one(moving(motion, 0))[0]] for motion in ("left", "right")}
+    return SessionStore(plain, greeting, built_in=True, max_bytes=10_000_000)
+
+
 @pytest.fixture(scope="module")
 def served(plain: FewShotClassifier) -> Iterator[tuple[str, Any, Path]]:
     """Address of the page, its sessions, and the folder of uploads."""
     from strm_lightning.web.greeting import built_in_examples
     from strm_lightning.web.page import build_page
     from strm_lightning.web.serve import serve
-    from strm_lightning.web.session_store import SessionStore
     from strm_lightning.web.upload_folder import upload_folder
 
     with upload_folder() as folder:

@@ -204,13 +204,17 @@ const actions = {
   removeExample: (label, name) => ask("remove_example", { label, name }),
 };
 
-async function save() {
-  const found = await ask("save");
-  if (!found) return;
-  const link = make("a", { href: found.url, download: "actions.safetensors" });
+function download(url, name) {
+  const link = make("a", { href: url, download: name });
   document.body.append(link);
   link.click();
   link.remove();
+}
+
+async function save() {
+  const found = await ask("save");
+  if (!found) return;
+  download(found.url, "actions.safetensors");
   say("Saved to actions.safetensors; strm classify --support actions.safetensors reads it too.");
 }
 
@@ -322,6 +326,14 @@ $(".resume").addEventListener("click", () => { $(".resume").hidden = true; live.
 $(".explain").addEventListener("click", explainLive);
 $(".add").addEventListener("click", () => ask("add_class"));
 $(".save").addEventListener("click", save);
+makeExport($(".export"), $(".export-line"), limits.export_needs, {
+  run: () => { say(""); return ask("export"); },
+  step: () => server.export_step({ session: session() }),
+  stop: () => ask("stop_export"),
+}, (found) => {
+  download(found.url, "strm-export.zip");
+  say(`Exported to strm-export.zip: ${found.parity}. Unpack it; python predict.py a.mp4 then needs no torch.`);
+});
 for (const button of element.querySelectorAll(".start")) button.addEventListener("click", () => ask("start_fresh"));
 $(".threshold").addEventListener("input", (event) => {
   showThreshold(Number(event.target.value) || null);
