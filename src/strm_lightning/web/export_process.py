@@ -19,7 +19,7 @@ from strm_lightning.classifier.export import export_classifier
 from strm_lightning.errors import InputError
 
 FOLDER = "strm-export"  # in the ZIP file
-_LOWER_PRIORITY = 10  # so that the answers of the camera stay fast
+_LOWER_PRIORITY = 5  # so that the answers of the camera stay fast
 _END_S = 10.0
 
 

@@ -51,10 +51,12 @@ async function apply(next) {
     drawClasses();
     last = null;
     bars.show(labelsWithExamples(), null);
+    $(".source").textContent = "No answer yet: turn on the camera, or choose a video file.";
   }
   $(".greeting").hidden = !state.greets;
   $(".fresh").hidden = state.greets;
   $(".need").hidden = state.ready;
+  $(".said").hidden = !state.ready;
   showThreshold(state.threshold);
   if (await pictures.fetch(digests)) drawClasses();
 }
@@ -84,6 +86,7 @@ element.addEventListener("click", (event) => {
 
 const camera = makeCamera($("video"), limits.short_side, () => {
   live.stop();
+  if ($(".source").textContent.startsWith("live")) $(".source").textContent = "the last answer of the camera";
   $(".stage").classList.remove("on");
   $(".camera-off").hidden = true;
 });
@@ -260,6 +263,7 @@ function explainWith(found, name) {
   }
   show(found);
   $(".source").textContent = name;
+  $("#why-title").textContent = `Why: ${name}`;
   $(".why").hidden = false;
   $(".why-picture").src = found.picture;
   $(".why-picture").alt = found.words.join(" ");
