@@ -7,6 +7,7 @@ at the same time. A process can also be ended when the page is closed.
 import os
 import shutil
 import signal
+import sys
 import zipfile
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -56,6 +57,7 @@ class ExportProcess:
             reason = "was stopped" if self._stopped else "failed: the terminal of strm demo shows the reason"
             raise InputError(f"the export {reason}") from None
         finally:
+            self._process.join(_END_S)
             self.stop()
             self._pipe.close()
         if kind == "error":
@@ -67,10 +69,12 @@ class ExportProcess:
         self._stopped = True
         self._process.terminate()
         self._process.join(_END_S)
+        self._process.kill()
 
 
 def _run(given: Path, path: Path, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal; the server then ends this process
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # delete the temporary folder and locks of this process
     if hasattr(os, "nice"):
         os.nice(_LOWER_PRIORITY)
     classifier = torch.load(given, map_location="cpu", weights_only=False)  # written by the server
