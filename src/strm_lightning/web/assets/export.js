@@ -5,9 +5,14 @@ const STEP_MS = 1000;
 function makeExport(button, line, needs, calls, done) {
   let running = false;
 
+  const shown = line.appendChild(document.createElement("span"));
+  const clock = line.appendChild(document.createElement("span"));
+  clock.setAttribute("aria-hidden", "true"); // a screen reader reads each step aloud, not each second
+
   function show(text) {
     line.hidden = !text;
-    line.textContent = text;
+    if (shown.textContent !== text) shown.textContent = text;
+    clock.textContent = "";
   }
 
   async function poll() {
@@ -15,7 +20,10 @@ function makeExport(button, line, needs, calls, done) {
     while (running) {
       const found = await calls.step().catch(() => null);
       const passed = Math.round((performance.now() - started) / 1000);
-      if (running && found && found.step) line.textContent = `Export: ${found.step} (${passed} s)`;
+      if (running && found && found.step) {
+        show(`Export: ${found.step}`);
+        clock.textContent = ` (${passed} s)`;
+      }
       await sleep(STEP_MS);
     }
   }
