@@ -22,7 +22,7 @@ def test_wrong_options_are_refused_before_a_model_is_loaded(address: str, capsys
     port = address.rstrip("/").rpartition(":")[2]
     for words, message in (
         ([f"--port={port}"], f"cannot listen on 127.0.0.1, port {port}: Address already in use"),
-        (["--port=99999"], "port 99999: bind(): port must be 0-65535"),
+        (["--port=99999"], "cannot listen on port 99999: give a number from 0 to 65535"),
         (["--host=203.0.113.1"], "cannot listen on 203.0.113.1"),
         (["--max_mb=0"], "--max_mb 0: give at least 1"),
         (["--max_total_mb=50"], "--max_total_mb 50: give at least --max_mb, 100"),

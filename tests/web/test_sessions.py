@@ -18,12 +18,6 @@ from strm_lightning.web.upload_folder import upload_folder, uploaded
 from tests.classifier.conftest import moving, write_video
 
 
-@pytest.fixture
-def store(plain: FewShotClassifier) -> SessionStore:
-    greeting = {motion: [plain.encode_one(moving(motion, 0))[0]] for motion in ("left", "right")}
-    return SessionStore(plain, greeting, built_in=True, max_bytes=10_000_000)
-
-
 def test_sessions_are_apart(store: SessionStore) -> None:
     one, two = store.open("one"), store.open("two")
     one.remove_class("left")

@@ -57,4 +57,7 @@ def demo(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # delete the uploads, as after Ctrl-C
     with upload_folder() as folder:
         store = SessionStore(plain, examples, built_in=built_in, max_bytes=max_total_mb * 10**6)
-        serve.serve(page.build_page(store, folder, max_mb), store, host=host, port=port, max_mb=max_mb)
+        try:
+            serve.serve(page.build_page(store, folder, max_mb), store, host=host, port=port, max_mb=max_mb)
+        finally:  # an export must not write to the folder while it is deleted
+            store.close()

@@ -19,6 +19,9 @@ no picture leaves this computer: recordings and files are encoded and then delet
 _CSS = """
 .gradio-container { max-width: 1240px !important; margin: auto; }
 footer { display: none !important; }
+.gradio-container .html-container { padding: 0 !important; }
+body:not(.dark) { --color-accent: #2563a8; }
+.gradio-container input[type=range]:focus-visible { outline: 3px solid #5b9bd5; outline-offset: 1px; }
 """
 
 

@@ -18,6 +18,7 @@ from strm_lightning.classifier.predictions import Prediction
 from strm_lightning.classifier.support import EncodedClip
 from strm_lightning.classifier.videos import Video, duration_of
 from strm_lightning.errors import InputError, InputKeyError
+from strm_lightning.web.export_process import ExportProcess
 
 _LONGEST_NAME = 60  # characters
 Examples = Mapping[str, Iterable[EncodedClip]]
@@ -41,7 +42,9 @@ class Session:
         self.classifier = empty_copy(plain)
         self.labels: list[str] = []
         self.greets = False
-        self._saved: Path | None = None
+        self._offered: dict[str, Path] = {}  # files to download
+        self._export: ExportProcess | None = None
+        self._closed = False
 
     @property
     def nbytes(self) -> int:
@@ -215,14 +218,61 @@ class Session:
         with self._lock:
             if not self.num_classes:
                 raise InputError("there are no examples yet: record or upload some first")
-            self.close()
+            self._offer("examples", path)
             self.classifier.save(path)
-            self._saved = path
+
+    def export(self, path: Path) -> str:
+        """Export the classifier to a ZIP file; delete the file that was exported before.
+
+        Args:
+            path: a file in a folder of its own.
+
+        Returns:
+            What was compared with PyTorch.
+
+        Raises:
+            InputError: there are fewer than two classes with examples, the classifier cannot be exported, or the export
+                was stopped.
+        """
+        with self._lock:
+            if self.num_classes < 2:
+                raise InputError("give examples of at least two actions first")
+            self._offer("export", path)
+            path.parent.mkdir(parents=True)
+            running = self._export = ExportProcess(self.snapshot(), path)
+        try:
+            return running.wait()
+        except InputError:
+            shutil.rmtree(path.parent, ignore_errors=True)
+            raise
+        finally:
+            self._export = None
+            if self._closed:  # in the meantime
+                self.close()
+
+    @property
+    def export_step(self) -> str:
+        """Name of the step of the export, or an empty text if none runs."""
+        running = self._export
+        return "" if running is None else running.step
+
+    def stop_export(self) -> None:
+        """Stop the export, if one runs."""
+        if (running := self._export) is not None:
+            running.stop()
 
     def close(self) -> None:
-        """Delete the file that `save` wrote."""
-        if self._saved is not None:
-            shutil.rmtree(self._saved.parent, ignore_errors=True)
+        """Stop the export, and delete the files to download."""
+        self._closed = True
+        self.stop_export()
+        for path in list(self._offered.values()):
+            shutil.rmtree(path.parent, ignore_errors=True)
+
+    def _offer(self, kind: str, path: Path) -> None:
+        """Remember a file to download, and delete the one of the same kind before it."""
+        if kind in self._offered:
+            shutil.rmtree(self._offered[kind].parent, ignore_errors=True)
+        self._offered[kind] = path
 
     def load(self, path: Path) -> None:
         """Replace the examples by those of a file that `save` wrote.

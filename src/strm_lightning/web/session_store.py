@@ -60,6 +60,11 @@ class SessionStore:
         if session is not None:
             session.close()
 
+    def close(self) -> None:
+        """Delete all sessions."""
+        for name in self.names():
+            self.drop(name)
+
     def room(self) -> int:
         """Number of bytes that can still be stored."""
         return self.max_bytes - sum(session.nbytes for session in list(self._sessions.values())) - stored_bytes()

@@ -9,15 +9,17 @@ import functools
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from urllib.parse import quote
 
 import gradio as gr
 
+from strm_lightning.classifier.export.graphs import check_packages
 from strm_lightning.classifier.predictions import Prediction
 from strm_lightning.classifier.videos import Video
 from strm_lightning.data.decode.video import VIDEO_SUFFIXES
-from strm_lightning.errors import InputError
+from strm_lightning.errors import InputError, MissingPackageError
 from strm_lightning.web.camera_frames import decode_frames
 from strm_lightning.web.example_pictures import film_strip
 from strm_lightning.web.explanation_view import draw_explanation
@@ -26,7 +28,7 @@ from strm_lightning.web.session_store import SessionStore
 from strm_lightning.web.upload_folder import uploaded
 
 _ASSETS = Path(__file__).parent / "assets"
-_SCRIPTS = ("camera.js", "cards.js", "live.js", "studio.js")
+_SCRIPTS = ("camera.js", "cards.js", "live.js", "export.js", "studio.js")
 EXAMPLES_SUFFIXES = frozenset({".safetensors"})
 Answer = dict[str, Any]
 
@@ -45,6 +47,7 @@ def add_studio(store: SessionStore, folder: Path, max_mb: int) -> gr.HTML:
         "short_side": config.short_side or round(config.image_size * 256 / 224),
         "max_mb": max_mb,
         "suffixes": sorted(VIDEO_SUFFIXES),
+        "export_needs": _missing_for_export(),
     }
     return gr.HTML(
         value={"session": None},
@@ -71,15 +74,16 @@ class Server:
 
     def __init__(self, store: SessionStore, folder: Path) -> None:
         self.store, self.folder = store, folder
+        self._one_export = Lock()  # an export takes the memory of a second model, and minutes of the processor
 
     def functions(self) -> list[Callable[[Answer], Answer]]:
         """Return the functions by which the browser changes or reads a session."""
         changing = (self.add_class, self.rename_class, self.remove_class, self.start_fresh, self.set_threshold)
         examples = (self.add_file, self.add_recording, self.remove_example, self.load)
         reading = (self.predict_frames, self.explain_frames, self.explain_file, self.pictures, self.save)
-        other = (self.state, self.touch)
+        exporting = (self.export, self.export_step, self.stop_export)
         with_state = [self._function(method, state=True) for method in (*changing, *examples, self.state)]
-        return with_state + [self._function(method, state=False) for method in (*reading, *other[1:])]
+        return with_state + [self._function(method, state=False) for method in (*reading, *exporting, self.touch)]
 
     def _function(self, method: Callable[..., Answer | None], *, state: bool) -> Callable[[Answer], Answer]:
         @functools.wraps(method, assigned=("__name__", "__doc__"))
@@ -145,9 +149,31 @@ class Server:
 
     def save(self, session: Session) -> Answer:
         """Save the examples to a file with a secret name and return its address."""
-        path = self.folder / secrets.token_hex(16) / "actions.safetensors"
+        path = self._new_file("actions.safetensors")
         session.save(path)
-        return {"url": f"/gradio_api/file={quote(str(path))}"}
+        return {"url": _address(path)}
+
+    def export(self, session: Session) -> Answer:
+        """Export the classifier to a ZIP file with a secret name and return its address."""
+        if not self._one_export.acquire(blocking=False):
+            raise InputError("another export is running: try again when it is done")
+        try:
+            self.store.check_room()
+            path = self._new_file("strm-export.zip")
+            return {"parity": session.export(path), "url": _address(path)}
+        finally:
+            self._one_export.release()
+
+    def export_step(self, session: Session) -> Answer:
+        """Return the name of the step of the export that runs."""
+        return {"step": session.export_step}
+
+    def stop_export(self, session: Session) -> None:
+        """Stop the export."""
+        session.stop_export()
+
+    def _new_file(self, name: str) -> Path:
+        return self.folder / secrets.token_hex(16) / name
 
     def pictures(self, session: Session, digests: Any) -> Answer:
         """Return the pictures of examples."""
@@ -169,6 +195,19 @@ class Server:
         """Predict the class of an uploaded video and explain the prediction."""
         with uploaded(path) as video:
             return _explain(session, video, video.name, width, dark)
+
+
+def _address(path: Path) -> str:
+    return f"/gradio_api/file={quote(str(path))}"
+
+
+def _missing_for_export() -> str:
+    """Say what must be installed before an export, or return an empty text."""
+    try:
+        check_packages()
+    except MissingPackageError as error:
+        return sentence(str(error))
+    return ""
 
 
 def describe(session: Session) -> Answer:

@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,13 @@ _FORMAT = "strm-lightning export 1"
 _RUNNER = Path(__file__).with_name("predict.py")
 
 
-def export_classifier(classifier: FewShotClassifier, folder: str | Path, *, check: Sequence[Video] = ()) -> Parity:
+def export_classifier(
+    classifier: FewShotClassifier,
+    folder: str | Path,
+    *,
+    check: Sequence[Video] = (),
+    progress: Callable[[str], object] | None = None,
+) -> Parity:
     """Export a classifier to ONNX, as a folder that works without torch and without this package.
 
     The folder contains ``encode.onnx`` (frames to encoded tensors), ``match.onnx`` (prepared examples and queries to
@@ -39,6 +45,7 @@ def export_classifier(classifier: FewShotClassifier, folder: str | Path, *, chec
         folder: the folder to write: absent or empty.
         check: videos that are not among the examples, to compare predictions on; if there are none, the examples are
             left out one by one.
+        progress: called with the name of each step when it begins.
 
     Returns:
         What was compared, and the largest difference.
@@ -63,14 +70,17 @@ def export_classifier(classifier: FewShotClassifier, folder: str | Path, *, chec
         )
     with atomic_folder(folder) as part:
         with write_errors(folder):
-            _write(classifier, part)
+            _write(classifier, part, progress or str)
+        (progress or str)("comparing with PyTorch")
         return check_parity(classifier, part, check)
 
 
-def _write(classifier: FewShotClassifier, folder: Path) -> None:
+def _write(classifier: FewShotClassifier, folder: Path, progress: Callable[[str], object]) -> None:
     about = _about(classifier)
     model, support = classifier.model, classifier.support
+    progress("converting the encoding")
     graphs.export_encoding(model, classifier.preprocessing.image_size, folder / "encode.onnx")
+    progress("converting the matching")
     graphs.export_matching(model, classifier.qc_weight, folder / "match.onnx", shots=max(support.shots, default=2))
     if support.clips:
         arrays, _ = graphs.example_arrays(support)

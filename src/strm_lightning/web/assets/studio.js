@@ -51,10 +51,12 @@ async function apply(next) {
     drawClasses();
     last = null;
     bars.show(labelsWithExamples(), null);
+    $(".source").textContent = "No answer yet: turn on the camera, or choose a video file.";
   }
   $(".greeting").hidden = !state.greets;
   $(".fresh").hidden = state.greets;
   $(".need").hidden = state.ready;
+  $(".said").hidden = !state.ready;
   showThreshold(state.threshold);
   if (await pictures.fetch(digests)) drawClasses();
 }
@@ -84,6 +86,7 @@ element.addEventListener("click", (event) => {
 
 const camera = makeCamera($("video"), limits.short_side, () => {
   live.stop();
+  if ($(".source").textContent.startsWith("live")) $(".source").textContent = "the last answer of the camera";
   $(".stage").classList.remove("on");
   $(".camera-off").hidden = true;
 });
@@ -204,13 +207,17 @@ const actions = {
   removeExample: (label, name) => ask("remove_example", { label, name }),
 };
 
-async function save() {
-  const found = await ask("save");
-  if (!found) return;
-  const link = make("a", { href: found.url, download: "actions.safetensors" });
+function download(url, name) {
+  const link = make("a", { href: url, download: name });
   document.body.append(link);
   link.click();
   link.remove();
+}
+
+async function save() {
+  const found = await ask("save");
+  if (!found) return;
+  download(found.url, "actions.safetensors");
   say("Saved to actions.safetensors; strm classify --support actions.safetensors reads it too.");
 }
 
@@ -256,6 +263,7 @@ function explainWith(found, name) {
   }
   show(found);
   $(".source").textContent = name;
+  $("#why-title").textContent = `Why: ${name}`;
   $(".why").hidden = false;
   $(".why-picture").src = found.picture;
   $(".why-picture").alt = found.sentences.join(" ");
@@ -322,6 +330,14 @@ $(".resume").addEventListener("click", () => { $(".resume").hidden = true; live.
 $(".explain").addEventListener("click", explainLive);
 $(".add").addEventListener("click", () => ask("add_class"));
 $(".save").addEventListener("click", save);
+makeExport($(".export"), $(".export-line"), limits.export_needs, {
+  run: () => { say(""); return ask("export"); },
+  step: () => server.export_step({ session: session() }),
+  stop: () => ask("stop_export"),
+}, (found) => {
+  download(found.url, "strm-export.zip");
+  say(`Exported to strm-export.zip: ${found.parity}. Unpack it; python predict.py a.mp4 then needs no torch.`);
+});
 for (const button of element.querySelectorAll(".start")) button.addEventListener("click", () => ask("start_fresh"));
 $(".threshold").addEventListener("input", (event) => {
   showThreshold(Number(event.target.value) || null);
