@@ -2,6 +2,7 @@
 
 import json
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -75,6 +76,40 @@ def test_a_stream_from_the_command_line(words, capsys: pytest.CaptureFixture[str
     rows = [json.loads(line) for line in out.splitlines()]
     assert all(row["latency"] >= 0 and row["frames_per_second"] > 0 for row in rows)
     assert f"{len(rows)} event" in err
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("--camera=97", "camera 97: "),
+        ("--stream=none.mp4", "none.mp4: cannot be opened (No such file or directory)"),
+        ("--stream=tcp://127.0.0.1:9", "tcp://127.0.0.1:9: cannot be opened (Connection refused)"),
+        ("--stream=nonsense://camera", "nonsense://camera: cannot be opened (Protocol not found)"),
+    ],
+)
+def test_a_missing_source_is_reported_before_anything_is_encoded(
+    words, source: str, message: str, capsys: pytest.CaptureFixture[str], count_encoded: Callable[[], int]
+) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main([*words[:-1], "--camera=97"])
-    assert "camera 97: " in capsys.readouterr().err
+        main([*words[:-1], source])
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+    assert count_encoded() == 0
+
+
+@pytest.mark.parametrize("extra", [["--events"], ["--window=2"], ["--events", "--srt=a.srt"]])
+def test_a_broken_long_video_is_reported_before_anything_is_encoded(
+    words,
+    extra: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    count_encoded: Callable[[], int],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("broken.mp4").write_bytes(b"no video")
+    with pytest.raises(SystemExit, match="1"):
+        main([*words[:-1], "broken.mp4", *extra])
+    assert "broken.mp4: cannot be decoded" in capsys.readouterr().out
+    assert count_encoded() == 0

@@ -17,7 +17,7 @@ from strm_lightning.classifier.clips import ClipConfig, as_list, is_one, read_cl
 from strm_lightning.classifier.encoder import encode, encode_each
 from strm_lightning.classifier.examples import add_examples, by_class, check_labels
 from strm_lightning.classifier.explain.explanation import Explanation, explain
-from strm_lightning.classifier.live import LiveEvent
+from strm_lightning.classifier.live import LiveEvent, LiveSource
 from strm_lightning.classifier.predictions import UNKNOWN, Prediction, WindowPrediction
 from strm_lightning.classifier.selection import Selection, select
 from strm_lightning.classifier.sklearn_mixin import SklearnMixin
@@ -347,12 +347,18 @@ class FewShotClassifier(SklearnMixin):
         yield from events.find_events(frames, self.support, self.preprocessing, plan, video_name(video))
 
     def live(
-        self, source: str | int | Path, *, length: float | None = None, rate: float = 8.0, delay: float = 3.0
+        self,
+        source: str | int | Path | LiveSource,
+        *,
+        length: float | None = None,
+        rate: float = 8.0,
+        delay: float = 3.0,
     ) -> Generator[LiveEvent, None, None]:
         """Yield the events of a camera or stream as they happen, until it ends; see `live.watch`.
 
         Args:
-            source: number of a camera, a file (played at its own pace), or an address that FFmpeg opens.
+            source: number of a camera, a file (played at its own pace), an address that FFmpeg opens, or a
+                `LiveSource`, which can be checked earlier.
             length: duration of an action in seconds; None for the durations of the examples.
             rate: largest number of frames per second that are encoded.
             delay: seconds after its end at which an event of the best segmentation is final.

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from strm_lightning.classifier.classifier import FewShotClassifier
 from strm_lightning.classifier.clips import check_first_frame
 from strm_lightning.classifier.examples import bar_options
+from strm_lightning.classifier.live import LiveSource
 from strm_lightning.classifier.predictions import WindowPrediction, merge_windows
 from strm_lightning.classifier.videos import Video, VideoSource, find_examples, find_videos, video_name
 from strm_lightning.cli.long_videos import LongVideos
@@ -93,6 +94,7 @@ def classify(
     long.check(files, window)
     needed = not (check or save_support or long.source is not None)
     _check(files, support, window, stride, save_support, both=json and csv, needed=needed)
+    source = None if long.source is None else LiveSource(long.source).check()
     broken = _broken(files)
     if explain is not None:
         from strm_lightning.classifier.explain import picture
@@ -112,8 +114,8 @@ def classify(
     classifier = open_classifier(str(support), model, jobs=jobs, **given)
     _describe(classifier, save_support, check=check)
     bad = 0
-    findings = _findings(classifier, files, window, stride, long, merged=not (json or csv))
-    total = len(files) if window is None and not events and long.source is None else None
+    findings = _findings(classifier, files, window, stride, long, source, merged=not (json or csv))
+    total = len(files) if window is None and not events and source is None else None
     # On a terminal, the printed rows show the progress.
     for video, found in tqdm(findings, "Classifying", total, disable=sys.stdout.isatty(), **bar_options()):
         bad += isinstance(found, VideoError)
@@ -204,11 +206,12 @@ def _findings(
     window: float | None,
     stride: float | None,
     long: LongVideos,
+    source: LiveSource | None,
     *,
     merged: bool,
 ) -> Iterator[tuple[Video, Found]]:
-    if long.source is not None:
-        yield from long.watch(classifier)
+    if source is not None:
+        yield from long.watch(classifier, source)
         return
     if window is None and not long.events:
         yield from zip(files, classifier.predict_each(files), strict=True)
