@@ -17,7 +17,8 @@ from strm_lightning.classifier.clips import ClipConfig
 from strm_lightning.classifier.events import EventStream, WindowPlan
 from strm_lightning.classifier.predictions import WindowPrediction
 from strm_lightning.classifier.support import SupportSet
-from strm_lightning.data.decode.video import VideoError, _UprightRGB
+from strm_lightning.data.decode.upright import UprightRGB
+from strm_lightning.data.decode.video import VideoError
 from strm_lightning.messages import check_not_negative
 
 _TIMEOUT = (20.0, 20.0)  # seconds to open a source and to wait for a frame
@@ -209,7 +210,7 @@ class NewestFrame:
                 self._change.notify()
 
     def _decode(self, container: InputContainer) -> None:
-        start, first, upright_rgb = None, 0.0, _UprightRGB()
+        start, first, upright_rgb = None, 0.0, UprightRGB()
         for frame in container.decode(container.streams.video[0]):
             if self._stop:
                 return
