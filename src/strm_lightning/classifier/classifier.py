@@ -289,7 +289,23 @@ class FewShotClassifier(SklearnMixin):
         """Yield the prediction of each video, or the `VideoError` of a video that cannot be read."""
         self._check_fitted()
         for clip in self._encoded(videos):
-            yield clip if isinstance(clip, VideoError) else self._predict_clip(clip)
+            yield clip if isinstance(clip, VideoError) else self.predict_encoded(clip)
+
+    def predict_encoded(self, clip: EncodedClip) -> Prediction:
+        """Return the prediction of a clip that `encode_one` returned.
+
+        Raises:
+            InputError: there are fewer than two classes.
+        """
+        self._check_fitted()
+        query = {name: tensor[None] for name, tensor in clip.features.items()}
+        logits = self.support.match(query).combined(self.qc_weight)[0].double()
+        calibration = self.calibration_
+        probabilities = torch.softmax(logits / calibration.temperature, 0).tolist()
+        ranked = sorted(zip(self.support.labels, probabilities, strict=True), key=lambda pair: -pair[1])
+        label, best = ranked[0]
+        known = best >= calibration.min_probability and float(logits.max()) >= calibration.min_logit
+        return Prediction(label if known else UNKNOWN, best, dict(ranked), clip.name, rejected=not known)
 
     def predict_proba(self, videos: Videos) -> np.ndarray:
         """Return probabilities ``[len(videos), N]``; columns are in the order of `classes_`."""
@@ -319,7 +335,7 @@ class FewShotClassifier(SklearnMixin):
         step = seconds / 2 if stride is None else stride
         for start, end, clip in windows(video, self.preprocessing, seconds=seconds, stride=step, fps=fps):
             encoded = encode([(video_name(video), clip)], self.model)
-            yield WindowPrediction(start, end, self._predict_clip(encoded[0]))
+            yield WindowPrediction(start, end, self.predict_encoded(encoded[0]))
 
     def predict_events(
         self, video: Video, *, length: float | None = None, rate: float = 8.0, fps: float = 25.0
@@ -381,7 +397,7 @@ class FewShotClassifier(SklearnMixin):
         return self.explain_encoded(*self.encode_one(video))
 
     def encode_one(self, video: Video) -> tuple[EncodedClip, UInt8[Tensor, "L 3 S S"]]:
-        """Encode one video; return the encoded clip and its pixels, the arguments of `explain_encoded`.
+        """Encode one video; return the encoded clip, for `predict_encoded`, and its pixels, for `explain_encoded`.
 
         Raises:
             VideoError: the video cannot be read.
@@ -391,7 +407,7 @@ class FewShotClassifier(SklearnMixin):
 
     def explain_encoded(self, clip: EncodedClip, pixels: UInt8[Tensor, "L 3 S S"]) -> Explanation:
         """`explain` for an encoded clip."""
-        return explain(self.support, clip, pixels, self._predict_clip(clip))
+        return explain(self.support, clip, pixels, self.predict_encoded(clip))
 
     @property
     def selection_(self) -> Selection:
@@ -419,16 +435,6 @@ class FewShotClassifier(SklearnMixin):
         if self._calibration is None or self._calibration[0] != options:
             self._calibration = options, calibrate(self.support, *options)
         return self._calibration[1]
-
-    def _predict_clip(self, clip: EncodedClip) -> Prediction:
-        query = {name: tensor[None] for name, tensor in clip.features.items()}
-        logits = self.support.match(query).combined(self.qc_weight)[0].double()
-        calibration = self.calibration_
-        probabilities = torch.softmax(logits / calibration.temperature, 0).tolist()
-        ranked = sorted(zip(self.support.labels, probabilities, strict=True), key=lambda pair: -pair[1])
-        label, best = ranked[0]
-        known = best >= calibration.min_probability and float(logits.max()) >= calibration.min_logit
-        return Prediction(label if known else UNKNOWN, best, dict(ranked), clip.name, rejected=not known)
 
     def _encoded(self, videos: Iterable[Video]) -> Iterator[EncodedClip | VideoError]:
         return encode_each(videos, self.model, self.preprocessing, batch_size=self.batch_size, jobs=self.jobs)

@@ -255,7 +255,12 @@ class Model:
 
     def given(self) -> dict[str, Any]:
         """Return the given values as arguments of `FewShotClassifier.from_backbone`."""
-        values = {"backbone": self.backbone, "weights": self.weights, "matching": self.matching, "device": self.device}
+        values: dict[str, Any] = {
+            "backbone": self.backbone,
+            "weights": self.weights,
+            "matching": self.matching,
+            "device": self.device,
+        }
         values["matching_options"] = {"mirror": True} if self.mirror else None
         return {name: value for name, value in values.items() if value is not None}
 

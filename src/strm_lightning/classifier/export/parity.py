@@ -106,7 +106,7 @@ def _difference(
     logits = support.match({name: tensor[None] for name, tensor in clip.features.items()})
     label, expected = exported.decide(logits.combined(classifier.qc_weight)[0].double().numpy())
     if support is classifier.support:
-        prediction = classifier._predict_clip(clip)
+        prediction = classifier.predict_encoded(clip)
         label, expected = prediction.label, prediction.probabilities
     found, probabilities = exported.decide(exported.logits(query))
     difference = max(abs(expected[name] - probabilities[name]) for name in expected)
