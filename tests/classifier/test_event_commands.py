@@ -13,16 +13,14 @@ from strm_lightning.classifier.predictions import Prediction, WindowPrediction
 from strm_lightning.cli.main import main
 from strm_lightning.cli.subtitles import write_srt, write_vtt
 from strm_lightning.models import Backbone
-from tests.classifier.conftest import moving, save_weights, write_video
-from tests.classifier.test_events import FPS, long_video, right
+from tests.classifier.conftest import FPS, save_weights, write_examples, write_video
+from tests.classifier.test_events import long_video, right
 
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     root = tmp_path_factory.mktemp("place")
-    for motion in ("left", "right", "up"):
-        for seed, count in enumerate((14, 16, 19)):
-            write_video(root / "examples" / motion / f"{seed}.mp4", moving(motion, seed, frames=count), FPS)
+    write_examples(root / "examples")
     write_video(root / "long.mp4", long_video()[0], FPS)
     torch.manual_seed(0)
     save_weights(Backbone("test_resnet", pretrained=False).net, root / "weights.safetensors")

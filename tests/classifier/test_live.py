@@ -13,26 +13,10 @@ import numpy as np
 import pytest
 
 from strm_lightning.classifier import FewShotClassifier, live
-from strm_lightning.classifier.clips import ClipConfig
 from strm_lightning.classifier.live import LiveSource, NewestFrame, find_input
 from strm_lightning.data.decode.video import VideoError
-from tests.classifier.conftest import bare_model, moving, write_video
-from tests.classifier.test_events import FPS, long_video
-
-HOW = ClipConfig(num_frames=4, image_size=64, short_side=64)
-
-
-@pytest.fixture(scope="module")
-def fitted(tmp_path_factory: pytest.TempPathFactory) -> FewShotClassifier:
-    folder = tmp_path_factory.mktemp("examples")
-    files = {
-        motion: [
-            write_video(folder / motion / f"{s}.mp4", moving(motion, s, frames=n), FPS)
-            for s, n in enumerate((14, 16, 19))
-        ]
-        for motion in ("left", "right", "up")
-    }
-    return FewShotClassifier(bare_model(), HOW).fit(files)
+from tests.classifier.conftest import FPS, moving, write_video
+from tests.classifier.test_events import long_video
 
 
 def frames_of(source: str | Path | LiveSource, pause: float = 0.0) -> tuple[list[np.ndarray], list[float], int]:

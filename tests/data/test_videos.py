@@ -9,8 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from strm_lightning.data.decode import limits
-from strm_lightning.data.decode import upright
+from strm_lightning.data.decode import limits, upright
 from strm_lightning.data.decode import video as videos
 from strm_lightning.data.decode.video import (
     VideoError,

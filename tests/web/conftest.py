@@ -1,7 +1,7 @@
 """The page with a small model, in a headless Chromium whose camera shows a clip."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from strm_lightning.classifier import FewShotClassifier
-from strm_lightning.models import STRM
 from tests.classifier.conftest import HOW, bare_model, moving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -101,12 +100,3 @@ def tab(browser: Any, address: str) -> Iterator[Any]:
     assert not foreign
     assert not errors
     tab.close()
-
-
-@pytest.fixture
-def count_encoded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """How many clips were encoded since the test began."""
-    counts: list[int] = []
-    real = STRM.encode
-    monkeypatch.setattr(STRM, "encode", lambda self, clips: counts.append(len(clips)) or real(self, clips))
-    return lambda: sum(counts)
