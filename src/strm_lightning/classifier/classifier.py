@@ -19,6 +19,7 @@ from strm_lightning.classifier.examples import add_examples, by_class, check_lab
 from strm_lightning.classifier.explain.explanation import Explanation, explain
 from strm_lightning.classifier.live import LiveEvent, LiveSource
 from strm_lightning.classifier.predictions import UNKNOWN, Prediction, WindowPrediction
+from strm_lightning.classifier.progress import over_video
 from strm_lightning.classifier.selection import Selection, select
 from strm_lightning.classifier.sklearn_mixin import SklearnMixin
 from strm_lightning.classifier.support import EncodedClip, SupportSet
@@ -317,7 +318,13 @@ class FewShotClassifier(SklearnMixin):
         return float(np.mean(self.predict(as_list(videos)) == np.array(labels)))
 
     def predict_windows(
-        self, video: Video, *, seconds: float = 3.0, stride: float | None = None, fps: float = 25.0
+        self,
+        video: Video,
+        *,
+        seconds: float = 3.0,
+        stride: float | None = None,
+        fps: float = 25.0,
+        progress: bool = False,
     ) -> Iterator[WindowPrediction]:
         """Yield the predictions of a sliding window over a long video, in constant memory.
 
@@ -326,6 +333,7 @@ class FewShotClassifier(SklearnMixin):
             seconds: length of a window; should be about the length of the examples.
             stride: seconds between the starts of two windows; None for half a window.
             fps: frames per second of an array; the times of a file are its time stamps.
+            progress: show a progress bar.
 
         Raises:
             InputError: a length is not positive, or there are fewer than two classes.
@@ -333,12 +341,19 @@ class FewShotClassifier(SklearnMixin):
         """
         self._check_fitted()
         step = seconds / 2 if stride is None else stride
-        for start, end, clip in windows(video, self.preprocessing, seconds=seconds, stride=step, fps=fps):
+        clips = windows(video, self.preprocessing, seconds=seconds, stride=step, fps=fps)
+        for start, end, clip in over_video(clips, lambda window: window[1], video, fps) if progress else clips:
             encoded = encode([(video_name(video), clip)], self.model)
             yield WindowPrediction(start, end, self.predict_encoded(encoded[0]))
 
     def predict_events(
-        self, video: Video, *, length: float | None = None, rate: float = 8.0, fps: float = 25.0
+        self,
+        video: Video,
+        *,
+        length: float | None = None,
+        rate: float = 8.0,
+        fps: float = 25.0,
+        progress: bool = False,
     ) -> Iterator[WindowPrediction]:
         """Yield the events of a long video: intervals that show an action, with its label; see `find_events`.
 
@@ -350,6 +365,7 @@ class FewShotClassifier(SklearnMixin):
             length: duration of an action in seconds; None for the durations of the examples.
             rate: frames per second that are encoded, each once.
             fps: frames per second of an array; the times of a file are its time stamps.
+            progress: show a progress bar.
 
         Raises:
             InputError: a number is not positive, the examples have no durations and ``length`` is None, or there are
@@ -360,6 +376,7 @@ class FewShotClassifier(SklearnMixin):
         check_positive(fps=fps)
         plan = events.plan_windows(self.support, rate, length)
         frames = regular_frames(video, self.preprocessing, rate=rate, fps=fps)
+        frames = over_video(frames, lambda frame: frame[1] / rate, video, fps) if progress else frames
         yield from events.find_events(frames, self.support, self.preprocessing, plan, video_name(video))
 
     def live(

@@ -60,7 +60,7 @@ class LongVideos:
 
     def find(self, classifier: FewShotClassifier, file: Video) -> Iterator[WindowPrediction]:
         """Yield the events of a file and write the files that are asked for."""
-        events = list(classifier.predict_events(file, length=self.length))
+        events = list(classifier.predict_events(file, length=self.length, progress=True))
         if self.srt is not None:
             write_srt(self.srt, events)
         if self.vtt is not None:

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from strm_lightning._version import __version__
 from strm_lightning.classifier.classifier import FewShotClassifier
 from strm_lightning.classifier.export import graphs
 from strm_lightning.classifier.export.parity import Parity, check_parity
+from strm_lightning.classifier.progress import bar_options
 from strm_lightning.classifier.storage import fingerprint
 from strm_lightning.classifier.videos import Video
 from strm_lightning.errors import InputError
@@ -23,7 +25,9 @@ _FORMAT = "strm-lightning export 1"
 _RUNNER = Path(__file__).with_name("predict.py")
 
 
-def export_classifier(classifier: FewShotClassifier, folder: str | Path, *, check: Sequence[Video] = ()) -> Parity:
+def export_classifier(
+    classifier: FewShotClassifier, folder: str | Path, *, check: Sequence[Video] = (), progress: bool = False
+) -> Parity:
     """Export a classifier to ONNX, as a folder that works without torch and without this package.
 
     The folder contains ``encode.onnx`` (frames to encoded tensors), ``match.onnx`` (prepared examples and queries to
@@ -39,6 +43,7 @@ def export_classifier(classifier: FewShotClassifier, folder: str | Path, *, chec
         folder: the folder to write: absent or empty.
         check: videos that are not among the examples, to compare predictions on; if there are none, the examples are
             left out one by one.
+        progress: show progress bars.
 
     Returns:
         What was compared, and the largest difference.
@@ -63,15 +68,18 @@ def export_classifier(classifier: FewShotClassifier, folder: str | Path, *, chec
         )
     with atomic_folder(folder) as part:
         with write_errors(folder):
-            _write(classifier, part)
-        return check_parity(classifier, part, check)
+            _write(classifier, part, progress=progress)
+        return check_parity(classifier, part, check, progress=progress)
 
 
-def _write(classifier: FewShotClassifier, folder: Path) -> None:
+def _write(classifier: FewShotClassifier, folder: Path, *, progress: bool) -> None:
     about = _about(classifier)
     model, support = classifier.model, classifier.support
-    graphs.export_encoding(model, classifier.preprocessing.image_size, folder / "encode.onnx")
-    graphs.export_matching(model, classifier.qc_weight, folder / "match.onnx", shots=max(support.shots, default=2))
+    with tqdm(total=2, desc="Converting to ONNX", unit="file", disable=not progress, **bar_options()) as bar:
+        graphs.export_encoding(model, classifier.preprocessing.image_size, folder / "encode.onnx")
+        bar.update()
+        graphs.export_matching(model, classifier.qc_weight, folder / "match.onnx", shots=max(support.shots, default=2))
+        bar.update()
     if support.clips:
         arrays, _ = graphs.example_arrays(support)
         np.savez(folder / "examples.npz", **arrays)  # type: ignore[arg-type]  # numpy's stub has an option of bool
