@@ -1,6 +1,7 @@
 """Shapes in signatures are checked by beartype under pytest only; tiny real videos for all tests."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -45,3 +46,14 @@ def actions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache; all share one of their own."""
     monkeypatch.setenv("STRM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def count_encoded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How many clips were encoded since the test began."""
+    from strm_lightning.models import STRM
+
+    counts: list[int] = []
+    real = STRM.encode
+    monkeypatch.setattr(STRM, "encode", lambda self, clips: counts.append(len(clips)) or real(self, clips))
+    return lambda: sum(counts)

@@ -80,6 +80,12 @@ def test_separate_parts_do_not_import_each_other(folder: str, banned: str) -> No
         assert banned not in roots, f"{path.name} imports {banned}"
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_file_imports_no_private_name_of_another(path: Path) -> None:
+    names = {name.rpartition(".")[2] for name in imports(path) if name.startswith("strm_lightning.")}
+    assert {name for name in names if name.startswith("_") and not name.startswith("__")} <= {"_version"}
+
+
 def test_every_file_is_in_a_group() -> None:
     modules = [".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in FILES]
     assert [m for m in modules if group_of(m.removesuffix(".__init__")) not in FLOORS and m != "data.__init__"] == []

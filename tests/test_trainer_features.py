@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.plugins.precision import DoublePrecision, FSDPPrecision, HalfPrecision
 from lightning.pytorch.tuner import Tuner
 from torch.utils.data import DataLoader
@@ -323,3 +324,17 @@ def test_rebuilt_loaders_share_the_episodes_of_two_processes(actions: Path, tmp_
     first, second = in_two_processes(actions, tmp_path, "rebuilt")
     assert not {tuple(rows) for rows in first["rows"]} & {tuple(rows) for rows in second["rows"]}
     assert sorted(index for part in first["indices"] + second["indices"] for index in part) == list(range(9))
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_the_bar_is_rich_where_rich_is_installed(
+    rich: bool, actions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if rich and find_spec("rich") is None:
+        pytest.skip("rich is not installed")
+    monkeypatch.setattr("lightning.pytorch.trainer.connectors.callback_connector._RICH_AVAILABLE", rich)
+    run = trainer(tmp_path, enable_progress_bar=True, max_epochs=1, limit_train_batches=1, limit_val_batches=1)
+    run.fit(module(), datamodule=data(actions))
+    assert type(run.progress_bar_callback) is (RichProgressBar if rich else TQDMProgressBar)
+    out, err = capsys.readouterr()
+    assert "Epoch 0" in out + err

@@ -1,6 +1,5 @@
 """A small model with random weights, and clips of a square that moves."""
 
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from strm_lightning.models import STRM
 torch.set_num_threads(1)  # the models are so small that threads only wait for each other
 
 HOW = ClipConfig(num_frames=4, image_size=64, short_side=64)
+FPS = 8  # of long videos and their examples
 STEPS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 
 
@@ -45,6 +45,17 @@ def write_video(path: Path, frames: np.ndarray, fps: int = 10) -> Path:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
     return path
+
+
+def write_examples(folder: Path) -> dict[str, list[Path]]:
+    """Three files of each of three motions, of different durations."""
+    return {
+        motion: [
+            write_video(folder / motion / f"{seed}.mp4", moving(motion, seed, frames=count), FPS)
+            for seed, count in enumerate((14, 16, 19))
+        ]
+        for motion in ("left", "right", "up")
+    }
 
 
 def save_weights(net: nn.Module, path: Path) -> None:
@@ -89,10 +100,7 @@ def examples() -> dict[str, list[np.ndarray]]:
     return {motion: [moving(motion, seed) for seed in range(n)] for motion, n in (("left", 3), ("right", 2), ("up", 1))}
 
 
-@pytest.fixture
-def count_encoded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """How many clips were encoded since the test began."""
-    counts: list[int] = []
-    real = STRM.encode
-    monkeypatch.setattr(STRM, "encode", lambda self, clips: counts.append(len(clips)) or real(self, clips))
-    return lambda: sum(counts)
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> FewShotClassifier:
+    """A classifier whose examples have durations."""
+    return FewShotClassifier(bare_model(), HOW).fit(write_examples(tmp_path_factory.mktemp("examples")))

@@ -37,6 +37,7 @@ def test_files_arrays_and_tensors_are_the_same_video(classifier, examples, tmp_p
     decoded = read_frames(path, range(12))
     proba = classifier.predict_proba([path, str(path), decoded, decoded.numpy()])
     np.testing.assert_array_equal(proba, np.repeat(proba[:1], 4, 0))
+    assert classifier.predict_encoded(classifier.encode_one(path)[0]) == classifier.predict(path)
 
 
 def test_logits_are_the_model_s_own(trained, examples) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -12,16 +13,14 @@ from strm_lightning.classifier.predictions import Prediction, WindowPrediction
 from strm_lightning.cli.main import main
 from strm_lightning.cli.subtitles import write_srt, write_vtt
 from strm_lightning.models import Backbone
-from tests.classifier.conftest import moving, save_weights, write_video
-from tests.classifier.test_events import FPS, long_video, right
+from tests.classifier.conftest import FPS, save_weights, write_examples, write_video
+from tests.classifier.test_events import long_video, right
 
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     root = tmp_path_factory.mktemp("place")
-    for motion in ("left", "right", "up"):
-        for seed, count in enumerate((14, 16, 19)):
-            write_video(root / "examples" / motion / f"{seed}.mp4", moving(motion, seed, frames=count), FPS)
+    write_examples(root / "examples")
     write_video(root / "long.mp4", long_video()[0], FPS)
     torch.manual_seed(0)
     save_weights(Backbone("test_resnet", pretrained=False).net, root / "weights.safetensors")
@@ -75,6 +74,40 @@ def test_a_stream_from_the_command_line(words, capsys: pytest.CaptureFixture[str
     rows = [json.loads(line) for line in out.splitlines()]
     assert all(row["latency"] >= 0 and row["frames_per_second"] > 0 for row in rows)
     assert f"{len(rows)} event" in err
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("--camera=97", "camera 97: "),
+        ("--stream=none.mp4", "none.mp4: cannot be opened (No such file or directory)"),
+        ("--stream=tcp://127.0.0.1:9", "tcp://127.0.0.1:9: cannot be opened (Connection refused)"),
+        ("--stream=nonsense://camera", "nonsense://camera: cannot be opened (Protocol not found)"),
+    ],
+)
+def test_a_missing_source_is_reported_before_anything_is_encoded(
+    words, source: str, message: str, capsys: pytest.CaptureFixture[str], count_encoded: Callable[[], int]
+) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main([*words[:-1], "--camera=97"])
-    assert "camera 97: " in capsys.readouterr().err
+        main([*words[:-1], source])
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+    assert count_encoded() == 0
+
+
+@pytest.mark.parametrize("extra", [["--events"], ["--window=2"], ["--events", "--srt=a.srt"]])
+def test_a_broken_long_video_is_reported_before_anything_is_encoded(
+    words,
+    extra: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    count_encoded: Callable[[], int],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("broken.mp4").write_bytes(b"no video")
+    with pytest.raises(SystemExit, match="1"):
+        main([*words[:-1], "broken.mp4", *extra])
+    assert "broken.mp4: cannot be decoded" in capsys.readouterr().out
+    assert count_encoded() == 0

@@ -8,13 +8,11 @@ import pytest
 import torch
 
 from strm_lightning.classifier import FewShotClassifier
-from strm_lightning.classifier.clips import ClipConfig, regular_frames
+from strm_lightning.classifier.clips import regular_frames
 from strm_lightning.classifier.events import Background, EventStream, find_events, plan_windows
 from strm_lightning.errors import InputError
-from tests.classifier.conftest import bare_model, moving, write_video
+from tests.classifier.conftest import FPS, HOW, bare_model, moving, write_video
 
-HOW = ClipConfig(num_frames=4, image_size=64, short_side=64)
-FPS = 8
 ORDER = ("left", "up", "right", "left", "up")
 
 
@@ -30,19 +28,6 @@ def long_video() -> tuple[np.ndarray, list[tuple[float, float, str]]]:
         truth.append((at / FPS, (at + 16) / FPS, motion))
         at += 36
     return np.concatenate(parts), truth
-
-
-@pytest.fixture(scope="module")
-def fitted(tmp_path_factory: pytest.TempPathFactory) -> FewShotClassifier:
-    folder = tmp_path_factory.mktemp("examples")
-    files = {
-        motion: [
-            write_video(folder / motion / f"{s}.mp4", moving(motion, s, frames=n), FPS)
-            for s, n in enumerate((14, 16, 19))
-        ]
-        for motion in ("left", "right", "up")
-    }
-    return FewShotClassifier(bare_model(), HOW).fit(files)
 
 
 def right(found, truth) -> int:

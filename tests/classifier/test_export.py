@@ -14,7 +14,7 @@ import torch
 
 from strm_lightning.classifier import FewShotClassifier
 from strm_lightning.classifier.clips import ClipConfig
-from strm_lightning.classifier.export import export_classifier, graphs
+from strm_lightning.classifier.export import bundle, export_classifier, graphs, parity
 from strm_lightning.classifier.export.predict import Classifier
 from strm_lightning.classifier.support import SupportSet
 from strm_lightning.cli.main import main
@@ -261,3 +261,16 @@ def test_what_cannot_be_converted_is_one_line(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match="matching 'mine' cannot be converted to ONNX: No ONNX function found"):
         graphs.export_module(Solve().eval(), {"a": torch.eye(3)}, ({},), ["b"], tmp_path / "a.onnx", "matching 'mine'")
+
+
+def test_an_export_shows_its_progress(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in (bundle, parity):
+        monkeypatch.setattr(module, "bar_options", lambda: {"mininterval": 0.0, "miniters": 1})
+    classifier = FewShotClassifier(bare_model(), HOW).fit(examples(videos, 2, 2, 1))
+    export_classifier(classifier, tmp_path / "out", progress=True)
+    shown = capsys.readouterr().err
+    assert "Converting to ONNX:" in shown
+    assert "1/2" in shown
+    assert "Comparing predictions: 100%" in shown

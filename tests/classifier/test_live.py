@@ -1,6 +1,7 @@
 """Cameras and streams: events at the time of the clock, no growing queue, errors in one line."""
 
 import io
+import os
 import socket
 import threading
 import time
@@ -12,29 +13,13 @@ import numpy as np
 import pytest
 
 from strm_lightning.classifier import FewShotClassifier, live
-from strm_lightning.classifier.clips import ClipConfig
-from strm_lightning.classifier.live import NewestFrame, find_input
+from strm_lightning.classifier.live import LiveSource, NewestFrame, find_input
 from strm_lightning.data.decode.video import VideoError
-from tests.classifier.conftest import bare_model, moving, write_video
-from tests.classifier.test_events import FPS, long_video
-
-HOW = ClipConfig(num_frames=4, image_size=64, short_side=64)
+from tests.classifier.conftest import FPS, moving, write_video
+from tests.classifier.test_events import long_video
 
 
-@pytest.fixture(scope="module")
-def fitted(tmp_path_factory: pytest.TempPathFactory) -> FewShotClassifier:
-    folder = tmp_path_factory.mktemp("examples")
-    files = {
-        motion: [
-            write_video(folder / motion / f"{s}.mp4", moving(motion, s, frames=n), FPS)
-            for s, n in enumerate((14, 16, 19))
-        ]
-        for motion in ("left", "right", "up")
-    }
-    return FewShotClassifier(bare_model(), HOW).fit(files)
-
-
-def frames_of(source: str | Path, pause: float = 0.0) -> tuple[list[np.ndarray], list[float], int]:
+def frames_of(source: str | Path | LiveSource, pause: float = 0.0) -> tuple[list[np.ndarray], list[float], int]:
     """Take frames with a pause after each, as a machine that needs so long for a frame."""
     images, times = [], []
     with NewestFrame(source) as reader:
@@ -95,6 +80,34 @@ def test_a_local_stream(seconds: float) -> None:
         assert time.monotonic() - start > seconds * 0.9
     else:  # the newest frame only: the stream is over long before a queue of its frames would be
         assert len(images) < 20
+
+
+def test_a_source_with_one_reader_is_opened_once(fitted: FewShotClassifier) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:  # its address accepts one connection
+        sender = threading.Thread(target=serve, args=(server, mpegts(moving("left", frames=50)), 0.0), daemon=True)
+        sender.start()
+        source = LiveSource(f"tcp://127.0.0.1:{server.getsockname()[1]}").check()
+        server.close()
+        _, _, decoded = frames_of(source)
+    assert decoded >= 45
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_a_check_takes_nothing_from_a_pipe(tmp_path: Path) -> None:
+    pipe, data = tmp_path / "pipe", mpegts(moving("left", frames=50))
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(data,), daemon=True)
+    writer.start()
+    source = LiveSource(pipe).check()
+    _, _, decoded = frames_of(source)
+    writer.join(timeout=10)
+    assert decoded >= 45
+
+
+def test_a_file_is_opened_again_after_its_check(tmp_path: Path) -> None:
+    source = LiveSource(write_video(tmp_path / "a.mp4", moving("left", frames=5), 20)).check()
+    assert not source.has_one_reader
+    assert frames_of(source)[2] == 5
 
 
 class Clock:

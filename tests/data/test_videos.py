@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from strm_lightning.data.decode import limits
+from strm_lightning.data.decode import limits, upright
 from strm_lightning.data.decode import video as videos
 from strm_lightning.data.decode.video import (
     VideoError,
@@ -83,7 +83,7 @@ def test_turns_are_known_where_pyav_does_not_know_all_side_data(kind: str, tmp_p
 
     frame = Mock(spec=av.VideoFrame, rotation=turned)
     type(frame).side_data = PropertyMock(side_effect=ValueError("999 is not a valid Type"))
-    assert videos._display_matrix(frame) == matrix
+    assert upright._display_matrix(frame) == matrix
 
 
 def test_videos_of_too_many_pixels_are_refused_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from strm_lightning.classifier import FewShotClassifier
-from strm_lightning.models import STRM
 from strm_lightning.web.session_store import SessionStore
 from tests.classifier.conftest import HOW, bare_model, moving
 
@@ -120,12 +119,3 @@ def tab(browser: Any, address: str) -> Iterator[Any]:
     assert not foreign
     assert not errors
     tab.close()
-
-
-@pytest.fixture
-def count_encoded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """How many clips were encoded since the test began."""
-    counts: list[int] = []
-    real = STRM.encode
-    monkeypatch.setattr(STRM, "encode", lambda self, clips: counts.append(len(clips)) or real(self, clips))
-    return lambda: sum(counts)

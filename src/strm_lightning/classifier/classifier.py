@@ -17,8 +17,9 @@ from strm_lightning.classifier.clips import ClipConfig, as_list, is_one, read_cl
 from strm_lightning.classifier.encoder import encode, encode_each
 from strm_lightning.classifier.examples import add_examples, by_class, check_labels
 from strm_lightning.classifier.explain.explanation import Explanation, explain
-from strm_lightning.classifier.live import LiveEvent
+from strm_lightning.classifier.live import LiveEvent, LiveSource
 from strm_lightning.classifier.predictions import UNKNOWN, Prediction, WindowPrediction
+from strm_lightning.classifier.progress import over_video
 from strm_lightning.classifier.selection import Selection, select
 from strm_lightning.classifier.sklearn_mixin import SklearnMixin
 from strm_lightning.classifier.support import EncodedClip, SupportSet
@@ -289,7 +290,23 @@ class FewShotClassifier(SklearnMixin):
         """Yield the prediction of each video, or the `VideoError` of a video that cannot be read."""
         self._check_fitted()
         for clip in self._encoded(videos):
-            yield clip if isinstance(clip, VideoError) else self._predict_clip(clip)
+            yield clip if isinstance(clip, VideoError) else self.predict_encoded(clip)
+
+    def predict_encoded(self, clip: EncodedClip) -> Prediction:
+        """Return the prediction of a clip that `encode_one` returned.
+
+        Raises:
+            InputError: there are fewer than two classes.
+        """
+        self._check_fitted()
+        query = {name: tensor[None] for name, tensor in clip.features.items()}
+        logits = self.support.match(query).combined(self.qc_weight)[0].double()
+        calibration = self.calibration_
+        probabilities = torch.softmax(logits / calibration.temperature, 0).tolist()
+        ranked = sorted(zip(self.support.labels, probabilities, strict=True), key=lambda pair: -pair[1])
+        label, best = ranked[0]
+        known = best >= calibration.min_probability and float(logits.max()) >= calibration.min_logit
+        return Prediction(label if known else UNKNOWN, best, dict(ranked), clip.name, rejected=not known)
 
     def predict_proba(self, videos: Videos) -> np.ndarray:
         """Return probabilities ``[len(videos), N]``; columns are in the order of `classes_`."""
@@ -301,7 +318,13 @@ class FewShotClassifier(SklearnMixin):
         return float(np.mean(self.predict(as_list(videos)) == np.array(labels)))
 
     def predict_windows(
-        self, video: Video, *, seconds: float = 3.0, stride: float | None = None, fps: float = 25.0
+        self,
+        video: Video,
+        *,
+        seconds: float = 3.0,
+        stride: float | None = None,
+        fps: float = 25.0,
+        progress: bool = False,
     ) -> Iterator[WindowPrediction]:
         """Yield the predictions of a sliding window over a long video, in constant memory.
 
@@ -310,6 +333,7 @@ class FewShotClassifier(SklearnMixin):
             seconds: length of a window; should be about the length of the examples.
             stride: seconds between the starts of two windows; None for half a window.
             fps: frames per second of an array; the times of a file are its time stamps.
+            progress: show a progress bar.
 
         Raises:
             InputError: a length is not positive, or there are fewer than two classes.
@@ -317,12 +341,19 @@ class FewShotClassifier(SklearnMixin):
         """
         self._check_fitted()
         step = seconds / 2 if stride is None else stride
-        for start, end, clip in windows(video, self.preprocessing, seconds=seconds, stride=step, fps=fps):
+        clips = windows(video, self.preprocessing, seconds=seconds, stride=step, fps=fps)
+        for start, end, clip in over_video(clips, lambda window: window[1], video, fps) if progress else clips:
             encoded = encode([(video_name(video), clip)], self.model)
-            yield WindowPrediction(start, end, self._predict_clip(encoded[0]))
+            yield WindowPrediction(start, end, self.predict_encoded(encoded[0]))
 
     def predict_events(
-        self, video: Video, *, length: float | None = None, rate: float = 8.0, fps: float = 25.0
+        self,
+        video: Video,
+        *,
+        length: float | None = None,
+        rate: float = 8.0,
+        fps: float = 25.0,
+        progress: bool = False,
     ) -> Iterator[WindowPrediction]:
         """Yield the events of a long video: intervals that show an action, with its label; see `find_events`.
 
@@ -334,6 +365,7 @@ class FewShotClassifier(SklearnMixin):
             length: duration of an action in seconds; None for the durations of the examples.
             rate: frames per second that are encoded, each once.
             fps: frames per second of an array; the times of a file are its time stamps.
+            progress: show a progress bar.
 
         Raises:
             InputError: a number is not positive, the examples have no durations and ``length`` is None, or there are
@@ -344,15 +376,22 @@ class FewShotClassifier(SklearnMixin):
         check_positive(fps=fps)
         plan = events.plan_windows(self.support, rate, length)
         frames = regular_frames(video, self.preprocessing, rate=rate, fps=fps)
+        frames = over_video(frames, lambda frame: frame[1] / rate, video, fps) if progress else frames
         yield from events.find_events(frames, self.support, self.preprocessing, plan, video_name(video))
 
     def live(
-        self, source: str | int | Path, *, length: float | None = None, rate: float = 8.0, delay: float = 3.0
+        self,
+        source: str | int | Path | LiveSource,
+        *,
+        length: float | None = None,
+        rate: float = 8.0,
+        delay: float = 3.0,
     ) -> Generator[LiveEvent, None, None]:
         """Yield the events of a camera or stream as they happen, until it ends; see `live.watch`.
 
         Args:
-            source: number of a camera, a file (played at its own pace), or an address that FFmpeg opens.
+            source: number of a camera, a file (played at its own pace), an address that FFmpeg opens, or a
+                `LiveSource`, which can be checked earlier.
             length: duration of an action in seconds; None for the durations of the examples.
             rate: largest number of frames per second that are encoded.
             delay: seconds after its end at which an event of the best segmentation is final.
@@ -375,7 +414,7 @@ class FewShotClassifier(SklearnMixin):
         return self.explain_encoded(*self.encode_one(video))
 
     def encode_one(self, video: Video) -> tuple[EncodedClip, UInt8[Tensor, "L 3 S S"]]:
-        """Encode one video; return the encoded clip and its pixels, the arguments of `explain_encoded`.
+        """Encode one video; return the encoded clip, for `predict_encoded`, and its pixels, for `explain_encoded`.
 
         Raises:
             VideoError: the video cannot be read.
@@ -385,7 +424,7 @@ class FewShotClassifier(SklearnMixin):
 
     def explain_encoded(self, clip: EncodedClip, pixels: UInt8[Tensor, "L 3 S S"]) -> Explanation:
         """`explain` for an encoded clip."""
-        return explain(self.support, clip, pixels, self._predict_clip(clip))
+        return explain(self.support, clip, pixels, self.predict_encoded(clip))
 
     @property
     def selection_(self) -> Selection:
@@ -413,16 +452,6 @@ class FewShotClassifier(SklearnMixin):
         if self._calibration is None or self._calibration[0] != options:
             self._calibration = options, calibrate(self.support, *options)
         return self._calibration[1]
-
-    def _predict_clip(self, clip: EncodedClip) -> Prediction:
-        query = {name: tensor[None] for name, tensor in clip.features.items()}
-        logits = self.support.match(query).combined(self.qc_weight)[0].double()
-        calibration = self.calibration_
-        probabilities = torch.softmax(logits / calibration.temperature, 0).tolist()
-        ranked = sorted(zip(self.support.labels, probabilities, strict=True), key=lambda pair: -pair[1])
-        label, best = ranked[0]
-        known = best >= calibration.min_probability and float(logits.max()) >= calibration.min_logit
-        return Prediction(label if known else UNKNOWN, best, dict(ranked), clip.name, rejected=not known)
 
     def _encoded(self, videos: Iterable[Video]) -> Iterator[EncodedClip | VideoError]:
         return encode_each(videos, self.model, self.preprocessing, batch_size=self.batch_size, jobs=self.jobs)

@@ -1,15 +1,14 @@
 """Check example videos, encode them and add them to a support set."""
 
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from strm_lightning.classifier.clips import as_list, is_one
 from strm_lightning.classifier.predictions import UNKNOWN
+from strm_lightning.classifier.progress import bar_options
 from strm_lightning.classifier.support import EncodedClip, SupportSet
 from strm_lightning.classifier.videos import Video, Videos
 from strm_lightning.data.decode.video import VideoError
@@ -43,11 +42,6 @@ def by_class(
     for video, label in zip(as_list(videos), labels, strict=True):
         grouped.setdefault(str(label), []).append(video)
     return grouped
-
-
-def bar_options() -> dict[str, Any]:
-    """Options of a progress bar on stderr; in a log file it prints a line every ten seconds instead of redrawing."""
-    return {} if sys.stderr.isatty() else {"delay": 5.0, "mininterval": 10.0, "maxinterval": 10.0}
 
 
 def check_labels(labels: Iterable[str]) -> None:

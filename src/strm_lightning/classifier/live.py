@@ -11,15 +11,19 @@ from typing import Any
 import av
 import numpy as np
 import torch
+from av.container import InputContainer
 
 from strm_lightning.classifier.clips import ClipConfig
 from strm_lightning.classifier.events import EventStream, WindowPlan
 from strm_lightning.classifier.predictions import WindowPrediction
 from strm_lightning.classifier.support import SupportSet
-from strm_lightning.data.decode.video import VideoError, _UprightRGB
+from strm_lightning.data.decode.upright import UprightRGB
+from strm_lightning.data.decode.video import VideoError
 from strm_lightning.messages import check_not_negative
 
 _TIMEOUT = (20.0, 20.0)  # seconds to open a source and to wait for a frame
+_FAILURES = (av.error.FFmpegError, ValueError, IndexError)  # that PyAV raises
+_ONE_READER = ("pipe", "fd", "tcp", "unix")  # protocols of FFmpeg without a second reader
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,8 @@ def find_input(source: str | int | Path) -> Input:
     raise VideoError(f"camera {source}: does not exist; cameras: {', '.join(names) or 'none'}")
 
 
-class NewestFrame:
-    """Reader thread of a source; only the newest frame is stored, with the time at which it arrived.
+class LiveSource:
+    """A camera, a file or an address. ``str`` of it is its number or its name.
 
     Args:
         source: number of a camera, a file or an address.
@@ -92,6 +96,77 @@ class NewestFrame:
 
     def __init__(self, source: str | int | Path) -> None:
         self._source, self._input = source, find_input(source)
+        self._held: InputContainer | None = None
+
+    def __str__(self) -> str:
+        return str(self._source)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file, which is played at its own pace."""
+        return self._input.is_file
+
+    @property
+    def has_one_reader(self) -> bool:
+        """Whether it cannot be opened a second time, such as a pipe or a TCP connection."""
+        name, path = self._input.name, Path(self._input.name)
+        is_pipe = path.exists() and not self.is_file and self._input.format is None
+        return is_pipe or name.partition(":")[0] in _ONE_READER
+
+    def check(self) -> "LiveSource":
+        """Open the source, to report an error before long computations; return the source.
+
+        Raises:
+            VideoError: the source cannot be opened, or contains no video.
+        """
+        # What is read of a pipe at the opening cannot be read again, so it is kept open until `open`; its writer waits.
+        # Anything else is closed: until `open`, a camera would fill its buffers with old frames, and a server would end
+        # a connection that is not read.
+        container = self.open()
+        if self.has_one_reader:
+            self._held = container
+        else:
+            container.close()
+        return self
+
+    def open(self) -> InputContainer:
+        """Open the source, or return what `check` has kept open; it contains video.
+
+        Raises:
+            VideoError: the source cannot be opened, or contains no video.
+        """
+        if self._held is not None:
+            container, self._held = self._held, None
+            return container
+        options: dict[str, Any] = {} if self.is_file else {"timeout": _TIMEOUT}
+        try:
+            container = av.open(self._input.name, format=self._input.format, **options)
+        except _FAILURES as error:
+            raise self.failed("opened", error) from error
+        if not container.streams.video:
+            container.close()
+            raise self.failed("opened", ValueError("contains no video stream"))
+        return container
+
+    def failed(self, action: str, error: Exception) -> VideoError:
+        """Return the error ``SOURCE: cannot be ACTION (REASON)``."""
+        reason = getattr(error, "strerror", None) or str(error)
+        name = f"camera {self._source}" if isinstance(self._source, int) else str(self._source)
+        return VideoError(f"{name}: cannot be {action} ({reason})")
+
+
+class NewestFrame:
+    """Reader thread of a source; only the newest frame is stored, with the time at which it arrived.
+
+    Args:
+        source: number of a camera, a file, an address, or a source that may have been checked.
+
+    Raises:
+        VideoError: there is no such camera.
+    """
+
+    def __init__(self, source: str | int | Path | LiveSource) -> None:
+        self._source = source if isinstance(source, LiveSource) else LiveSource(source)
         self._change = threading.Condition()
         self._frame: tuple[np.ndarray, float] | None = None
         self._error: VideoError | None = None
@@ -123,40 +198,36 @@ class NewestFrame:
 
     def _read(self) -> None:
         try:
-            self._decode()
-        except (av.error.FFmpegError, ValueError, IndexError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            name = f"camera {self._source}" if isinstance(self._source, int) else str(self._source)
-            self._error = VideoError(f"{name}: cannot be {'read' if self.decoded else 'opened'} ({reason})")
+            with self._source.open() as container:
+                self._decode(container)
+        except VideoError as error:
+            self._error = error
+        except _FAILURES as error:
+            self._error = self._source.failed("read" if self.decoded else "opened", error)
         finally:
             with self._change:
                 self._ended = True
                 self._change.notify()
 
-    def _decode(self) -> None:
-        options: dict[str, Any] = {} if self._input.is_file else {"timeout": _TIMEOUT}
-        with av.open(self._input.name, format=self._input.format, **options) as container:
-            if not container.streams.video:
-                raise ValueError("contains no video stream")
-            stream = container.streams.video[0]
-            start, first, upright_rgb = None, 0.0, _UprightRGB()
-            for frame in container.decode(stream):
-                if self._stop:
-                    return
-                now = time.monotonic()
-                if start is None:
-                    start, first = now, float(frame.time or 0.0)
-                if self._input.is_file and frame.time is not None:
-                    time.sleep(max(0.0, start + float(frame.time) - first - now))
-                image = upright_rgb(frame)
-                with self._change:
-                    self.decoded += 1
-                    self._frame = image, time.monotonic()
-                    self._change.notify()
+    def _decode(self, container: InputContainer) -> None:
+        start, first, upright_rgb = None, 0.0, UprightRGB()
+        for frame in container.decode(container.streams.video[0]):
+            if self._stop:
+                return
+            now = time.monotonic()
+            if start is None:
+                start, first = now, float(frame.time or 0.0)
+            if self._source.is_file and frame.time is not None:
+                time.sleep(max(0.0, start + float(frame.time) - first - now))
+            image = upright_rgb(frame)
+            with self._change:
+                self.decoded += 1
+                self._frame = image, time.monotonic()
+                self._change.notify()
 
 
 def watch(
-    source: str | int | Path, support: SupportSet, config: ClipConfig, plan: WindowPlan, delay: float
+    source: str | int | Path | LiveSource, support: SupportSet, config: ClipConfig, plan: WindowPlan, delay: float
 ) -> Iterator[LiveEvent]:
     """Yield the events of a stream as they happen.
 
@@ -165,7 +236,7 @@ def watch(
     to disk, and memory is constant.
 
     Args:
-        source: number of a camera, a file (played at its own pace), or an address.
+        source: number of a camera, a file (played at its own pace), an address, or a source that may have been checked.
         support: the examples.
         config: size and number of frames of a clip.
         plan: windows; its ``fps`` is the largest number of frames per second that are encoded.

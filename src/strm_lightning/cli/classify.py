@@ -4,7 +4,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from strm_lightning.classifier.classifier import FewShotClassifier
 from strm_lightning.classifier.clips import check_first_frame
-from strm_lightning.classifier.examples import bar_options
+from strm_lightning.classifier.live import LiveSource
 from strm_lightning.classifier.predictions import WindowPrediction, merge_windows
+from strm_lightning.classifier.progress import bar_options
 from strm_lightning.classifier.videos import Video, VideoSource, find_examples, find_videos, video_name
 from strm_lightning.cli.long_videos import LongVideos
 from strm_lightning.cli.reports import REPORTS, Found, Report
@@ -93,6 +94,7 @@ def classify(
     long.check(files, window)
     needed = not (check or save_support or long.source is not None)
     _check(files, support, window, stride, save_support, both=json and csv, needed=needed)
+    source = None if long.source is None else LiveSource(long.source).check()
     broken = _broken(files)
     if explain is not None:
         from strm_lightning.classifier.explain import picture
@@ -109,17 +111,19 @@ def classify(
         _warn(str(error))
     given = _given(threshold=threshold, temperature=temperature)
     model = Model(ckpt, backbone, weights, matching, mirror, device)
-    classifier = open_classifier(str(support), model, jobs=jobs, **given)
-    _describe(classifier, save_support, check=check)
-    bad = 0
-    findings = _findings(classifier, files, window, stride, long, merged=not (json or csv))
-    total = len(files) if window is None and not events and long.source is None else None
-    # On a terminal, the printed rows show the progress.
-    for video, found in tqdm(findings, "Classifying", total, disable=sys.stdout.isatty(), **bar_options()):
-        bad += isinstance(found, VideoError)
-        _print(report, video, found)
-    if explain is not None and files:
-        picture.draw(classifier.explain(files[0]), explain)
+    with one_line_warnings():
+        classifier = open_classifier(str(support), model, jobs=jobs, **given)
+        _describe(classifier, save_support, check=check)
+        findings = _findings(classifier, files, window, stride, long, source, merged=not (json or csv))
+        # Rows on a terminal show the progress; a bar of its own shows that of a long video.
+        silent = sys.stdout.isatty() or window is not None or events or source is not None
+        bad = 0
+        with tqdm(findings, "Classifying", len(files), disable=silent, **bar_options()) as bar:
+            for video, found in bar:
+                bad += isinstance(found, VideoError)
+                _print(report, video, found)
+        if explain is not None and files:
+            picture.draw(classifier.explain(files[0]), explain)
     if bad:
         raise SystemExit(1)
 
@@ -151,9 +155,12 @@ def _broken(files: Sequence[Video]) -> dict[Video, VideoError]:
 
 def _print(report: Report, video: Video, found: Found) -> None:
     """Print one row without buffering, for programs that read the output."""
+    # On a terminal, the bar of a long video is removed and drawn again below the row.
+    shared = sys.stdout.isatty() and sys.stderr.isatty()
     try:
-        report.add(video_name(video), found)
-        sys.stdout.flush()
+        with tqdm.external_write_mode(file=sys.stdout) if shared else nullcontext():
+            report.add(video_name(video), found)
+            sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -204,11 +211,12 @@ def _findings(
     window: float | None,
     stride: float | None,
     long: LongVideos,
+    source: LiveSource | None,
     *,
     merged: bool,
 ) -> Iterator[tuple[Video, Found]]:
-    if long.source is not None:
-        yield from long.watch(classifier)
+    if source is not None:
+        yield from long.watch(classifier, source)
         return
     if window is None and not long.events:
         yield from zip(files, classifier.predict_each(files), strict=True)
@@ -217,7 +225,7 @@ def _findings(
         if window is None:
             stretches: Iterator[WindowPrediction] = long.find(classifier, file)
         else:
-            stretches = classifier.predict_windows(file, seconds=window, stride=stride)
+            stretches = classifier.predict_windows(file, seconds=window, stride=stride, progress=True)
         try:
             for stretch in merge_windows(stretches) if merged and window is not None else stretches:
                 yield file, stretch
@@ -252,7 +260,12 @@ class Model:
 
     def given(self) -> dict[str, Any]:
         """Return the given values as arguments of `FewShotClassifier.from_backbone`."""
-        values = {"backbone": self.backbone, "weights": self.weights, "matching": self.matching, "device": self.device}
+        values: dict[str, Any] = {
+            "backbone": self.backbone,
+            "weights": self.weights,
+            "matching": self.matching,
+            "device": self.device,
+        }
         values["matching_options"] = {"mirror": True} if self.mirror else None
         return {name: value for name, value in values.items() if value is not None}
 
@@ -271,12 +284,12 @@ def open_classifier(support: str, model: Model, **options: Any) -> FewShotClassi
     classifier = model.build(**options)
     if stored:
         return classifier.load(support).set_params(**options)
-    with _one_line_warnings():
+    with one_line_warnings():
         return classifier.fit(find_examples(support), progress=True)
 
 
 @contextmanager
-def _one_line_warnings() -> Iterator[None]:
+def one_line_warnings() -> Iterator[None]:
     """Print the message of a warning without its source line."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: _warn(str(message))

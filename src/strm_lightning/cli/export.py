@@ -7,7 +7,7 @@ from strm_lightning.classifier.export import export_classifier
 from strm_lightning.classifier.export.bundle import check_folder
 from strm_lightning.classifier.export.graphs import check_packages
 from strm_lightning.classifier.videos import find_videos
-from strm_lightning.cli.classify import Model, open_classifier
+from strm_lightning.cli.classify import Model, one_line_warnings, open_classifier
 from strm_lightning.errors import InputError
 
 
@@ -55,4 +55,5 @@ def export(
         classifier = model.build(**options)
     else:
         raise InputError("nothing to export: give --support, examples of each class, or --ckpt, a trained model")
-    return f"{out}: {export_classifier(classifier, out, check=videos)}"
+    with one_line_warnings():
+        return f"{out}: {export_classifier(classifier, out, check=videos, progress=True)}"

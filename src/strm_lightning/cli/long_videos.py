@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from strm_lightning.classifier.classifier import FewShotClassifier
-from strm_lightning.classifier.live import LiveEvent
+from strm_lightning.classifier.live import LiveEvent, LiveSource
 from strm_lightning.classifier.predictions import WindowPrediction
 from strm_lightning.classifier.videos import Video, duration_of
 from strm_lightning.cli.subtitles import write_srt, write_vtt
@@ -60,7 +60,7 @@ class LongVideos:
 
     def find(self, classifier: FewShotClassifier, file: Video) -> Iterator[WindowPrediction]:
         """Yield the events of a file and write the files that are asked for."""
-        events = list(classifier.predict_events(file, length=self.length))
+        events = list(classifier.predict_events(file, length=self.length, progress=True))
         if self.srt is not None:
             write_srt(self.srt, events)
         if self.vtt is not None:
@@ -70,15 +70,14 @@ class LongVideos:
             draw_timeline(self.timeline, events, classifier.support.labels, end)
         yield from events
 
-    def watch(self, classifier: FewShotClassifier) -> Iterator[tuple[str, LiveEvent]]:
+    def watch(self, classifier: FewShotClassifier, source: LiveSource) -> Iterator[tuple[str, LiveEvent]]:
         """Yield the events of a camera or stream as they happen, until it ends or Ctrl-C is pressed."""
-        assert self.source is not None
-        found = classifier.live(self.source, length=self.length, delay=self.delay)
+        found = classifier.live(source, length=self.length, delay=self.delay)
         print("watching; Ctrl-C stops", file=sys.stderr)
         count, last = 0, None
         with contextlib.suppress(KeyboardInterrupt), contextlib.closing(found):
             for last in found:
                 count += 1
-                yield str(self.source), last
+                yield str(source), last
         rate = "" if last is None else f"; {last.frames_per_second:.1f} frames a second, {last.dropped} dropped"
         print(f"{count} event{'' if count == 1 else 's'}{rate}", file=sys.stderr)

@@ -84,7 +84,7 @@ def _run(given: Path, path: Path, pipe: Connection) -> None:
             clip.stored = True  # an uploaded file is gone; another file may have its name
     folder = path.with_name(FOLDER)
     try:
-        parity = export_classifier(classifier, folder, progress=lambda step: pipe.send(("step", step)))
+        parity = export_classifier(classifier, folder, on_step=lambda step: pipe.send(("step", step)))
     except InputError as error:
         pipe.send(("error", str(error)))
         return

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from strm_lightning._version import __version__
 from strm_lightning.classifier.classifier import FewShotClassifier
 from strm_lightning.classifier.export import graphs
 from strm_lightning.classifier.export.parity import Parity, check_parity
+from strm_lightning.classifier.progress import bar_options
 from strm_lightning.classifier.storage import fingerprint
 from strm_lightning.classifier.videos import Video
 from strm_lightning.errors import InputError
@@ -28,7 +30,8 @@ def export_classifier(
     folder: str | Path,
     *,
     check: Sequence[Video] = (),
-    progress: Callable[[str], object] | None = None,
+    progress: bool = False,
+    on_step: Callable[[str], object] | None = None,
 ) -> Parity:
     """Export a classifier to ONNX, as a folder that works without torch and without this package.
 
@@ -45,7 +48,8 @@ def export_classifier(
         folder: the folder to write: absent or empty.
         check: videos that are not among the examples, to compare predictions on; if there are none, the examples are
             left out one by one.
-        progress: called with the name of each step when it begins.
+        progress: show progress bars.
+        on_step: called with the name of each step when it begins.
 
     Returns:
         What was compared, and the largest difference.
@@ -70,18 +74,21 @@ def export_classifier(
         )
     with atomic_folder(folder) as part:
         with write_errors(folder):
-            _write(classifier, part, progress or str)
-        (progress or str)("comparing with PyTorch")
-        return check_parity(classifier, part, check)
+            _write(classifier, part, progress, on_step or str)
+        (on_step or str)("comparing with PyTorch")
+        return check_parity(classifier, part, check, progress=progress)
 
 
-def _write(classifier: FewShotClassifier, folder: Path, progress: Callable[[str], object]) -> None:
+def _write(classifier: FewShotClassifier, folder: Path, progress: bool, on_step: Callable[[str], object]) -> None:
     about = _about(classifier)
     model, support = classifier.model, classifier.support
-    progress("converting the encoding")
-    graphs.export_encoding(model, classifier.preprocessing.image_size, folder / "encode.onnx")
-    progress("converting the matching")
-    graphs.export_matching(model, classifier.qc_weight, folder / "match.onnx", shots=max(support.shots, default=2))
+    with tqdm(total=2, desc="Converting to ONNX", unit="file", disable=not progress, **bar_options()) as bar:
+        on_step("converting the encoding")
+        graphs.export_encoding(model, classifier.preprocessing.image_size, folder / "encode.onnx")
+        bar.update()
+        on_step("converting the matching")
+        graphs.export_matching(model, classifier.qc_weight, folder / "match.onnx", shots=max(support.shots, default=2))
+        bar.update()
     if support.clips:
         arrays, _ = graphs.example_arrays(support)
         np.savez(folder / "examples.npz", **arrays)  # type: ignore[arg-type]  # numpy's stub has an option of bool

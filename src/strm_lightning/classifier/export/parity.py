@@ -1,23 +1,26 @@
 """Compare the predictions of an exported folder with those of PyTorch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
+from tqdm import tqdm
 
 from strm_lightning.classifier.classifier import FewShotClassifier
 from strm_lightning.classifier.export import graphs
 from strm_lightning.classifier.export.graphs import example_arrays
+from strm_lightning.classifier.progress import bar_options
 from strm_lightning.classifier.support import EncodedClip, SupportSet
 from strm_lightning.classifier.videos import Video
 from strm_lightning.errors import InputError
 from strm_lightning.moving_shapes import ACTIONS, render_clip
 
+_T = TypeVar("_T")
 TOLERANCE = 0.01  # largest difference of a probability
 _LEFT_OUT = 24  # examples that are left out
 _DRAWN = 4  # clips of moving shapes
@@ -46,7 +49,9 @@ class Parity:
         return f"the same labels as PyTorch on {compared}; probabilities differ by at most {self.difference:.1e}"
 
 
-def check_parity(classifier: FewShotClassifier, folder: Path, videos: Sequence[Video]) -> Parity:
+def check_parity(
+    classifier: FewShotClassifier, folder: Path, videos: Sequence[Video], *, progress: bool = False
+) -> Parity:
     """Compare labels and probabilities of an exported folder with those of the classifier.
 
     Videos are compared from the file to the label; those with the same pixels as an example are skipped. Without
@@ -57,6 +62,7 @@ def check_parity(classifier: FewShotClassifier, folder: Path, videos: Sequence[V
         classifier: the classifier; without examples, some clips of moving shapes are its examples.
         folder: the exported folder.
         videos: videos that are not among the examples.
+        progress: show a progress bar.
 
     Raises:
         InputError: labels or probabilities differ, or all videos are among the examples.
@@ -69,9 +75,15 @@ def check_parity(classifier: FewShotClassifier, folder: Path, videos: Sequence[V
     if not support.clips:
         support = _drawn_support(classifier)
         _use(exported, support)
+
+    def shown(clips: Iterable[_T], count: int) -> Iterable[_T]:
+        return tqdm(
+            clips, "Comparing predictions", count, unit="clip", disable=not (progress and count), **bar_options()
+        )
+
     differences = [
         _difference(classifier, exported, clip, exported.encode(_read(exported, video, pixels)), support)
-        for video, clip, pixels in _new_videos(classifier, videos)
+        for video, clip, pixels in shown(_new_videos(classifier, videos), len(videos))
     ]
     if videos:
         if not differences:
@@ -82,7 +94,7 @@ def check_parity(classifier: FewShotClassifier, folder: Path, videos: Sequence[V
         for clip, pixels in _drawn_clips(classifier, range(_WAY * _SHOTS, _WAY * _SHOTS + _DRAWN))
     ]
     left_out = []
-    for clip, others in _leave_out(classifier.support):
+    for clip, others in shown(_leave_out(classifier.support), len(classifier.support.left_out_clips(_LEFT_OUT))):
         if _use(exported, others):
             path = Path(clip.name)
             from_file = not clip.stored and path.is_file()
@@ -106,7 +118,7 @@ def _difference(
     logits = support.match({name: tensor[None] for name, tensor in clip.features.items()})
     label, expected = exported.decide(logits.combined(classifier.qc_weight)[0].double().numpy())
     if support is classifier.support:
-        prediction = classifier._predict_clip(clip)
+        prediction = classifier.predict_encoded(clip)
         label, expected = prediction.label, prediction.probabilities
     found, probabilities = exported.decide(exported.logits(query))
     difference = max(abs(expected[name] - probabilities[name]) for name in expected)

@@ -1,28 +1,25 @@
 """Decode video files exactly, by frame number in decoding order, from 0."""
 
-import struct
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
 import torch
 from av.container import InputContainer
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
 from torch import Tensor
 
 from strm_lightning.data.decode import limits
 from strm_lightning.data.decode.truncation import missing_bytes
+from strm_lightning.data.decode.upright import UprightRGB
 from strm_lightning.errors import InputError
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
-_TURNS = ((1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))  # display matrices of 0 to 3 left turns
 
 
 class VideoError(InputError):
@@ -59,7 +56,7 @@ def _visit(
     stop: tuple[int, int] | None,
 ) -> tuple[int, bool]:
     """Do `visit_frames` up to the frame with the number and time ``stop``; return the count, and whether it stopped."""
-    count, upright_rgb = 0, _UprightRGB()
+    count, upright_rgb = 0, UprightRGB()
     with _opened(path) as (container, stream):
         for count, frame in enumerate(_whole(container.decode(stream), path), start=1):
             if count > limits.MAX_FRAMES:
@@ -127,7 +124,7 @@ def frame_rate(path: str | Path) -> float:
         VideoError: as `count_frames`.
     """
     with _opened(path) as (_, stream):
-        return float(stream.average_rate or 25)
+        return _rate(stream)
 
 
 def video_seconds(path: str | Path) -> float:
@@ -143,7 +140,7 @@ def video_seconds(path: str | Path) -> float:
             if packet.pts is not None:
                 spans.append((packet.pts, packet.pts + (packet.duration or 0)))
         if not spans or stream.time_base is None:
-            return packets / float(stream.average_rate or 25)
+            return packets / _rate(stream)
         return float((max(end for _, end in spans) - min(start for start, _ in spans)) * stream.time_base)
 
 
@@ -162,7 +159,7 @@ def read_frames(path: str | Path, indices: Sequence[int]) -> UInt8[Tensor, "n H 
     if not wanted or wanted[0] < 0 or any(a > b for a, b in pairwise(wanted)):
         raise InputError(f"frame numbers must ascend from 0 or more, not {wanted}")
     frames: list[np.ndarray] = []
-    count, upright_rgb = 0, _UprightRGB()
+    count, upright_rgb = 0, UprightRGB()
     with _opened(path) as (container, stream):
         for count, frame in enumerate(_whole(container.decode(stream), path), start=1):
             if count - 1 == wanted[len(frames)]:
@@ -178,9 +175,9 @@ def iter_frames(path: str | Path) -> Iterator[tuple[UInt8[np.ndarray, "H W 3"], 
     Raises:
         VideoError: as `count_frames`, when decoding reaches the damage.
     """
-    count, upright_rgb = 0, _UprightRGB()
+    count, upright_rgb = 0, UprightRGB()
     with _opened(path) as (container, stream):
-        rate = float(stream.average_rate or 25)
+        rate = _rate(stream)
         for count, frame in enumerate(_whole(container.decode(stream), path), start=1):
             yield upright_rgb(frame), (count - 1) / rate if frame.time is None else float(frame.time)
     if not count:
@@ -199,47 +196,46 @@ def read_times(path: str | Path, times: Sequence[float]) -> UInt8[Tensor, "n H W
     Raises:
         VideoError: as `count_frames`, or the video ends before a time.
     """
-    wanted, upright_rgb = list(times), _UprightRGB()
-    frames: list[np.ndarray] = []
-    with _opened(path) as (container, stream):
-        rate = float(stream.average_rate or 25)
-        origin = next((frame.time for frame in _whole(container.decode(stream), path)), None) or 0.0
-        if stream.time_base:
-            container.seek(int((origin + wanted[0]) / stream.time_base), stream=stream)
-        shown: VideoFrame | None = None
-        for frame in _whole(container.decode(stream), path):
-            now = (frame.time or 0.0) - origin
-            if shown is None and now > wanted[0] and now > 1 / rate:
-                break  # the index is wrong: decode from the start
-            while shown is not None and len(frames) < len(wanted) and now > wanted[len(frames)]:
-                frames.append(upright_rgb(shown))
-            shown, last = frame, now
-            if len(frames) == len(wanted):
-                break
-        while shown is not None and len(frames) < len(wanted) and wanted[len(frames)] <= last + 1.5 / rate:
-            frames.append(upright_rgb(shown))
-    if len(frames) == len(wanted):
-        return torch.from_numpy(np.stack(frames))
-    return _read_times_from_start(path, wanted, 1.5 / rate)
-
-
-def _read_times_from_start(path: str | Path, times: Sequence[float], slack: float) -> UInt8[Tensor, "n H W 3"]:
-    frames: list[np.ndarray] = []
-    origin: float | None = None
-    shown, now = None, 0.0
-    for image, time in iter_frames(path):
-        origin = time if origin is None else origin
-        now = time - origin
-        while shown is not None and len(frames) < len(times) and now > times[len(frames)]:
-            frames.append(shown)
-        if len(frames) == len(times):
+    wanted, frames, end = list(times), list[np.ndarray](), 0.0
+    for seek in (True, False):  # without a seek if the index of the file is wrong
+        frames, end = _shown(path, wanted, seek=seek)
+        if len(frames) == len(wanted):
             return torch.from_numpy(np.stack(frames))
-        shown = image
-    while shown is not None and len(frames) < len(times) and times[len(frames)] <= now + slack:
-        frames.append(shown)
-    if len(frames) < len(times):
-        raise VideoError(f"{path}: is {now:.1f} s long, there is no frame at {times[len(frames)]:.1f} s")
-    return torch.from_numpy(np.stack(frames))
+    raise VideoError(f"{path}: is {end:.1f} s long, there is no frame at {wanted[len(frames)]:.1f} s")
+
+
+def _shown(path: str | Path, times: Sequence[float], *, seek: bool) -> tuple[list[np.ndarray], float]:
+    """Return the frames that are shown at the first of the times, as many as are found, and the last decoded time."""
+    frames: list[np.ndarray] = []
+    shown, now, upright_rgb = None, 0.0, UprightRGB()
+    with _opened(path) as (container, stream):
+        rate = _rate(stream)
+        decoded = _whole(container.decode(stream), path)
+        first = next(decoded, None)
+        if first is None:
+            raise VideoError(f"{path}: has no frame that can be decoded")
+        origin = first.time or 0.0
+        if seek and stream.time_base:
+            container.seek(int((origin + times[0]) / stream.time_base), stream=stream)
+            decoded = _whole(container.decode(stream), path)
+        else:
+            decoded = chain([first], decoded)
+        for number, frame in enumerate(decoded):
+            now = (number / rate if frame.time is None else frame.time) - origin
+            if seek and (frame.time is None or (not number and now > max(times[0], 1 / rate))):
+                return [], 0.0
+            while shown is not None and len(frames) < len(times) and now > times[len(frames)]:
+                frames.append(upright_rgb(shown))
+            if len(frames) == len(times):
+                break
+            shown = frame
+        while shown is not None and len(frames) < len(times) and times[len(frames)] <= now + 1.5 / rate:
+            frames.append(upright_rgb(shown))
+    return frames, now
+
+
+def _rate(stream: VideoStream) -> float:
+    return float(stream.average_rate or 25)
 
 
 @contextmanager
@@ -277,47 +273,3 @@ def _whole(frames: Iterable[VideoFrame], path: str | Path) -> Iterator[VideoFram
             reason = f"truncated, {missing} bytes are missing at its end" if missing else "damaged"
             raise VideoError(f"{path}: frame {number} is {reason}")
         yield frame
-
-
-class _UprightRGB:
-    """Convert frames to RGB, rotated and mirrored by the display matrix of the video.
-
-    All frames are converted with the size and matrix of the first one, even if the stream changes. One reformatter is
-    used for all frames of a video; a new one for each frame takes 4 times as long.
-    """
-
-    def __init__(self) -> None:
-        self._reformatter = VideoReformatter()
-        self._size: tuple[int, int] | None = None
-        self._matrix = (1, 0, 0, 1)
-
-    def __call__(self, frame: VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
-        if self._size is None:
-            self._size, self._matrix = (frame.width, frame.height), _display_matrix(frame)
-        image = self._reformatter.reformat(frame, *self._size, format="rgb24").to_ndarray()
-        return image if self._matrix == (1, 0, 0, 1) else _displayed(image, self._matrix)
-
-
-def _display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
-    """Return (a, b, c, d) of a frame's display matrix, rounded to quarter turns; (1, 0, 0, 1) if it has none.
-
-    The pixel (x, y) is shown at (a x + c y, b x + d y), with y down. PyAV's ``frame.rotation`` ignores mirroring.
-    """
-    try:
-        side_data: Any = frame.side_data  # missing in PyAV's type annotation
-        data = bytes(side_data["DISPLAYMATRIX"])
-    except KeyError:
-        return 1, 0, 0, 1
-    except ValueError:  # the frame has another kind of side data, unknown to PyAV
-        return _TURNS[round(frame.rotation / 90) % 4]
-    a, b, _, c, d = struct.unpack("=5i", data[:20])
-    if abs(a) + abs(d) >= abs(b) + abs(c):
-        return -1 if a < 0 else 1, 0, 0, -1 if d < 0 else 1
-    return 0, -1 if b < 0 else 1, -1 if c < 0 else 1, 0
-
-
-def _displayed(image: UInt8[np.ndarray, "H W 3"], matrix: tuple[int, int, int, int]) -> UInt8[np.ndarray, "h w 3"]:
-    a, b, c, d = matrix
-    if not a:
-        image = image.transpose(1, 0, 2)
-    return np.ascontiguousarray(image[:: b + d, :: a + c])
