@@ -39,7 +39,7 @@ def build_backbone(
     return backbone
 
 
-def _kind(name: str) -> type[ClipBackbone]:
+def _kind(name: str) -> Any:  # each class has further arguments
     if not name.startswith(TORCHVISION_PREFIX):
         return Backbone
     from strm_lightning.models.backbones.torchvision import VideoBackbone  # torchvision takes long to import
