@@ -172,4 +172,6 @@ def test_a_run_goes_on_after_a_node_was_killed(killed: int, actions: Path, whole
     run_nodes(tmp_path, "fit", *options, f"--ckpt_path={last_checkpoint(tmp_path)}")
     resumed = state(last_checkpoint(tmp_path, 1))
     assert resumed["global_step"] == 12
+    before = content["state_dict"]
+    assert any(not torch.equal(before[name], tensor) for name, tensor in resumed["state_dict"].items())
     torch.testing.assert_close(resumed, state(whole), rtol=0, atol=0)
