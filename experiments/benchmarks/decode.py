@@ -1,4 +1,4 @@
-"""Time to read a clip from a video file: one decoding pass against counting all frames first.
+"""CPU time to read a clip from a video file: one decoding pass against counting all frames first.
 
     python experiments/benchmarks/decode.py [FILE ...] [--rounds 5] [--seconds 3] [--frames 8]
 
@@ -60,9 +60,9 @@ def write_videos(folder: Path, seconds: float) -> list[Path]:
 
 
 def seconds_of(read: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     read()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def compare(path: Path, frames: int, rounds: int) -> float:
