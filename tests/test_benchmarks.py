@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.benchmarks import decode, gpu, heads
+from experiments.benchmarks import decode, gpu, heads, start
 from tests.data.clips import write_video
 
 
@@ -32,5 +32,10 @@ def test_gpu_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     options = [f"--{name}={value}" for name, value in sizes.items()]
     gpu.main(["--device=cpu", "--backbone=test_resnet", "--no_compile", *options])
     printed = capsys.readouterr().out
-    for start in ("| float32 |", "| bfloat16 |", "| loader |", "| bank, float32 |", "| bank, bfloat16 |"):
-        assert f"\n{start}" in printed
+    for first in ("| float32 |", "| bfloat16 |", "| loader |", "| bank, float32 |", "| bank, bfloat16 |"):
+        assert f"\n{first}" in printed
+
+
+def test_start(capsys: pytest.CaptureFixture[str]) -> None:
+    start.main([str(Path(__file__).parents[1]), "--rounds", "1", "--match", "import strm_lightning"])
+    assert "| `import strm_lightning` |" in capsys.readouterr().out

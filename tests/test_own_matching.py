@@ -21,7 +21,7 @@ from strm_lightning import STRMModule
 from strm_lightning.classifier import FewShotClassifier
 from strm_lightning.episode import VideoFeatures
 from strm_lightning.errors import InputError
-from strm_lightning.evaluation.report import load_results
+from strm_lightning.evaluation.results_file import load_results
 from strm_lightning.models import FeatureSpec, Matching, register_matching
 from strm_lightning.models.matching import base
 from strm_lightning.models.matching.shots import mean_over_shots

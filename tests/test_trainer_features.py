@@ -17,7 +17,7 @@ from lightning.pytorch.tuner import Tuner
 from torch.utils.data import DataLoader
 
 from strm_lightning.episode import Episode
-from strm_lightning.evaluation.report import RESULTS
+from strm_lightning.evaluation.results_file import RESULTS
 from tests.test_module import data, module, pytestmark, trainer, weights
 
 pytestmark = [

@@ -20,6 +20,7 @@ from strm_lightning.data.decode.video import (
     iter_frames,
     read_chosen,
     read_frames,
+    visit_frames,
 )
 from strm_lightning.data.prepare import prepare
 from strm_lightning.data.sampling import select_frames
@@ -78,6 +79,7 @@ def test_damaged_videos_are_refused_or_read_alike_by_all(name: str, tmp_path: Pa
     for seed in range(60):
         path.write_bytes(damaged(good, random.Random(f"{name}/{seed}")))
         count, refusal = outcome(lambda: count_frames(path))
+        assert (count, refusal) == outcome(lambda: visit_frames(path, (), lambda *_: None))  # with all filters
         outcomes["refused" if refusal else "read"] += 1
         chosen, chosen_refusal = outcome(lambda: read_chosen(path, middles))
         if refusal:

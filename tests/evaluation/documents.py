@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from strm_lightning.evaluation.intervals import all_intervals
-from strm_lightning.evaluation.report import save_results
 from strm_lightning.evaluation.results import EpisodeResults
+from strm_lightning.evaluation.results_file import save_results
 
 CLASSES = ("bend", "clap", "jump", "kick", "wave_both hands")
 

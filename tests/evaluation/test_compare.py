@@ -8,7 +8,7 @@ import pytest
 
 from strm_lightning.cli.main import main
 from strm_lightning.evaluation.paired import compare_documents, group_seeds, paired_difference
-from strm_lightning.evaluation.report import save_results
+from strm_lightning.evaluation.results_file import save_results
 from strm_lightning.evaluation.tables import latex_table, markdown_table
 from tests.evaluation.documents import CLASSES, document, random_results, sweep_row, write
 

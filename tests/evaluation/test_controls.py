@@ -16,7 +16,7 @@ from strm_lightning.evaluation.controls import (
     static_clips,
     static_maps,
 )
-from strm_lightning.evaluation.report import load_results
+from strm_lightning.evaluation.results_file import load_results
 from strm_lightning.models.strm import STRM
 from tests.test_module import data, module, trainer
 

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from strm_lightning import EpisodeDataModule
 from strm_lightning.cli.main import main
-from strm_lightning.evaluation.report import load_results
+from strm_lightning.evaluation.results_file import load_results
 from tests.test_module import SPLIT, data, module, trainer
 
 pytestmark = [

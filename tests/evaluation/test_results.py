@@ -9,8 +9,9 @@ import torch
 from sklearn.metrics import confusion_matrix
 
 from strm_lightning.episode import Episode
-from strm_lightning.evaluation.report import load_results, results_of, save_results
-from strm_lightning.evaluation.results import EpisodeAccuracy, EpisodeResults
+from strm_lightning.evaluation.accuracy import EpisodeAccuracy
+from strm_lightning.evaluation.results import EpisodeResults
+from strm_lightning.evaluation.results_file import load_results, results_of, save_results
 from tests.evaluation.documents import CLASSES, document, random_results
 
 

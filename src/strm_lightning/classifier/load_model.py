@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from strm_lightning.errors import InputError
-from strm_lightning.models.backbones.torchvision import TORCHVISION_PREFIX, pretraining_size
+from strm_lightning.models.backbones.base import TORCHVISION_PREFIX
 from strm_lightning.models.head import STRMHead
 from strm_lightning.models.strm import STRM
 from strm_lightning.models.weights.loading import load_tensors
@@ -78,6 +78,8 @@ def usual_clip(backbone: str) -> dict[str, Any]:
     """Return the options of `ClipConfig` that fit a backbone without training: runs of frames for video models."""
     if not backbone.startswith(TORCHVISION_PREFIX):
         return {}
+    from strm_lightning.models.backbones.torchvision import pretraining_size  # torchvision takes long to import
+
     return {"num_frames": 32, "num_segments": 2, "frame_policy": "dense", "image_size": pretraining_size(backbone)}
 
 

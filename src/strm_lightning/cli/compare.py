@@ -6,7 +6,7 @@ from pathlib import Path
 
 from strm_lightning.errors import InputError
 from strm_lightning.evaluation.paired import compare_documents, comparison_text
-from strm_lightning.evaluation.report import RESULTS, load_results
+from strm_lightning.evaluation.results_file import RESULTS, load_results
 
 
 def compare(

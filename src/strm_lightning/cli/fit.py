@@ -24,7 +24,8 @@ from strm_lightning.data.datamodule import MOVING_SHAPES, EpisodeDataModule
 from strm_lightning.errors import InputError, WriteError
 from strm_lightning.evaluation.intervals import interval_rows
 from strm_lightning.evaluation.pictures import METRICS, draw
-from strm_lightning.evaluation.report import RESULTS, run_folder
+from strm_lightning.evaluation.report import run_folder
+from strm_lightning.evaluation.results_file import RESULTS
 from strm_lightning.evaluation.tables import plain_table
 from strm_lightning.models.matching.base import matching_names, matching_options
 from strm_lightning.training.checkpoints import LastCheckpoint, check_checkpoint

@@ -2,7 +2,7 @@
 
 from strm_lightning.errors import InputError
 from strm_lightning.evaluation.pictures import METRICS, draw
-from strm_lightning.evaluation.report import RESULTS
+from strm_lightning.evaluation.results_file import RESULTS
 
 
 def plot(*runs: str, out: str | None = None) -> None:

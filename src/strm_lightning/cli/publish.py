@@ -4,7 +4,7 @@ from pathlib import Path
 
 from strm_lightning.classifier.load_model import read_checkpoint
 from strm_lightning.errors import InputError
-from strm_lightning.evaluation.report import load_results
+from strm_lightning.evaluation.results_file import load_results
 
 
 def publish(

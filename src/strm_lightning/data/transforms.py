@@ -7,8 +7,6 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode  # type: ignore[import-untyped]
-from torchvision.transforms.v2 import functional as tv
 
 from strm_lightning.errors import InputError
 
@@ -70,6 +68,10 @@ def resize_short_side(frames: UInt8[Tensor, "L H W 3"], short_side: int) -> UInt
     """
     if min(frames.shape[1:3]) == short_side:
         return frames
+    # Imported here, since torchvision takes longer to import than a help text to print.
+    from torchvision.transforms.v2 import InterpolationMode  # type: ignore[import-untyped]
+    from torchvision.transforms.v2 import functional as tv
+
     view = frames.permute(0, 3, 1, 2)  # channels-last in memory: several times faster to resize
     resized: Tensor = tv.resize(view, [short_side], interpolation=InterpolationMode.BILINEAR, antialias=True)
     return resized.permute(0, 2, 3, 1)

@@ -11,8 +11,8 @@ from jaxtyping import Float
 
 from strm_lightning.errors import InputError
 from strm_lightning.evaluation.intervals import all_intervals, mean_intervals
-from strm_lightning.evaluation.report import results_of
 from strm_lightning.evaluation.results import EpisodeResults, half_interval
+from strm_lightning.evaluation.results_file import results_of
 from strm_lightning.evaluation.tables import latex_table, markdown_table, plain_table
 from strm_lightning.messages import some_of
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from strm_lightning.errors import InputError, MissingFileError, MissingPackageError
 from strm_lightning.evaluation.figures import class_figure, confusion_figure, learning_figure, shots_figure
-from strm_lightning.evaluation.report import RESULTS, load_results
+from strm_lightning.evaluation.results_file import RESULTS, load_results
 from strm_lightning.fileio import atomic_path, write_errors
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ from strm_lightning.data.loaders import EpisodeDataset, align_progress
 from strm_lightning.data.splits.stages import Stage
 from strm_lightning.episode import Episode, MatchLogits, PooledMaps
 from strm_lightning.errors import InputError
+from strm_lightning.evaluation.accuracy import EpisodeAccuracy
 from strm_lightning.evaluation.bank import FeatureBank
 from strm_lightning.evaluation.card import SOURCE_KEYS, describe_checkpoint
 from strm_lightning.evaluation.controls import (
@@ -50,7 +51,7 @@ from strm_lightning.evaluation.handover import Handover
 from strm_lightning.evaluation.matching import match_from_bank
 from strm_lightning.evaluation.pictures import log_pictures
 from strm_lightning.evaluation.report import report_test, run_folder
-from strm_lightning.evaluation.results import EpisodeAccuracy, EpisodeResults
+from strm_lightning.evaluation.results import EpisodeResults
 from strm_lightning.messages import check_choice, check_not_negative
 from strm_lightning.models.matching.base import Encoded
 from strm_lightning.models.strm import STRM, own_classes

@@ -2,7 +2,6 @@
 
 import lightning as L
 from lightning.pytorch.plugins.layer_sync import LayerSync, TorchSyncBatchNorm
-from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -19,6 +18,8 @@ class TimmSyncBatchNorm(LayerSync):
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Replace batch norm layers by synchronised ones that share their parameters and buffers."""
+        from timm.layers import convert_sync_batchnorm  # timm takes long to import
+
         self._originals = {
             name: module
             for name, module in model.named_modules(remove_duplicate=False)

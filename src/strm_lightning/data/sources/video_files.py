@@ -26,7 +26,11 @@ class FileListing(Listing):
         return "videos"
 
     def count(self, names: Sequence[str], *, progress: bool) -> dict[str, int | str]:
-        """Count the frames of each video by decoding it."""
+        """Count the frames of each video by decoding it.
+
+        Packets give nearly always the same numbers and are read 40 times faster, but they do not show damage: a
+        damaged video would end a run when it is first read, instead of being left out before episodes are drawn.
+        """
         return count_all(self.root, {n: self.paths[n] for n in names}, count_frames, "videos", progress=progress)
 
     def open(self, frame_counts: Mapping[str, int], unreadable: Mapping[str, str]) -> "FileStore":

@@ -29,6 +29,7 @@ from strm_lightning.errors import InputError
 from strm_lightning.messages import check_positive
 
 BatchNormPolicy = Literal["train", "frozen"]
+TORCHVISION_PREFIX = "torchvision/"  # of the names of torchvision's video models
 
 _Backbone = TypeVar("_Backbone", bound="type[ClipBackbone]")
 _BACKBONES: dict[str, "type[ClipBackbone]"] = {}

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from strm_lightning.errors import InputError
-from strm_lightning.models.backbones.base import ClipBackbone, registered_backbone
+from strm_lightning.models.backbones.base import TORCHVISION_PREFIX, ClipBackbone, registered_backbone
 from strm_lightning.models.backbones.timm import Backbone
-from strm_lightning.models.backbones.torchvision import TORCHVISION_PREFIX, VideoBackbone
 
 
 def build_backbone(
@@ -31,10 +30,18 @@ def build_backbone(
         InputError: there is no such backbone, or an option is wrong.
         MissingFileError: ``weights`` does not exist.
     """
-    kind = registered_backbone(name) or (VideoBackbone if name.startswith(TORCHVISION_PREFIX) else Backbone)
+    kind = registered_backbone(name) or _kind(name)
     if kind is Backbone:
         return Backbone(name, pretrained=pretrained, weights=weights, stage=stage, **options)
     if stage not in (-1, [-1], (-1,)):
         raise InputError(f"backbone_stage {stage}: {name!r} is not a timm model; use -1, the output of the network")
     backbone: ClipBackbone = kind(name, pretrained=pretrained, weights=weights, **options)
     return backbone
+
+
+def _kind(name: str) -> Any:  # each class has further arguments
+    if not name.startswith(TORCHVISION_PREFIX):
+        return Backbone
+    from strm_lightning.models.backbones.torchvision import VideoBackbone  # torchvision takes long to import
+
+    return VideoBackbone

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import timm
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -179,6 +178,8 @@ def _cut_after(net: Any, name: str, wanted: Sequence[int]) -> dict[int, int]:
 
 
 def _create(name: str, *, pretrained: bool) -> Any:  # timm families share no typed interface
+    import timm  # takes longer to import than a help text to print; it also imports wandb and torchvision
+
     if not timm.is_model(name):
         hint = did_you_mean(name.split(".")[0], timm.list_models())
         raise InputError(

@@ -12,10 +12,9 @@ from torchvision.models import get_model, get_model_weights, list_models, video 
 
 from strm_lightning.errors import InputError
 from strm_lightning.messages import did_you_mean
-from strm_lightning.models.backbones.base import ClipBackbone
+from strm_lightning.models.backbones.base import TORCHVISION_PREFIX, ClipBackbone
 from strm_lightning.models.weights.loading import load_weights
 
-TORCHVISION_PREFIX = "torchvision/"
 _FRAMES = 16  # of a segment in pretraining, for checks of sizes
 _CLASSIFIERS = ("fc", "classifier", "head")
 
