@@ -94,7 +94,8 @@ def check_parity(
         for clip, pixels in _drawn_clips(classifier, range(_WAY * _SHOTS, _WAY * _SHOTS + _DRAWN))
     ]
     left_out = []
-    for clip, others in shown(_leave_out(classifier.support), len(classifier.support.left_out_clips(_LEFT_OUT))):
+    chosen = classifier.support.left_out_clips()[:_LEFT_OUT]
+    for clip, others in shown(_leave_out(classifier.support, chosen), len(chosen)):
         if _use(exported, others):
             path = Path(clip.name)
             from_file = not clip.stored and path.is_file()
@@ -160,10 +161,10 @@ def _drawn_support(classifier: FewShotClassifier) -> SupportSet:
     return support
 
 
-def _leave_out(support: SupportSet) -> Iterator[tuple[EncodedClip, SupportSet]]:
-    """Yield examples, each with the support set without it; classes keep at least one clip."""
+def _leave_out(support: SupportSet, clips: Sequence[tuple[int, int]]) -> Iterator[tuple[EncodedClip, SupportSet]]:
+    """Yield examples, given as in `SupportSet.left_out_clips`, each with the support set without it."""
     labels = support.labels
-    for c, k in support.left_out_clips()[:_LEFT_OUT]:
+    for c, k in clips:
         others = SupportSet(support.model, support.qc_weight)
         for label in labels:
             members = support.clips[label]

@@ -406,14 +406,13 @@ class _SeveralKernels(Matching):
         way, shot = self._way_and_shot(support)
         device = next(iter(support.values())).device
         label = torch.arange(way, device=device).repeat_interleave(shot)
-        remove = shot_mask is not None and shot_mask.ndim == 2 and not torch.compiler.is_compiling()
-        clips = {"label": label[shot_mask.flatten()] if remove else label}
+        if shot_mask is not None and shot_mask.ndim == 2 and not torch.compiler.is_compiling():
+            present = {name: support[name][shot_mask] for name in self.parts}
+            return {**present, "label": label[shot_mask.flatten()]}
+        clips = {"label": label} if shot_mask is None else {"label": label, "present": shot_mask.flatten(-2)}
         for name in self.parts:
             axis = self._axis_of_way(name)
-            tensor = support[name] if remove else zero_absent(support[name], shot_mask)
-            clips[name] = tensor[shot_mask] if remove else tensor.flatten(axis, axis + 1)
-        if shot_mask is not None and not remove:
-            clips["present"] = shot_mask.flatten(-2)
+            clips[name] = zero_absent(support[name], shot_mask).flatten(axis, axis + 1)
         return clips
 
     def floats_per_pair(self, encoded: Encoded) -> int:
