@@ -3,12 +3,13 @@
     python experiments/benchmarks/events.py FOLDER --cache CACHE [--matching kernel_ridge] [--shots 3] [--half report]
 
 FOLDER has files ``NAME_CLASS_NUMBER.mp4`` (EgoGestAR's test videos); those of the class ``unclassified`` are put
-between the events. Clips are divided into two halves by a fixed seed: the constants of `classifier.events` were chosen
-on ``choose``, and figures are reported on ``report``. A half has examples, six videos of seven events, and gaps; no
-clip is in both halves, and no example is in a video. Videos are joined from the frames at 8 frames a second. CACHE
-keeps the pooled maps of frames and the logits of windows; it must not be in a repository.
+between the events. Clips are divided into two halves: the constants of `classifier.events` were chosen on ``choose``,
+and figures are reported on ``report``. No clip is in both halves. A draw divides the clips of a half into examples and
+six videos of seven events with gaps between them; no example is in a video. Videos are joined from the frames at
+8 frames a second. CACHE keeps the pooled maps of frames and the logits of windows; it must not be in a repository.
 
-Printed is the F1 of events: an event is right if its label is, and its temporal IoU with the true one is at least 0.5.
+Printed is the F1 of events over all draws, and its lowest and highest value of one draw: an event is right if its label
+is, and its temporal IoU with the true one is at least 0.5.
 """
 
 import argparse
@@ -16,7 +17,9 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,31 +37,30 @@ RATE, VIDEOS, EVENTS, SHOTS = 8.0, 6, 7, 3
 Truth = tuple[float, float, str]
 
 
-def divide(folder: Path, seed: int) -> dict[str, tuple[dict[str, list[Path]], list[list[tuple[str | None, Path]]]]]:
-    """For each half: the examples of each class, and the clips of each video with their class, None in gaps."""
+def divide(folder: Path, half: str, draw: int) -> tuple[dict[str, list[Path]], list[list[tuple[str | None, Path]]]]:
+    """Return the examples of each class of a half, and the clips of each video with their class, None in gaps."""
     clips: dict[str, list[Path]] = {}
     for file in sorted(folder.glob("*.mp4")):
         clips.setdefault(file.stem.split("_")[1], []).append(file)
-    rng = random.Random(seed)
+    rng = random.Random(0)  # the same halves for all draws
     gaps = clips.pop("unclassified")
-    rng.shuffle(gaps)
-    for label in sorted(clips):
-        rng.shuffle(clips[label])
-    halves = {}
-    for i, half in enumerate(("choose", "report")):
-        examples = {label: clips[label][i::2][:SHOTS] for label in sorted(clips)}
-        left = {label: clips[label][i::2][SHOTS:] for label in sorted(clips)}
-        videos = []
-        for _ in range(VIDEOS):
-            labels = sorted(left, key=lambda label: (-len(left[label]), rng.random()))[:EVENTS]
-            rng.shuffle(labels)
-            between = rng.sample(gaps[i::2], EVENTS + 1)
-            video: list[tuple[str | None, Path]] = [(None, between[0])]
-            for label, gap in zip(labels, between[1:], strict=True):
-                video += [(label, left[label].pop()), (None, gap)]
-            videos.append(video)
-        halves[half] = examples, videos
-    return halves
+    for files in [gaps, *clips.values()]:
+        rng.shuffle(files)
+    i = ("choose", "report").index(half)
+    rng, gaps = random.Random(draw), gaps[i::2]
+    clips = {label: rng.sample(files[i::2], len(files[i::2])) for label, files in clips.items()}
+    examples = {label: files[:SHOTS] for label, files in clips.items()}
+    left = {label: files[SHOTS:] for label, files in clips.items()}
+    videos = []
+    for _ in range(VIDEOS):
+        labels = sorted(left, key=lambda label: (-len(left[label]), rng.random()))[:EVENTS]
+        rng.shuffle(labels)
+        between = rng.sample(gaps, EVENTS + 1)
+        video: list[tuple[str | None, Path]] = [(None, between[0])]
+        for label, gap in zip(labels, between[1:], strict=True):
+            video += [(label, left[label].pop()), (None, gap)]
+        videos.append(video)
+    return examples, videos
 
 
 def cached(path: Path, make: Callable[[], object]) -> object:
@@ -158,6 +160,10 @@ def suppressed(scores, plan, labels, threshold) -> list[Truth]:
     return kept
 
 
+def segmented(scores, support, plan) -> list[Truth]:
+    return [(e.start, e.end, e.prediction.label) for e in segment_scores(scores, support, plan)]
+
+
 def streamed(scores, support, config, plan, delay) -> list[Truth]:
     stream = EventStream(support, config, plan, delay)
     events = [event for step in scores for event in stream.add(step)] + stream.finish()
@@ -168,50 +174,54 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--matching", default="kernel_ridge")
+    parser.add_argument("--matching", default="auto")
     parser.add_argument("--shots", type=int, default=SHOTS, help=f"examples a class, at most {SHOTS}")
     parser.add_argument("--half", choices=("choose", "report"), default="report")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--draws", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.cache.mkdir(parents=True, exist_ok=True)
     classifier = FewShotClassifier.from_backbone(matching=options.matching)
-    files, videos = divide(options.folder, options.seed)[options.half]
-    support = examples_of(classifier, files, options.cache, options.shots)
-    plan, labels, config = plan_windows(support, RATE), support.labels, classifier.preprocessing
-    threshold = fit_threshold(support.leave_one_out()[0], support.leave_classes_out()) if options.shots > 1 else -np.inf
-    methods = {
-        "--window 3 --threshold fit": lambda scores: fixed_windows(scores, plan, labels, threshold),
-        "several lengths, suppression": lambda scores: suppressed(scores, plan, labels, threshold),
-        "--events": lambda scores: [
-            (e.start, e.end, e.prediction.label) for e in segment_scores(scores, support, plan)
-        ],
-        **{
-            f"stream, delay {delay:g} s": lambda scores, delay=delay: streamed(scores, support, config, plan, delay)
-            for delay in (0, 1, 3)
-        },
-    }
-    start, all_scores, truths = time.perf_counter(), [], []
-    for number, video in enumerate(videos):
-        name = f"{options.matching}.{options.shots}.{options.half}.{options.seed}.{number}.{len(plan.lengths)}.scores"
-        scores, truth = cached(
-            options.cache / name, lambda v=video: scores_of(classifier, support, plan, v, options.cache)
-        )
-        all_scores.append(scores)
-        truths.append(truth)
-    total = sum(map(len, truths))
-    seconds = sum(len(scores) for scores in all_scores) / RATE
+    counts: dict[str, list[tuple[int, int, int]]] = {}
+    start, seconds = time.perf_counter(), 0.0
+    for draw in range(options.draws):
+        files, videos = divide(options.folder, options.half, draw)
+        support = examples_of(classifier, files, options.cache, options.shots)
+        plan, labels, config = plan_windows(support, RATE), support.labels, classifier.preprocessing
+        known = support.leave_one_out()[0]
+        threshold = fit_threshold(known, support.leave_classes_out()) if options.shots > 1 else -np.inf
+        all_scores, truths = [], []
+        for number, video in enumerate(videos):
+            name = f"{options.matching}.{options.shots}.{options.half}.{draw}.{number}.{len(plan.lengths)}.scores"
+            made = partial(scores_of, classifier, support, plan, video, options.cache)
+            scores, truth = cached(options.cache / name, made)
+            all_scores.append(scores)
+            truths.append(truth)
+            seconds += len(scores) / RATE
+        methods: dict[str, Callable[[Any], list[Truth]]] = {
+            "--window 3 --threshold fit": partial(fixed_windows, plan=plan, labels=labels, threshold=threshold),
+            "several lengths, suppression": partial(suppressed, plan=plan, labels=labels, threshold=threshold),
+            "--events": partial(segmented, support=support, plan=plan),
+        }
+        for delay in (0, 1, 3):
+            stream = partial(streamed, support=support, config=config, plan=plan, delay=delay)
+            methods[f"stream, delay {delay} s"] = stream
+        for name, find in methods.items():
+            found = [find(scores) for scores in all_scores]
+            right = sum(count_right(f, t) for f, t in zip(found, truths, strict=True))
+            counts.setdefault(name, []).append((right, sum(map(len, found)), sum(map(len, truths))))
     print(
-        f"{options.matching}, {options.shots} examples a class, half {options.half!r}: {total} events in "
-        f"{len(videos)} videos of {seconds:.0f} s in total; windows of {plan.lengths[0] / RATE:.1f} to "
-        f"{plan.lengths[-1] / RATE:.1f} s in {len(plan.lengths)} lengths; "
+        f"{options.matching}, {options.shots} examples a class, half {options.half!r}: {options.draws} draws of "
+        f"{VIDEOS * EVENTS} events in {VIDEOS} videos, {seconds:.0f} s in total; "
         f"{time.perf_counter() - start:.0f} s of computation or reading"
     )
-    for name, find in methods.items():
-        found = [find(scores) for scores in all_scores]
-        right = sum(count_right(f, t) for f, t in zip(found, truths, strict=True))
-        count = sum(map(len, found))
-        print(f"  {name:<30} F1 {2 * right / (count + total):.2f}   {right} of {total} events, {count} found")
+    for name, of_draws in counts.items():
+        right, count, total = map(sum, zip(*of_draws, strict=True))
+        each = [2 * r / (c + t) for r, c, t in of_draws]
+        print(
+            f"  {name:<30} F1 {2 * right / (count + total):.2f} ({min(each):.2f} to {max(each):.2f})   "
+            f"{right} of {total} events, {count} found"
+        )
 
 
 if __name__ == "__main__":
