@@ -69,6 +69,8 @@ class PatchEnrichment(nn.Module):
         if products is None:
             a = self._attended(x)
             return a.mean(-2) + self.psi[-1](self.psi[:-1](a).mean(-2))
+        # Without gradient, a product of a view that is not contiguous and a matrix runs as one small product per frame.
+        x = x.contiguous()
         scores = F.linear(x, products.scores, products.scores_bias) @ x.mT
         if products.rows is not None:
             scores = scores + F.linear(x, products.rows, products.rows_bias)
