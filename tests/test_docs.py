@@ -107,9 +107,9 @@ def test_the_readme_shows_the_summary_that_is_printed(tmp_path: Path, monkeypatc
     (folder / METRICS).touch()
     data = {"root": "moving-shapes", "split": "shares", "split_seed": 0, "classes": 18}
     checkpoint = {"path": str(tmp_path / folder / "checkpoints" / "best.ckpt"), "chosen_on": "val", "trained_on": ""}
-    widths = {"episodes": (0.009, 2000), "clips": (0.036, 288), "classes": (0.093, 18)}
+    widths = {"episodes": (0.01, 2000), "clips": (0.039, 288), "classes": (0.093, 18)}
     report = {
-        "accuracy": 0.627, "ci95": 0.009, "episodes": 2000, "way": 5, "shot": 1, "sweep": [], "controls": {},
+        "accuracy": 0.624, "ci95": 0.01, "episodes": 2000, "way": 5, "shot": 1, "sweep": [], "controls": {},
         "intervals": {name: {"ci95": ci95, "number": number, "unknown": ""} for name, (ci95, number) in widths.items()},
         "card": {"data": data, "model": {"transductive": False}, "checkpoint": checkpoint | {"training": data}},
     }  # fmt: skip
