@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from strm_lightning.cli.fit import _summary
 from strm_lightning.cli.main import COMMANDS, TRAINING
+from strm_lightning.evaluation.pictures import METRICS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -96,6 +98,23 @@ def templates() -> list[re.Pattern[str]]:
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.add(re.escape(node.value))
     return [re.compile(text, re.DOTALL) for text in found if len(re.findall("[a-z]", text.replace("(.*)", ""))) >= 12]
+
+
+def test_the_readme_shows_the_summary_that_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path("runs/quickstart/version_0")
+    monkeypatch.chdir(tmp_path)
+    folder.mkdir(parents=True)
+    (folder / METRICS).touch()
+    data = {"root": "moving-shapes", "split": "shares", "split_seed": 0, "classes": 18}
+    checkpoint = {"path": str(tmp_path / folder / "checkpoints" / "best.ckpt"), "chosen_on": "val", "trained_on": ""}
+    widths = {"episodes": (0.01, 2000), "clips": (0.039, 288), "classes": (0.093, 18)}
+    report = {
+        "accuracy": 0.624, "ci95": 0.01, "episodes": 2000, "way": 5, "shot": 1, "sweep": [], "controls": {},
+        "intervals": {name: {"ci95": ci95, "number": number, "unknown": ""} for name, (ci95, number) in widths.items()},
+        "card": {"data": data, "model": {"transductive": False}, "checkpoint": checkpoint | {"training": data}},
+    }  # fmt: skip
+    pictures = [tmp_path / folder / f"{name}.png" for name in ("confusion", "per-class", "learning-curve")]
+    assert f"```text{_summary(report, tmp_path / folder, pictures)}\n```" in (ROOT / "README.md").read_text()
 
 
 def test_quoted_messages_exist_in_the_source() -> None:

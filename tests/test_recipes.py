@@ -86,7 +86,10 @@ def test_recipes_are_listed_and_copied(
     out, _, status = said(monkeypatch, capsys, "recipes")
     assert status == 0
     for name in recipe_names():
-        assert re.search(rf"^  {name} +\w.{{10,}}", out, re.MULTILINE), name
+        found = re.search(rf"^  {name} +(\w.{{10,}})", out, re.MULTILINE)
+        assert found, name
+        assert found[1].count("(") == found[1].count(")"), found[1]
+    assert "STRM on Kinetics-100 as in the paper (5-way 5-shot; published: 86.7 %)\n" in out
     out, _, status = said(monkeypatch, capsys, "recipes", "--copy-to", str(tmp_path / "mine"))
     assert status == 0
     for path in RECIPES:

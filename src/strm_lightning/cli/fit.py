@@ -284,7 +284,8 @@ def run(arguments: list[str], commands: dict[str, str]) -> STRMCLI:
     warnings.filterwarnings("ignore", module="lightning.pytorch.utilities._pytree")  # about a name in torch
     # `--import` is not an option of LightningCLI. It stays in sys.argv, from which Lightning starts other processes.
     warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended to run from within Python")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_relevant)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).addFilter(_is_relevant)
     usage = "strm {} [--config FILE ...] [--OPTION=VALUE ...]"
     parsers = {
         name: {"description": text, "usage": usage.format(name), "epilog": _EPILOG.format(name)}
@@ -330,8 +331,10 @@ def _check_writable(folder: Path, option: str) -> None:
 
 
 def _is_relevant(record: logging.LogRecord) -> bool:
-    """Filter out Lightning's tips and lines about absent devices."""
-    return not str(record.msg).startswith(("💡", "TPU available: False", "GPU available: False"))
+    """Filter out Lightning's tips, lines about absent devices, and the seed, which ``fit.yaml`` contains."""
+    message = str(record.msg)
+    left_out = ("💡", "TPU available: False", "GPU available: False")
+    return not message.startswith(left_out) and "Seed set to" not in message
 
 
 def _summary(report: dict[str, Any], folder: Path, pictures: list[Path]) -> str:

@@ -95,7 +95,8 @@ def recipes(copy_to: str | None = None) -> None:
 
 
 def _first_sentence(path: Path) -> str:
-    """Return the first sentence of the comment at the start of a recipe."""
+    """Return the first sentence of the comment at the start of a recipe, without the mark at its end."""
     lines = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
     text = " ".join(line.strip("# ") for line in lines)
-    return re.split(r"(?<=[.:;])\s", text, maxsplit=1)[0].rstrip(":;")
+    sentence = re.match(r"(?:\([^)]*\)|[^(])*?[.:;](?=\s|$)", text)  # marks within brackets end no sentence
+    return (sentence[0] if sentence else text).rstrip(".:;")
