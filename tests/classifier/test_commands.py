@@ -148,6 +148,7 @@ def test_saved_examples_need_no_videos(run, place: Path, tmp_path: Path) -> None
     query = place / "queries" / "up.mp4"
     first = run("--save-support", saved, query)
     assert run(query, support=str(saved)) == first
+    run("--save-support", saved, "--threshold=5", status=2)  # nothing is written
     assert run(query, support=str(saved), model=False) == first  # the file names its model
     assert [file.name for file in saved.parent.iterdir()] == [saved.name]
 

@@ -21,6 +21,7 @@ from strm_lightning.cli.long_videos import LongVideos
 from strm_lightning.cli.reports import REPORTS, Found, Report
 from strm_lightning.data.decode.video import VideoError
 from strm_lightning.errors import InputError, WriteError
+from strm_lightning.messages import count_of
 
 
 def classify(
@@ -135,6 +136,7 @@ def _describe(classifier: FewShotClassifier, save_support: str | None, *, check:
         sys.stdout.write(f"{classifier.check()}\n")
     if save_support is not None:
         classifier.save(save_support)
+        _note(f"{save_support}: saved {count_of(classifier.support.labels, 'class')}")
 
 
 def _given(**options: Any) -> dict[str, Any]:
