@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-sys.path[:0] = [str(Path(__file__).parents[2] / "src"), str(Path(__file__).parents[2])]
+sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from strm_lightning.models.head import STRMHead
 from strm_lightning.models.matching.qc import query_class_similarity
 from strm_lightning.models.matching.trm import cross_transform

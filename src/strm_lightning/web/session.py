@@ -3,9 +3,10 @@
 import re
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from threading import RLock
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -37,7 +38,7 @@ class Session:
         greets: whether the page still shows the built-in examples.
     """
 
-    def __init__(self, plain: FewShotClassifier, lock: RLock) -> None:
+    def __init__(self, plain: FewShotClassifier, lock: AbstractContextManager[Any]) -> None:
         self._plain, self._lock = plain, lock
         self.classifier = empty_copy(plain)
         self.labels: list[str] = []

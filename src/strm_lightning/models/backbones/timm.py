@@ -16,8 +16,8 @@ from strm_lightning.models.weights.loading import load_weights
 
 # Options that allow any image size; each family of timm accepts one of these sets.
 _ANY_SIZE: tuple[dict[str, bool], ...] = (
+    {"strict_img_size": False},  # first: Swin of earlier timm versions accepts the other options without effect
     {"dynamic_img_size": True, "dynamic_img_pad": True},
-    {"strict_img_size": False},
     {},
 )
 
