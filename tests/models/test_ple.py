@@ -209,7 +209,7 @@ def test_an_exported_graph_contains_no_products() -> None:
     ple, x = build(), patches()
     with torch.no_grad():
         check(ple)
-        program = torch.export.export(Pooled(ple), (x,))
+        program = torch.export.export(Pooled(ple), (x,), strict=False)  # the default since torch 2.8
         assert not program.constants
         graph = program.module()
         torch.testing.assert_close(graph(x), ple(x).mean(-2), rtol=1e-10, atol=1e-10)

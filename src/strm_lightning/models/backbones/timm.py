@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from strm_lightning.errors import InputError
@@ -61,7 +61,7 @@ class Backbone(ClipBackbone):
         try:
             net = _create(name, pretrained=pretrained and weights is None)
         except AssertionError as error:  # timm cannot disable the pooling of some families
-            raise InputError(f"backbone {name!r} has no spatial map: timm raised {str(error)!r}") from error
+            raise InputError(f"backbone {name!r} has no spatial map: timm raised {str(error) or repr(error)}") from error
         if weights is not None:
             load_weights(net, weights)
         config: dict[str, Any] = net.pretrained_cfg
@@ -174,6 +174,8 @@ def _cut_after(net: Any, name: str, wanted: Sequence[int]) -> dict[int, int]:
     indices = {stage: len(stages) + stage for stage in wanted if stage != -1}
     if -1 not in wanted:
         net.prune_intermediate_layers([max(indices.values())], prune_norm=True, prune_head=True)
+        if hasattr(net, "head"):  # ConvNeXt of earlier timm versions keeps a norm there, which DDP would find unused
+            net.head = nn.Identity()
     return indices
 
 
