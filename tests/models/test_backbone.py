@@ -156,7 +156,7 @@ def test_unknown_names_get_near_ones() -> None:
 
 
 def test_a_family_that_gives_its_class_token_alone_is_refused() -> None:
-    with pytest.raises(ValueError, match="'pit_ti_224' (returns 1 tokens that form no grid|has no spatial map)"):
+    with pytest.raises(ValueError, match=r"'pit_ti_224' (returns 1 tokens that form no grid|has no spatial map)"):
         Backbone("pit_ti_224", pretrained=False)
 
 

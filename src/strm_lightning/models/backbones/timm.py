@@ -61,7 +61,8 @@ class Backbone(ClipBackbone):
         try:
             net = _create(name, pretrained=pretrained and weights is None)
         except AssertionError as error:  # timm cannot disable the pooling of some families
-            raise InputError(f"backbone {name!r} has no spatial map: timm raised {str(error) or repr(error)}") from error
+            reason = str(error) or repr(error)
+            raise InputError(f"backbone {name!r} has no spatial map: timm raised {reason}") from error
         if weights is not None:
             load_weights(net, weights)
         config: dict[str, Any] = net.pretrained_cfg
