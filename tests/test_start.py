@@ -47,14 +47,3 @@ def test_training_imports_no_timm_and_wandb_before_a_model_is_built(code: str) -
     found = imported(code)
     assert "lightning" in found
     assert not {"timm", "wandb"} & found
-
-
-@pytest.mark.parametrize(("given", "expected"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")])
-def test_threads_wait_passively_unless_the_user_says_otherwise(given: dict[str, str], expected: str) -> None:
-    code = "import atexit, os; atexit.register(lambda: print(os.environ['OMP_WAIT_POLICY']))\n"
-    environment = {"PYTHONPATH": str(Path(__file__).parents[1] / "src"), **given}
-    done = subprocess.run(
-        [sys.executable, "-c", code + COMMAND.format(["--version"])],
-        env=environment, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stdout.split()[-1] == expected

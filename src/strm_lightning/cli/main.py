@@ -42,9 +42,6 @@ def main(args: Sequence[str] | None = None) -> None:
 
     Other exceptions keep their traceback. With ``STRM_TRACEBACK=1`` an `InputError` keeps it too.
     """
-    # Threads that wait actively for one another are several times slower if other programs use the same cores.
-    # OpenMP reads the variable when torch is imported, which only the commands do.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         _run(args)
         sys.stdout.flush()
