@@ -39,7 +39,7 @@ def check_options(temperature: Fitted, threshold: Fitted | None) -> None:
     if temperature != "fit" and not (isinstance(temperature, (int, float)) and 0 < temperature < float("inf")):
         raise InputError(f"temperature {temperature!r}: give a positive number, or 'fit'")
     if threshold not in (None, "fit") and not (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
-        raise InputError(f"threshold {threshold!r}: give a probability from 0 to 1, 'fit', or null")
+        raise InputError(f"threshold {threshold!r}: give a probability from 0 to 1, or 'fit'")
 
 
 def calibrate(support: SupportSet, temperature: Fitted, threshold: Fitted | None) -> Calibration:
