@@ -180,6 +180,7 @@ def test_mistakes_are_told_in_one_line(run, place: Path, tmp_path: Path) -> None
     assert "no video to classify" in run(status=2)
     assert f"{tmp_path}: the folder contains no video" in run(tmp_path, status=2)
     assert "no such folder" in run(query, support="nowhere", status=2)
+    assert "nowhere" in run("none.mp4", support="nowhere", status=2), "the folder first: it is needed for all videos"
     write_video(tmp_path / "some" / "left" / "a.mp4", moving("left"))
     assert "examples of 1 class" in run(query, support=str(tmp_path / "some"), status=2)
     (tmp_path / "some" / "right").mkdir()

@@ -1,6 +1,7 @@
 """strm classify --events: table, JSON, subtitles and a picture of the time line; and live sources."""
 
 import json
+import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import av
 import pytest
 import torch
+from PIL import Image
 
 from strm_lightning.classifier.predictions import Prediction, WindowPrediction
 from strm_lightning.cli.main import main
@@ -110,4 +112,28 @@ def test_a_broken_long_video_is_reported_before_anything_is_encoded(
     with pytest.raises(SystemExit, match="1"):
         main([*words[:-1], "broken.mp4", *extra])
     assert "broken.mp4: cannot be decoded" in capsys.readouterr().out
+    assert count_encoded() == 0
+
+
+@pytest.mark.parametrize("source", ["--events", "--stream=long.mp4"])
+def test_examples_without_durations_are_reported_before_they_are_encoded(
+    words,
+    source: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    count_encoded: Callable[[], int],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for label in ("left", "right"):
+        (tmp_path / "examples" / label / "0").mkdir(parents=True)
+        for number in range(9):
+            Image.new("RGB", (32, 32), (20 * number, 0, 0)).save(tmp_path / f"examples/{label}/0/{number:05d}.png")
+    shutil.copy(words[-1], "long.mp4")
+    query = words[-1:] if source == "--events" else []
+    with pytest.raises(SystemExit, match="2"):
+        main([words[0], "--support=examples", *words[2:-1], *query, source])
+    error = capsys.readouterr().err
+    assert error.startswith("error: the examples are frames, whose durations are not known: give --length")
+    assert error.count("\n") == 1
     assert count_encoded() == 0

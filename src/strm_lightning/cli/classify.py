@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from tqdm import tqdm
 
@@ -22,6 +22,8 @@ from strm_lightning.cli.reports import REPORTS, Found, Report
 from strm_lightning.data.decode.video import VideoError
 from strm_lightning.errors import InputError, WriteError
 from strm_lightning.messages import count_of
+
+Examples: TypeAlias = dict[str, list[Video]] | str  # videos of each class, or a file of encoded ones
 
 
 def classify(
@@ -95,6 +97,8 @@ def classify(
     long.check(files, window)
     needed = not (check or save_support or long.source is not None)
     _check(files, support, window, stride, save_support, both=json and csv, needed=needed)
+    examples = examples_in(str(support))
+    long.check_durations(examples)
     source = None if long.source is None else LiveSource(long.source).check()
     broken = _broken(files)
     if explain is not None:
@@ -113,7 +117,7 @@ def classify(
     given = _given(threshold=threshold, temperature=temperature)
     model = Model(ckpt, backbone, weights, matching, mirror, device)
     with one_line_warnings():
-        classifier = open_classifier(str(support), model, jobs=jobs, **given)
+        classifier = open_classifier(examples, model, jobs=jobs, **given)
         _describe(classifier, save_support, check=check)
         findings = _findings(classifier, files, window, stride, long, source, merged=not (json or csv))
         # Rows on a terminal show the progress; a bar of its own shows that of a long video.
@@ -272,22 +276,34 @@ class Model:
         return {name: value for name, value in values.items() if value is not None}
 
 
-def open_classifier(support: str, model: Model, **options: Any) -> FewShotClassifier:
-    """Return a classifier with examples from a folder or a file.
+def examples_in(support: str) -> Examples:
+    """Return the example videos of each class in a folder, zip or table; a file of encoded examples as it is.
+
+    Raises:
+        MissingFileError: there is no such file or folder.
+        InputError: see `find_examples`.
+    """
+    encoded = Path(support).is_file() and Path(support).suffix.lower() not in (".csv", ".zip")
+    with one_line_warnings():
+        return support if encoded else find_examples(support)
+
+
+def open_classifier(examples: Examples, model: Model, **options: Any) -> FewShotClassifier:
+    """Return a classifier with examples.
 
     Args:
-        support: folder or file of the examples.
-        model: the model; values that are not given are those of the file.
+        examples: result of `examples_in`.
+        model: the model; values that are not given are those of a file of examples.
         **options: arguments of the classifier.
     """
-    stored = Path(support).is_file() and Path(support).suffix.lower() not in (".csv", ".zip")
-    if stored and model.ckpt is None:
-        return FewShotClassifier.load(support, **model.given()).set_params(**options)
+    encoded = isinstance(examples, str)
+    if encoded and model.ckpt is None:
+        return FewShotClassifier.load(examples, **model.given()).set_params(**options)
     classifier = model.build(**options)
-    if stored:
-        return classifier.load(support).set_params(**options)
+    if encoded:
+        return classifier.load(examples).set_params(**options)
     with one_line_warnings():
-        return classifier.fit(find_examples(support), progress=True)
+        return classifier.fit(examples, progress=True)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import signal
 
-from strm_lightning.cli.classify import Model, open_classifier
+from strm_lightning.cli.classify import Model, examples_in, open_classifier
 from strm_lightning.errors import InputError, MissingPackageError
 
 
@@ -51,7 +51,7 @@ def demo(
         raise InputError(f"--max_total_mb {max_total_mb}: give at least --max_mb, {max_mb}")
     serve.check_address(host, port)
     model = Model(ckpt, backbone, weights, matching, mirror, device)
-    plain = model.build() if support is None else open_classifier(support, model)
+    plain = model.build() if support is None else open_classifier(examples_in(support), model)
     built_in = support is None
     examples = built_in_examples(plain) if built_in else {name: plain.support.clips[name] for name in plain.classes_}
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # delete the uploads, as after Ctrl-C

@@ -7,7 +7,7 @@ from strm_lightning.classifier.export import export_classifier
 from strm_lightning.classifier.export.bundle import check_folder
 from strm_lightning.classifier.export.graphs import check_packages
 from strm_lightning.classifier.videos import find_videos
-from strm_lightning.cli.classify import Model, one_line_warnings, open_classifier
+from strm_lightning.cli.classify import Model, examples_in, one_line_warnings, open_classifier
 from strm_lightning.errors import InputError
 
 
@@ -50,7 +50,7 @@ def export(
     options = {name: value for name, value in given.items() if value is not None}
     model = Model(ckpt, backbone, weights, matching, mirror, device="cpu")
     if support is not None:
-        classifier = open_classifier(support, model, **options)
+        classifier = open_classifier(examples_in(support), model, **options)
     elif ckpt is not None or matching is not None or backbone is not None:
         classifier = model.build(**options)
     else:

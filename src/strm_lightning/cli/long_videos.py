@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from strm_lightning.classifier.predictions import WindowPrediction
 from strm_lightning.classifier.videos import Video, duration_of
 from strm_lightning.cli.subtitles import write_srt, write_vtt
 from strm_lightning.cli.timeline import check_timeline, draw_timeline
+from strm_lightning.data.decode.video import VideoError
 from strm_lightning.errors import InputError
 from strm_lightning.messages import check_not_negative, check_positive
 
@@ -58,6 +59,16 @@ class LongVideos:
         if self.timeline is not None:
             check_timeline(self.timeline)
 
+    def check_durations(self, examples: Mapping[str, Sequence[Video]] | str) -> None:
+        """Check that an example has a duration, if events need one; those in a file are checked when it is loaded."""
+        if isinstance(examples, str) or self.length is not None or not (self.events or self.source is not None):
+            return
+        if not any(_can_have_duration(video) for videos in examples.values() for video in videos):
+            raise InputError(
+                "the examples are frames, whose durations are not known: give --length, the duration of an action in "
+                "seconds"
+            )
+
     def find(self, classifier: FewShotClassifier, file: Video) -> Iterator[WindowPrediction]:
         """Yield the events of a file and write the files that are asked for."""
         events = list(classifier.predict_events(file, length=self.length, progress=True))
@@ -81,3 +92,10 @@ class LongVideos:
                 yield str(source), last
         rate = "" if last is None else f"; {last.frames_per_second:.1f} frames a second, {last.dropped} dropped"
         print(f"{count} event{'' if count == 1 else 's'}{rate}", file=sys.stderr)
+
+
+def _can_have_duration(video: Video) -> bool:
+    try:
+        return duration_of(video) is not None
+    except VideoError:  # reported when the examples are encoded
+        return True
