@@ -26,6 +26,7 @@ QUERIES = [str(FILES / "videos" / name / "2.mp4") for name in ("left", "right", 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:.*produced with Lightning v.*"),  # newer than the lowest version
     pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint.*"),
 ]
 

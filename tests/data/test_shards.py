@@ -50,6 +50,31 @@ def test_shards_side_by_side_make_the_cache_of_one_run(source: Path, tmp_path: P
     assert open_store(out).frame_counts.tolist() == open_store(tmp_path / "whole").frame_counts.tolist()
 
 
+@pytest.mark.parametrize("late", ["read_shards", "is_cache"])
+def test_a_shard_can_begin_while_another_checks_the_folder(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    out, function, begun = tmp_path / "cache", getattr(module, late), []
+
+    def during(root: Path) -> Any:
+        found = function(root)
+        if not begun:
+            begun.append(True)
+            run(source, out, "2/3")
+        return found
+
+    monkeypatch.setattr(module, late, during)
+    assert run(source, out, "1/3").written == 3
+    assert begun
+
+
+def test_a_temporary_file_of_another_shard_is_no_foreign_content(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "cache"
+    out.mkdir()
+    (out / f".{Shard(3, 2).file}.0123456789.part").write_text("{")
+    assert run(source, out, "1/3").written == 3
+
+
 def test_the_last_call_names_the_shards_that_are_left(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -44,7 +45,7 @@ class ClipConfig:
         runs = {"num_segments": self.num_segments, "frame_stride": self.frame_stride}
         return select_frames(self.frame_policy, available, self.num_frames, None, **runs)
 
-    @property
+    @cached_property
     def transform(self) -> ClipTransform:
         """Resize and center crop."""
         return ClipTransform(self.image_size, self.short_side, flip=False)

@@ -223,6 +223,7 @@ def _check(listing: Listing, target: Path, options: CacheOptions, part: Shard | 
     check_positive(short_side=options.short_side, num_frames=options.num_frames)
     if not 1 <= options.quality <= 100:
         raise InputError(f"quality is {options.quality}: give a number from 1 to 100")
+    blank = not target.exists() or _is_empty(target, part)  # first, since other shards can begin meanwhile
     shards = read_shards(target)
     if part and (others := {shard.count for shard in shards} - {part.count}):
         raise InputError(f"shard {part}: {target} has shards of {others.pop()}; delete its strm-shard files first")
@@ -231,13 +232,13 @@ def _check(listing: Listing, target: Path, options: CacheOptions, part: Shard | 
     for made in (asdict(found) for found in [*existing, *map(options_of, shards.values())]):
         if differing := [f"{name}={made[name]}, not {wanted[name]}" for name in made if made[name] != wanted[name]]:
             raise InputError(f"{target} has other options ({'; '.join(differing)}): choose another folder or delete it")
-    if not existing and not shards and target.exists() and not _is_empty(target, part):
+    if not (existing or shards or blank):
         raise InputError(f"{target} exists and is not a frame cache: choose another folder")
 
 
 def _is_empty(target: Path, part: Shard | None) -> bool:
-    """Whether a folder is empty; another shard that has just made it may have written its lock, a hidden file."""
-    return target.is_dir() and all(part and entry.name.startswith(".lock") for entry in target.iterdir())
+    """Whether a folder is empty; another shard that has just made it may have written its lock or a temporary file."""
+    return target.is_dir() and all(part and entry.name.startswith(".") for entry in target.iterdir())
 
 
 @contextmanager

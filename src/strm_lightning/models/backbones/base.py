@@ -31,7 +31,6 @@ from strm_lightning.messages import check_positive
 BatchNormPolicy = Literal["train", "frozen"]
 TORCHVISION_PREFIX = "torchvision/"  # of the names of torchvision's video models
 
-_Backbone = TypeVar("_Backbone", bound="type[ClipBackbone]")
 _BACKBONES: dict[str, "type[ClipBackbone]"] = {}
 
 
@@ -206,6 +205,9 @@ class ClipBackbone(nn.Module):
                 f"chunk_frames {self.chunk_frames}: backbone {self.name!r} has batch norm, which would use statistics "
                 "of one chunk; set batch_norm: frozen, or save memory with checkpoint_blocks: true instead"
             )
+
+
+_Backbone = TypeVar("_Backbone", bound=type[ClipBackbone])
 
 
 def register_backbone(name: str) -> Callable[[_Backbone], _Backbone]:
