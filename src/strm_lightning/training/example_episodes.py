@@ -40,7 +40,7 @@ class ExampleEpisodes(L.Callback):
         videos = getattr(getattr(trainer, "datamodule", None), "videos", {})
         self._log(trainer, pl_module, "val" if "val" in videos else "train", trainer.global_step)
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         step = pl_module.tested_step if isinstance(pl_module, STRMModule) else 0
         self._log(trainer, pl_module, "test", step)
 
