@@ -105,22 +105,135 @@ def test_a_test_decodes_each_test_video_once(root: Path, tmp_path: Path, decoded
         assert episodes.videos["test"].exact
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("options", [{}, {"test_episodes": 2}, {"test_shots": [1, 2]}, {"controls": True}])
+@pytest.mark.parametrize(
+    ("options", "workers"), [({"test_episodes": 7}, 0), ({"test_episodes": 2, "test_shots": [1, 2]}, 2)]
+)
 def test_results_are_those_of_counted_frames(
-    spoilt: Path, tmp_path: Path, workers: int, options: dict[str, Any]
+    spoilt: Path, tmp_path: Path, options: dict[str, Any], workers: int
 ) -> None:
-    controls = {"controls": options.get("controls", False)}
-    settings = {"test_episodes": 12, "num_workers": workers, **{k: v for k, v in options.items() if k != "controls"}}
-    message = rf"^skipped 1 video under {spoilt} that cannot be read: {SPLIT['test'][0]}/2 \(cannot be decoded \(Invalid data"
-    with pytest.warns(DataWarning, match=message):
-        first = run_test(tmp_path / "first", module(**controls), data(spoilt, **settings))
+    options = options | {"num_workers": workers}
+    bad = f"{SPLIT['test'][0]}/2"
+    with pytest.warns(
+        DataWarning, match=rf"^skipped 1 video under {spoilt} that cannot be read: {bad} \(cannot be dec"
+    ):
+        first = run_test(tmp_path / "first", module(), data(spoilt, **options))
     with pytest.warns(DataWarning, match="skipped 2 videos"):
-        open_store(spoilt)  # counts all
-    with pytest.warns(DataWarning, match="skipped 2 videos"):
-        counted = run_test(tmp_path / "counted", module(**controls), data(spoilt, **settings))
-        anew = run_test(tmp_path / "anew", module(**controls), data(spoilt, evaluation="episodes", **settings))
+        anew = run_test(tmp_path / "anew", module(), data(spoilt, evaluation="episodes", **options))
+    with pytest.warns(DataWarning, match="skipped 2 videos"):  # now from the index
+        counted = run_test(tmp_path / "counted", module(), data(spoilt, **options))
     assert without_timing(first) == without_timing(counted)
     assert first["per_episode"] == anew["per_episode"]
-    assert first["card"]["data"]["unreadable"] == [f"{SPLIT['test'][0]}/2"]
     assert first["card"] == anew["card"]
+    assert first["card"]["data"]["unreadable"] == [bad]
+
+
+def test_kept_banks_contain_what_counting_first_gives(
+    spoilt: Path, tmp_path: Path, count_encoded: Callable[[], int]
+) -> None:
+    banks = tmp_path / "banks"
+    with pytest.warns(DataWarning, match="skipped 1 video"):
+        first = run_test(tmp_path / "first", module(bank_dir=str(banks)), data(spoilt))
+    assert count_encoded() == 18  # the features of readable videos are not computed again
+    # The row of a video depends on the damaged videos of all stages that are known.
+    for known in (18, 18 + 17, 18 + 17):
+        with pytest.warns(DataWarning, match="skipped"):
+            again = run_test(tmp_path / "again", module(bank_dir=str(banks)), data(spoilt))
+        assert without_timing(first) == without_timing(again)
+        assert count_encoded() == known
+        with pytest.warns(DataWarning, match="skipped"):
+            open_store(spoilt)
+
+
+def test_too_few_readable_videos_are_refused_and_empty_classes_disappear(root: Path, tmp_path: Path) -> None:
+    for serial in range(6):
+        damage(root / SPLIT["test"][1] / f"{serial}.mp4")
+    with pytest.warns(DataWarning, match="skipped 6 videos"):
+        found = run_test(tmp_path, module(), data(root))
+    assert found["confusion"]["classes"] == sorted({*SPLIT["test"]} - {SPLIT["test"][1]})
+    assert found["card"]["data"]["classes"] == 2
+    for serial in range(4):
+        damage(root / SPLIT["test"][0] / f"{serial}.mp4")
+    with (
+        pytest.warns(DataWarning, match="skipped (6|10) videos"),
+        pytest.raises(InputError, match=f"^class '{SPLIT['test'][0]}' has 2 clips; 2-way 1-shot .* needs 3"),
+    ):
+        run_test(tmp_path, module(), data(root))
+
+
+def test_damage_is_refused_before_anything_is_encoded(
+    spoilt: Path, tmp_path: Path, count_encoded: Callable[[], int]
+) -> None:
+    with pytest.raises(VideoError, match="2 videos cannot be read"):
+        run_test(tmp_path, module(), data(spoilt, unreadable="refuse"))
+    assert count_encoded() == 0
+
+
+def test_short_clips_are_dropped_before_anything_is_encoded(root: Path, tmp_path: Path, decoded: Any) -> None:
+    write_video(root / SPLIT["test"][0] / "2.mp4", 3)
+    with pytest.warns(DataWarning, match="dropped 1 video with fewer than 4 frames"):
+        run_test(tmp_path, module(), data(root, short_clips="drop"))
+    assert set(decoded()) == every(root, *SPLIT)
+
+
+def test_a_fit_after_a_test_counts_the_other_stages(spoilt: Path, tmp_path: Path, decoded: Any) -> None:
+    episodes, plain = data(spoilt), module()
+    with pytest.warns(DataWarning, match="skipped 1 video"):
+        run_test(tmp_path, plain, episodes)
+    decoded()
+    with pytest.warns(DataWarning, match="skipped 2 videos"):
+        trainer(tmp_path, max_epochs=1, enable_checkpointing=False).fit(plain, datamodule=episodes)
+    assert not set(decoded()) & every(spoilt, "test")
+    assert f"{SPLIT['train'][0]}/0" in episodes.videos["train"].unreadable
+    assert not episodes.videos["test"].store.estimated
+    trainer(tmp_path).test(plain, datamodule=episodes, verbose=False)
+
+
+def test_validation_on_the_test_classes_is_checked_too(spoilt: Path, tmp_path: Path) -> None:
+    episodes = data(spoilt, select_on="test")
+    with pytest.warns(DataWarning, match="skipped 1 video"):
+        trainer(tmp_path).validate(module(), datamodule=episodes, verbose=False)
+    assert episodes.videos["val"].exact
+    assert sum(map(len, episodes.videos["val"].members)) == 17
+    with pytest.warns(DataWarning, match="skipped 2 videos"):
+        (episodes := data(spoilt)).setup("test")  # without a trainer, all are counted
+    assert not episodes.videos["test"].store.estimated
+
+
+def test_the_command_decodes_each_test_video_once(root: Path, tmp_path: Path, decoded: Any) -> None:
+    main(
+        [
+            "test", f"--data.root={root}", f"--data.split={json.dumps(SPLIT)}", "--data.way=2", "--data.shot=1",
+            "--data.query_per_class=2", "--data.num_frames=4", "--data.image_size=32", "--data.test_episodes=5",
+            "--data.num_workers=0", "--model.backbone=test_resnet", "--model.pretrained=false", "--model.match_dim=8",
+            f"--trainer.default_root_dir={tmp_path}", "--trainer.accelerator=cpu", "--trainer.logger=false",
+        ]
+    )  # fmt: skip
+    assert decoded() == Counter(every(root, "test"))
+
+
+DDP = """
+import json, sys
+from pathlib import Path
+from tests.test_module import data, module, trainer
+
+if __name__ == "__main__":
+    root, out = Path(sys.argv[1]), Path(sys.argv[2])
+    run, model = trainer(out, devices=2, strategy="ddp"), module()
+    run.test(model, datamodule=data(root), verbose=False)
+    report = {key: value for key, value in model.report.items() if key != "timing"}
+    (out / f"{run.global_rank}.json").write_text(json.dumps(report))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(spoilt: Path, tmp_path: Path) -> None:
+    (script := tmp_path / "run.py").write_text(DDP)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["src", "."]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", str(script), str(spoilt), str(tmp_path)]
+    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with pytest.warns(DataWarning, match="skipped 2 videos"):
+        open_store(spoilt)
+    with pytest.warns(DataWarning, match="skipped 2 videos"):
+        one = without_timing(run_test(tmp_path / "one", module(), data(spoilt)))
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [one, one]

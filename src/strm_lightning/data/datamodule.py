@@ -208,7 +208,7 @@ class EpisodeDataModule(L.LightningDataModule):
             InputError: the videos that can be read are too few, see `setup`.
         """
         if self.trainer is None or self.trainer.is_global_zero:
-            self.videos = self._load(stage, known)
+            self.videos = self._load(["test" if stage == "val" and self.select_on == "test" else stage], known)
         self._checked = False
         self.setup(self.trainer.state.fn if self.trainer else None)
 
@@ -239,7 +239,7 @@ class EpisodeDataModule(L.LightningDataModule):
         """
         return list_videos(root, self.layout)
 
-    def _load(self, counted: Stage | None = None, known: Mapping[str, int] | None = None) -> dict[Stage, VideoSet]:
+    def _load(self, counted: Sequence[Stage] = (), known: Mapping[str, int] | None = None) -> dict[Stage, VideoSet]:
         root, split = Path(self.root).expanduser(), self.split
         if self.root in MOVING_SHAPES:
             from strm_lightning.moving_shapes import SPLIT, moving_shapes
@@ -249,9 +249,6 @@ class EpisodeDataModule(L.LightningDataModule):
         listing = self.list_videos(root)
         if known:
             listing.record(known)
-        if counted == "val" and self.select_on == "test":
-            counted = "test"
-        exact: Sequence[Stage] = STAGES if not self._only_bank else (counted,) if counted else ()
         return load_video_sets(
             root,
             split,
@@ -261,7 +258,7 @@ class EpisodeDataModule(L.LightningDataModule):
             short_clips=self.short_clips,
             unreadable=self.unreadable,
             seed=self.split_seed,
-            exact=exact,
+            exact=counted if self._only_bank else STAGES,
         )
 
     def _check(self, stage: Stage) -> None:
@@ -348,29 +345,18 @@ class EpisodeDataModule(L.LightningDataModule):
         """Return the loaders of `test_dataloader`."""
         return self.test_dataloader()
 
-    def video_loader(self, stage: Stage, rows: Iterable[int], *, views: int = 0) -> DataLoader[tuple[Tensor, Tensor]]:
+    def video_loader(
+        self, stage: Stage, rows: Iterable[int], *, views: int = 0, counting: bool = False
+    ) -> DataLoader[tuple[Tensor, ...]]:
         """Return a loader of clips for a feature bank, ``((row, view), clip)``.
 
         Args:
             stage: stage of the videos.
             rows: rows of the videos in the store.
             views: number of random views of each video; 0 for one view with the frames and crop of test.
+            counting: return the numbers of frames too, and 0 for damaged videos; see `CountingVideoDataset`.
         """
-        return self._video_loader(VideoDataset, stage, rows, views)
-
-    def counting_loader(
-        self, stage: Stage, rows: Iterable[int], *, views: int = 0
-    ) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
-        """Return a loader like `video_loader` that gives the number of frames too; see `CountingVideoDataset`.
-
-        Args:
-            stage: see `video_loader`.
-            rows: see `video_loader`.
-            views: see `video_loader`.
-        """
-        return self._video_loader(CountingVideoDataset, stage, rows, views)
-
-    def _video_loader(self, kind: type[VideoDataset], stage: Stage, rows: Iterable[int], views: int) -> DataLoader[Any]:
+        kind = CountingVideoDataset if counting else VideoDataset
         items = [(row, view) for row in rows for view in range(max(views, 1))]
         dataset = kind(self.reader(stage), items, seed=self.seed if views else None)
         return DataLoader(dataset, batch_size=max(1, 64 // self.num_frames), **self._workers(self.num_workers))

@@ -146,8 +146,7 @@ def _fill(
     own = rows[trainer.global_rank :: trainer.world_size]
     frames = torch.zeros(len(data.videos[stage].store.videos), dtype=torch.long)
     # A process without videos encodes one too: it needs the shapes to receive the features of the other processes.
-    kind = data.video_loader if data.videos[stage].exact else data.counting_loader
-    loader = kind(stage, own or rows[:1], views=views)
+    loader = data.video_loader(stage, own or rows[:1], views=views, counting=not data.videos[stage].exact)
     quiet = trainer.progress_bar_callback is None or not trainer.is_global_zero
     again = trainer.sanity_checking or (stage == "val" and trainer.current_epoch > 0)
     batches = tqdm(loader, f"Encoding {stage} videos", unit="batch", leave=False, disable=quiet or None)

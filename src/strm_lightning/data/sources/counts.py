@@ -80,15 +80,8 @@ def estimate_all(
 ) -> tuple[dict[str, int | str], set[str]]:
     """Do `count_all` with estimates for new and changed videos; return also the names whose number is an estimate.
 
-    Estimates are kept in the same index. `count_all` ignores them and `record_counts` replaces them.
-
-    Args:
-        root: see `count_all`.
-        paths: see `count_all`.
-        estimate: function that estimates the number of frames of a path; where it fails, the frames are counted.
-        count: see `count_all`.
-        kind: see `count_all`.
-        progress: see `count_all`.
+    Where an estimate fails, the frames are counted. Estimates are kept in the same index; `count_all` ignores them and
+    `record_counts` replaces them.
     """
 
     def measure(path: str) -> list[Any]:
