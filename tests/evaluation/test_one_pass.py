@@ -19,9 +19,14 @@ from strm_lightning.data.decode.video import VideoError, count_frames, estimate_
 from strm_lightning.data.video_sets import DataWarning, open_store
 from strm_lightning.errors import InputError
 from tests.data.clips import write_video
-from tests.evaluation.test_protocol import pytestmark as pytestmark
+from tests.evaluation.test_protocol import pytestmark as protocol_marks
 from tests.evaluation.test_protocol import run_test
 from tests.test_module import SPLIT, data, module, trainer
+
+pytestmark = [
+    *protocol_marks,
+    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
+]
 
 
 def packet(path: Path, number: int) -> tuple[int, int]:

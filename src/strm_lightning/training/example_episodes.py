@@ -1,4 +1,4 @@
-"""Callback that logs example episodes as pictures at the start of a run."""
+"""Callback that logs example episodes as pictures at the start of training and the end of a test."""
 
 from importlib.util import find_spec
 
@@ -18,7 +18,7 @@ from strm_lightning.training.module import STRMModule
 
 
 class ExampleEpisodes(L.Callback):
-    """Log the first episodes at the start of training and test: support, query, label and prediction.
+    """Log the first episodes, at the start of training and the end of a test: support, query, label and prediction.
 
     In training they are validation episodes (training episodes without validation classes), with the predictions of
     the initial weights. Only loggers that take images, such as ``WandbLogger`` and ``TensorBoardLogger``, get them;
