@@ -8,15 +8,19 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import av
 import pytest
+import torch
 
 from strm_lightning.cli.main import main
 from strm_lightning.data.decode import video
 from strm_lightning.data.decode.video import VideoError, count_frames, estimate_num_frames
-from strm_lightning.data.video_sets import DataWarning, open_store
+from strm_lightning.data.loaders import ClipReader
+from strm_lightning.data.transforms import ClipTransform
+from strm_lightning.data.video_sets import DataWarning, load_video_sets, open_store
 from strm_lightning.errors import InputError
 from tests.data.clips import write_video
 from tests.evaluation.test_protocol import pytestmark as protocol_marks
@@ -191,6 +195,33 @@ def test_a_fit_after_a_test_counts_the_other_stages(spoilt: Path, tmp_path: Path
     assert f"{SPLIT['train'][0]}/0" in episodes.videos["train"].unreadable
     assert not episodes.videos["test"].store.estimated
     trainer(tmp_path).test(plain, datamodule=episodes, verbose=False)
+
+
+def test_a_prediction_leaves_out_damaged_videos(spoilt: Path, tmp_path: Path) -> None:
+    with pytest.warns(DataWarning, match="skipped 1 video"):
+        found = trainer(tmp_path).predict(module(), datamodule=data(spoilt))
+    with pytest.warns(DataWarning, match="skipped 2 videos"):
+        anew = trainer(tmp_path).predict(module(), datamodule=data(spoilt, evaluation="episodes"))
+    assert found is not None
+    assert anew is not None
+    assert torch.equal(*(torch.cat([batch["predicted"] for batch in batches]) for batches in (found, anew)))
+
+
+def test_random_clips_of_a_miscounted_video_are_those_of_the_right_count(spoilt: Path) -> None:
+    with pytest.warns(DataWarning, match="skipped"):
+        counted = load_video_sets(spoilt, SPLIT)["test"]
+    shutil.rmtree(os.environ["STRM_CACHE"])
+    estimated = load_video_sets(spoilt, SPLIT, exact=[])["test"]
+    clips = []
+    for videos in (counted, estimated):
+        row = videos.store.videos.index(f"{SPLIT['test'][1]}/4")
+        reader, rng = ClipReader(videos, 4, "segments", ClipTransform(32)), Random(7)
+        clips.append(torch.empty(reader.shape, dtype=torch.uint8))
+        assert reader.read(row, rng, clips[-1]) == 29
+        assert videos.store.frame_counts[row] == (29 if videos is counted else 30)
+        clips.append(torch.tensor(rng.random()))
+    assert torch.equal(clips[0], clips[2])
+    assert clips[1] == clips[3]
 
 
 def test_validation_on_the_test_classes_is_checked_too(spoilt: Path, tmp_path: Path) -> None:
