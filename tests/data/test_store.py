@@ -11,6 +11,7 @@ import pytest
 
 from strm_lightning import fileio
 from strm_lightning.data.decode.video import VideoError
+from strm_lightning.data.detect import list_videos
 from strm_lightning.data.sources import video_files as files
 from strm_lightning.data.video_sets import DataWarning, load_video_sets, open_store
 from tests.data.clips import number_of, write_audio, write_video
@@ -133,6 +134,32 @@ def test_frames_are_counted_once_and_again_when_a_file_changes(root: Path, monke
     write_video(root / "a" / "clip0.mp4", 7, size=(32, 48))
     assert open_store(root).frame_counts[0] == 7
     assert counted[18:] == ["clip0.mp4"]
+
+
+def test_estimates_are_no_counts(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames are counted where an estimate is known, unless it has been checked since and the file is the same."""
+    counted: list[str] = []
+    real = files.count_frames
+    monkeypatch.setattr(files, "count_frames", lambda path: counted.append(Path(path).name) or real(path))
+    (root / "b" / "clip0.mp4").write_bytes(b"")
+    split = {"train": ["a"], "val": ["b"], "test": ["c"]}
+    with pytest.warns(DataWarning, match=r"skipped 1 video .*: b/clip0 \(is empty"):
+        store = load_video_sets(root, split, exact=["train"])["train"].store
+    assert sorted(counted) == ["clip0.mp4", "clip0.mp4", "clip1.avi", "clip2.mkv"]
+    assert store.frame_counts.tolist() == [4, 8, 12, 8, 12, 4, 8, 12]
+    assert store.estimated == {3, 4, 5, 6, 7}
+    assert [number_of(frame) for frame in store.read_chosen(5, lambda number: [1, number - 1])[0].numpy()] == [1, 3]
+
+    listing = list_videos(root)
+    write_video(root / "c" / "clip1.avi", 7, size=(32, 48))
+    listing.record({"c/clip0": 4, "c/clip1": 8, "d/clip0": 4})
+    counted.clear()
+    with pytest.warns(DataWarning, match="skipped 1 video"):
+        sets = load_video_sets(root, split, exact=["test"])
+    assert sorted(counted) == ["clip1.avi", "clip2.mkv"]
+    assert sets["test"].store.frame_counts[-3:].tolist() == [4, 7, 12]
+    assert [sets[stage].exact for stage in split] == [True, False, True]
+    assert sets["val"].unreadable == ("b/clip0",)
 
 
 def test_a_spoilt_index_is_made_again(root: Path) -> None:

@@ -218,6 +218,7 @@ class STRMCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Find and check the videos before building the model, which may download weights."""
         data = EpisodeDataModule(**self._get(self.config, "data"))
+        data.call = self.subcommand
         data.prepare_data()
         data.setup(self.subcommand)
         if self.subcommand == "fit" and self._get(self.config, "test_after_fit") and "test" in data.videos:

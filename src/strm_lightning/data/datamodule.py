@@ -1,6 +1,6 @@
 """LightningDataModule of N-way K-shot episodes from a folder of videos."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from strm_lightning.data.detect import list_videos
 from strm_lightning.data.episodes import EpisodeGenerator
 from strm_lightning.data.loaders import (
     ClipReader,
+    CountingVideoDataset,
     EpisodeDataset,
     EpisodeLoader,
     EpisodeSampler,
@@ -22,7 +23,7 @@ from strm_lightning.data.loaders import (
 )
 from strm_lightning.data.sampling import FRAME_STRIDE, FramePolicy, check_dense
 from strm_lightning.data.sources.base import LayoutOption, Listing
-from strm_lightning.data.splits.stages import Stage
+from strm_lightning.data.splits.stages import STAGES, Stage
 from strm_lightning.data.transforms import ClipTransform
 from strm_lightning.data.video_sets import VideoSet, load_video_sets
 from strm_lightning.errors import InputError
@@ -139,6 +140,7 @@ class EpisodeDataModule(L.LightningDataModule):
         others = [(n, k) for n in test_ways or (way,) for k in test_shots or (shot,)]
         self.test_settings = list(dict.fromkeys([(way, shot), *others]))  # (way, shot), the main one first
         self.videos: dict[Stage, VideoSet] = {}
+        self.call: str | None = None  # the trainer's call that follows; only `strm` sets it, before it has a trainer
         self._checked = False  # whether the videos are the same in all processes and support the frame policy
         self._train_loader: EpisodeLoader | None = None
         self._resume: dict[str, int] = {}
@@ -165,8 +167,8 @@ class EpisodeDataModule(L.LightningDataModule):
             from strm_lightning.moving_shapes import moving_shapes
 
             moving_shapes(**MOVING_SHAPES[self.root])
-        if not self.videos and (self.trainer is None or self.trainer.is_global_zero):
-            self.videos = self._load()
+        if self._outdated and (self.trainer is None or self.trainer.is_global_zero):
+            self.videos, self._checked = self._load(), False
 
     def setup(self, stage: str | None = None) -> None:
         """Load the videos, and check that they are enough for way, shot, queries and the frames of a clip.
@@ -174,10 +176,10 @@ class EpisodeDataModule(L.LightningDataModule):
         Raises:
             InputError: they are not, or root and split do not match.
         """
-        if not self._checked:
+        if not self._checked or self._outdated:
             trainer, videos = self.trainer, self.videos
             if trainer is None or trainer.world_size == 1:
-                videos = videos or self._load()
+                videos = self._load() if self._outdated else videos
             else:
                 videos = trainer.strategy.broadcast(videos)
             store = next(iter(videos.values())).store  # the same for all stages
@@ -195,6 +197,37 @@ class EpisodeDataModule(L.LightningDataModule):
             if name in self.videos or name != "val":
                 self._check(name)
 
+    def count_frames(self, stage: Stage, known: Mapping[str, int]) -> None:
+        """Load the videos again, with counted frames in place of the estimates of a stage; all processes call it.
+
+        Args:
+            stage: the stage.
+            known: number of frames of each video that has been read to its end, by name; the others are counted.
+
+        Raises:
+            InputError: the videos that can be read are too few, see `setup`.
+        """
+        if self.trainer is None or self.trainer.is_global_zero:
+            self.videos = self._load(["test" if stage == "val" and self.select_on == "test" else stage], known)
+        self._checked = False
+        self.setup(self.trainer.state.fn if self.trainer else None)
+
+    @property
+    def _outdated(self) -> bool:
+        """Whether the videos are not loaded, or with estimates and other readers than a bank follow."""
+        return not self.videos or not (self._only_bank or all(videos.exact for videos in self.videos.values()))
+
+    @property
+    def _only_bank(self) -> bool:
+        """Whether only a feature bank reads clips: it checks the numbers of frames itself, see `encode_videos`.
+
+        A fit needs all numbers before it begins: training reads clips in episodes, random views depend on the row of
+        the video, and damage should not be found after hours.
+        """
+        call = self.trainer.state.fn if self.trainer and self._running else self.call
+        usual = (self.evaluation, self.unreadable, self.short_clips) == ("bank", "skip", "repeat")
+        return usual and call in ("validate", "test", "predict")
+
     def list_videos(self, root: Path) -> Listing:
         """List the videos under a root; override it for a layout of your own.
 
@@ -206,22 +239,26 @@ class EpisodeDataModule(L.LightningDataModule):
         """
         return list_videos(root, self.layout)
 
-    def _load(self) -> dict[Stage, VideoSet]:
+    def _load(self, counted: Sequence[Stage] = (), known: Mapping[str, int] | None = None) -> dict[Stage, VideoSet]:
         root, split = Path(self.root).expanduser(), self.split
         if self.root in MOVING_SHAPES:
             from strm_lightning.moving_shapes import SPLIT, moving_shapes
 
             root = moving_shapes(**MOVING_SHAPES[self.root])
             split = {stage: list(names) for stage, names in SPLIT.items()} if split == "random" else split
+        listing = self.list_videos(root)
+        if known:
+            listing.record(known)
         return load_video_sets(
             root,
             split,
             lists=self.lists,
-            listing=self.list_videos(root),
+            listing=listing,
             num_frames=self.num_frames,
             short_clips=self.short_clips,
             unreadable=self.unreadable,
             seed=self.split_seed,
+            exact=counted if self._only_bank else STAGES,
         )
 
     def _check(self, stage: Stage) -> None:
@@ -308,16 +345,20 @@ class EpisodeDataModule(L.LightningDataModule):
         """Return the loaders of `test_dataloader`."""
         return self.test_dataloader()
 
-    def video_loader(self, stage: Stage, rows: Iterable[int], *, views: int = 0) -> DataLoader[tuple[Tensor, Tensor]]:
+    def video_loader(
+        self, stage: Stage, rows: Iterable[int], *, views: int = 0, counting: bool = False
+    ) -> DataLoader[tuple[Tensor, ...]]:
         """Return a loader of clips for a feature bank, ``((row, view), clip)``.
 
         Args:
             stage: stage of the videos.
             rows: rows of the videos in the store.
             views: number of random views of each video; 0 for one view with the frames and crop of test.
+            counting: return the numbers of frames too, and 0 for damaged videos; see `CountingVideoDataset`.
         """
+        kind = CountingVideoDataset if counting else VideoDataset
         items = [(row, view) for row in rows for view in range(max(views, 1))]
-        dataset = VideoDataset(self.reader(stage), items, seed=self.seed if views else None)
+        dataset = kind(self.reader(stage), items, seed=self.seed if views else None)
         return DataLoader(dataset, batch_size=max(1, 64 // self.num_frames), **self._workers(self.num_workers))
 
     def _evaluation_loader(self, stage: Stage, setting: int = 0) -> EpisodeLoader:

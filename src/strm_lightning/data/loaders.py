@@ -13,6 +13,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
+from strm_lightning.data.decode.video import VideoError
 from strm_lightning.data.episodes import EpisodeGenerator, EpisodeKey
 from strm_lightning.data.sampling import FRAME_STRIDE, FramePolicy, select_frames
 from strm_lightning.data.transforms import ClipTransform
@@ -45,8 +46,8 @@ class ClipReader:
         """Shape of a clip, ``L, 3, H, W``."""
         return (self.num_frames, 3, self.transform.image_size, self.transform.image_size)
 
-    def read(self, row: int, rng: Random | None, out: UInt8[Tensor, "L 3 H W"]) -> None:
-        """Write the clip of a row into ``out``.
+    def read(self, row: int, rng: Random | None, out: UInt8[Tensor, "L 3 H W"]) -> int:
+        """Write the clip of a row into ``out``; return the number of frames of the video.
 
         Args:
             row: row of the video in the store.
@@ -56,10 +57,17 @@ class ClipReader:
         Raises:
             VideoError: the video cannot be read.
         """
-        available = int(self.videos.store.frame_counts[row])
         runs = {"num_segments": self.num_segments, "frame_stride": self.frame_stride}
-        frames = select_frames(self.policy, available, self.num_frames, rng, **runs)
-        self.transform(self.videos.store.read(row, frames), rng, out)
+        state = rng.getstate() if rng else None
+
+        def choose(available: int) -> list[int]:
+            if rng and state:  # each call draws the same numbers, since the first one may be for a wrong estimate
+                rng.setstate(state)
+            return select_frames(self.policy, available, self.num_frames, rng, **runs)
+
+        frames, available = self.videos.store.read_chosen(row, choose)
+        self.transform(frames, rng, out)
+        return available
 
 
 class EpisodeDataset(Dataset[Episode]):
@@ -126,10 +134,28 @@ class VideoDataset(Dataset[tuple[Tensor, Tensor]]):
         return len(self.items)
 
     def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
-        row, view = self.items[item]
         clip = torch.empty(self.reader.shape, dtype=torch.uint8)
-        self.reader.read(row, None if self.seed is None else Random(f"{self.seed}/view/{row}/{view}"), clip)
-        return torch.tensor((row, view)), clip
+        self._read(item, clip)
+        return torch.tensor(self.items[item]), clip
+
+    def _read(self, item: int, out: UInt8[Tensor, "L 3 H W"]) -> int:
+        row, view = self.items[item]
+        return self.reader.read(row, None if self.seed is None else Random(f"{self.seed}/view/{row}/{view}"), out)
+
+
+class CountingVideoDataset(VideoDataset):
+    """Clips of videos whose numbers of frames are estimates, as ``(row, view)``, ``[L, 3, H, W]`` and the true number.
+
+    For a video that cannot be read, the number is 0 and the clip is black.
+    """
+
+    def __getitem__(self, item: int) -> tuple[Tensor, Tensor, int]:  # type: ignore[override]
+        clip = torch.zeros(self.reader.shape, dtype=torch.uint8)
+        try:
+            number = self._read(item, clip)
+        except VideoError:
+            number = 0
+        return torch.tensor(self.items[item]), clip, number
 
 
 class EpisodeSampler(DistributedSampler[EpisodeKey]):

@@ -1,7 +1,7 @@
 """Load the videos of each stage and class from a root and a split."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from strm_lightning.data.detect import list_videos
 from strm_lightning.data.sources.base import LayoutOption, Listing, VideoStore
 from strm_lightning.data.splits.match import match_split
 from strm_lightning.data.splits.split import SplitOption, resolve_split
-from strm_lightning.data.splits.stages import Stage
+from strm_lightning.data.splits.stages import STAGES, Stage
 from strm_lightning.errors import InputError
 from strm_lightning.messages import count_of, some_of
 
@@ -39,6 +39,7 @@ class VideoSet:
         class_names: classes that have videos, ascending.
         members: rows of each class in the store, ascending.
         missing: entries of the split that are not on disk.
+        unreadable: names of the videos that cannot be read, ascending.
     """
 
     stage: Stage
@@ -46,6 +47,12 @@ class VideoSet:
     class_names: tuple[str, ...]
     members: tuple[Int[np.ndarray, " _"], ...]
     missing: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
+
+    @cached_property
+    def exact(self) -> bool:
+        """Whether no number of frames is an estimate, so that all damaged videos are known."""
+        return all(self.store.estimated.isdisjoint(rows.tolist()) for rows in self.members)
 
     @cached_property
     def labels(self) -> Int[np.ndarray, " V"]:
@@ -86,6 +93,7 @@ def load_video_sets(
     seed: int = 0,
     listing: Listing | None = None,
     progress: bool = True,
+    exact: Collection[Stage] = STAGES,
 ) -> dict[Stage, VideoSet]:
     """Open the videos of a split, and group them by stage and class.
 
@@ -103,6 +111,7 @@ def load_video_sets(
         seed: seed of the shuffle of classes for shares.
         listing: listing of the videos under the root, for a layout of your own; None for `list_videos`.
         progress: show progress bars on stderr.
+        exact: stages whose frames are counted; for the others, estimates are enough, see `Listing.estimate`.
 
     Raises:
         MissingFileError: the root or the lists do not exist.
@@ -117,7 +126,9 @@ def load_video_sets(
         raise InputError(f"no video of split {resolved.name!r} is under {root}, which has {listing.summary}")
     if match.missing:
         _warn(match.missing_message(resolved, root))
-    store = _open(listing, match.names, unreadable, progress=progress)
+    counted = {name for stage in exact for names in match.found.get(stage, {}).values() for name in names}
+    estimated = [name for name in match.names if name not in counted]
+    store = _open(listing, match.names, unreadable, progress=progress, estimated=estimated)
     short = {name for name, n in zip(store.videos, store.frame_counts.tolist(), strict=True) if n < num_frames}
     if short and short_clips == "drop":
         _warn(some_of(f"dropped {count_of(short, 'video')} with fewer than {num_frames} frames", short))
@@ -129,8 +140,12 @@ def load_video_sets(
     }
 
 
-def _open(listing: Listing, names: Sequence[str], unreadable: Unreadable, *, progress: bool) -> VideoStore:
-    counts = listing.count(names, progress=progress)
+def _open(
+    listing: Listing, names: Sequence[str], unreadable: Unreadable, *, progress: bool, estimated: Sequence[str] = ()
+) -> VideoStore:
+    counts, estimates = listing.estimate(estimated, progress=progress) if estimated else ({}, set())
+    if counted := [name for name in names if name not in counts]:
+        counts = counts | listing.count(counted, progress=progress)
     bad = {name: reason for name, reason in sorted(counts.items()) if isinstance(reason, str)}
     good = {name: count for name, count in counts.items() if isinstance(count, int)}
     reasons = [f"{name} ({reason})" for name, reason in bad.items()]
@@ -140,7 +155,9 @@ def _open(listing: Listing, names: Sequence[str], unreadable: Unreadable, *, pro
         raise VideoError(some_of(f"{listing.root}: none of {count_of(bad, 'video')} can be read", reasons))
     if bad:
         _warn(some_of(f"skipped {count_of(bad, 'video')} under {listing.root} that cannot be read", reasons))
-    return listing.open(good, bad)
+    store = listing.open(good, bad)
+    store.estimated = frozenset(row for row, name in enumerate(store.videos) if name in estimates)
+    return store
 
 
 def _video_set(
@@ -154,7 +171,9 @@ def _video_set(
         name: np.array(sorted({row_of[v] for v in classes[name] if v in row_of}), dtype=np.int64) for name in classes
     }
     present = sorted(name for name in rows if len(rows[name]))
-    return VideoSet(stage, store, tuple(present), tuple(rows[name] for name in present), tuple(missing))
+    unreadable = sorted({v for names in classes.values() for v in names if v in store.unreadable})
+    members = tuple(rows[name] for name in present)
+    return VideoSet(stage, store, tuple(present), members, tuple(missing), tuple(unreadable))
 
 
 def _warn(message: str) -> None:

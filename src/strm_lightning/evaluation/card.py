@@ -40,8 +40,8 @@ def protocol_card(
     """Build the protocol card of a test, as plain values.
 
     ``protocol`` contains everything that decides the episodes and the preprocessing of their clips: results with equal
-    protocols are of the same episodes. ``data`` also lists the videos of the split that are missing on disk, and the
-    videos of the data set that cannot be read.
+    protocols are of the same episodes. ``data`` also lists the videos of the stage that are missing on disk, and those
+    that cannot be read.
 
     Args:
         data: data module of the episodes.
@@ -82,7 +82,7 @@ def protocol_card(
             "classes": len(videos.class_names),
             "videos": sum(map(len, videos.members)),
             "missing": list(videos.missing),
-            "unreadable": sorted(videos.store.unreadable),
+            "unreadable": list(videos.unreadable),
         },
         "model": {
             **plain({**model_options({}), **options}),

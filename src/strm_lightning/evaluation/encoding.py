@@ -1,13 +1,15 @@
 """Encode the videos of a stage into a feature bank, distributed over processes."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 import torch.distributed as dist
+from jaxtyping import Int
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -47,6 +49,10 @@ def encode_videos(
 ) -> FeatureBank:
     """Encode the videos of the coming episodes of a stage; with ``keep``, all videos of the stage.
 
+    If numbers of frames of the stage are estimates (`VideoSet.exact`), this reading of the videos checks them. The data
+    module then gets the true numbers and leaves out damaged videos, and the trainer's loaders draw their episodes from
+    the others.
+
     Args:
         trainer: a running trainer with the loaders of an `EpisodeDataModule`.
         stage: the stage.
@@ -57,24 +63,28 @@ def encode_videos(
 
     Raises:
         InputTypeError: the loaders are not of one `EpisodeDataModule`.
-        InputError: the bank is too large, see `FeatureBank.plan`.
+        InputError: the bank is too large, see `FeatureBank.plan`, or too few videos can be read.
     """
-    rows = stage_rows(trainer, stage) if keep else coming_rows(trainer, stage)
     if keep is None:
-        return _encode(trainer, stage, encode, rows, views, limit_gb)
-    data, precision = datamodule_of(trainer, stage), str(trainer.precision)
-    fingerprint = bank_fingerprint(data, stage, rows, keep.network, keep.options, views=views, precision=precision)
-    kept = _load(trainer, stage, path := keep.folder / f"{fingerprint[:24]}.safetensors", fingerprint)
+        return _encode(trainer, stage, encode, coming_rows, views, limit_gb)
+    kept = _load(trainer, stage, *_place(trainer, stage, keep, views))
     if trainer.strategy.reduce_boolean_decision(kept is not None) and kept is not None:
         _log(stage, f"{kept.describe()}, from an earlier run")
         return kept
-    bank = _encode(trainer, stage, encode, rows, views, limit_gb)
+    bank = _encode(trainer, stage, encode, stage_rows, views, limit_gb)
     if trainer.is_global_zero:
         try:
-            bank.save(path, fingerprint)
+            bank.save(*_place(trainer, stage, keep, views))  # the videos may differ from those before
         except OSError as error:
             warnings.warn(f"the bank of {stage} features is not kept: {error}", stacklevel=2)
     return bank
+
+
+def _place(trainer: L.Trainer, stage: Stage, keep: Keep, views: int) -> tuple[Path, str]:
+    """Return the file of the bank of all videos of a stage, and its fingerprint."""
+    data, rows, precision = datamodule_of(trainer, stage), stage_rows(trainer, stage), str(trainer.precision)
+    fingerprint = bank_fingerprint(data, stage, rows, keep.network, keep.options, views=views, precision=precision)
+    return keep.folder / f"{fingerprint[:24]}.safetensors", fingerprint
 
 
 def _load(trainer: L.Trainer, stage: Stage, path: Path, fingerprint: str) -> FeatureBank | None:
@@ -89,20 +99,68 @@ def _load(trainer: L.Trainer, stage: Stage, path: Path, fingerprint: str) -> Fea
 
 
 def _encode(
-    trainer: L.Trainer, stage: Stage, encode: Callable[[Tensor], Encoded], rows: list[int], views: int, limit_gb: float
+    trainer: L.Trainer,
+    stage: Stage,
+    encode: Callable[[Tensor], Encoded],
+    find_rows: Callable[[L.Trainer, Stage], list[int]],
+    views: int,
+    limit_gb: float,
 ) -> FeatureBank:
-    data, device = datamodule_of(trainer, stage), trainer.strategy.root_device
+    data, rows = datamodule_of(trainer, stage), find_rows(trainer, stage)
     bank: FeatureBank = FeatureBank(rows, views=max(views, 1), limit_gb=limit_gb)
+    exact, names = data.videos[stage].exact, data.videos[stage].store.videos
+    frames = _fill(trainer, stage, encode, bank, rows, views)
+    if exact:
+        return bank
+    frames = trainer.strategy.reduce(frames.to(trainer.strategy.root_device), reduce_op="sum").cpu()
+    read = {names[row]: row for row in rows if frames[row]}
+    data.count_frames(stage, {name: int(frames[row]) for name, row in read.items()})
+    for loader in loaders_of(trainer, stage):
+        drawn = loader.dataset.generator
+        loader.dataset.generator = replace(drawn, members=data.videos[drawn.stage].members)
+    rows, names = find_rows(trainer, stage), data.videos[stage].store.videos
+    before = {row: read[names[row]] for row in rows if names[row] in read}
+    if len(rows) == len(bank.rows) and all(before.get(row) == row for row in rows):
+        return bank
+    if views:  # random views depend on the row
+        before = {row: old for row, old in before.items() if row == old}
+    changed: FeatureBank = FeatureBank(rows, views=max(views, 1), limit_gb=limit_gb)
+    _fill(trainer, stage, encode, changed, [row for row in rows if row not in before], views)
+    for row, old in before.items():
+        of_video = torch.arange(changed.views)
+        keys = torch.stack([torch.full_like(of_video, row), of_video], 1)
+        changed.put(keys, bank.get(torch.full_like(of_video, old), of_video))
+    return changed
+
+
+def _fill(
+    trainer: L.Trainer,
+    stage: Stage,
+    encode: Callable[[Tensor], Encoded],
+    bank: FeatureBank,
+    rows: list[int],
+    views: int,
+) -> Int[Tensor, " V"]:
+    """Encode videos of a bank; return the true numbers of frames, if they were estimates and this process read them."""
+    data, device = datamodule_of(trainer, stage), trainer.strategy.root_device
     own = rows[trainer.global_rank :: trainer.world_size]
+    frames = torch.zeros(len(data.videos[stage].store.videos), dtype=torch.long)
     # A process without videos encodes one too: it needs the shapes to receive the features of the other processes.
-    loader = data.video_loader(stage, own or rows[:1], views=views)
+    loader = data.video_loader(stage, own or rows[:1], views=views, counting=not data.videos[stage].exact)
     quiet = trainer.progress_bar_callback is None or not trainer.is_global_zero
     again = trainer.sanity_checking or (stage == "val" and trainer.current_epoch > 0)
     batches = tqdm(loader, f"Encoding {stage} videos", unit="batch", leave=False, disable=quiet or None)
+
+    def clips() -> Iterator[tuple[Tensor, Tensor]]:
+        for keys, pixels, *counted in batches:
+            if counted and own:
+                frames[keys[:, 0]] = counted[0]
+            yield keys, pixels
+
     with trainer.precision_plugin.forward_context():
-        bank.fill(batches, encode, device=device, log=lambda size: None if again else _log(stage, size))
+        bank.fill(clips(), encode, device=device, log=lambda size: None if again else _log(stage, size))
     bank.share(own, device)
-    return bank
+    return frames
 
 
 def _log(stage: Stage, message: str) -> None:

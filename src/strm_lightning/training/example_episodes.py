@@ -1,4 +1,4 @@
-"""Callback that logs example episodes as pictures at the start of a run."""
+"""Callback that logs example episodes as pictures at the start of training and the end of a test."""
 
 from importlib.util import find_spec
 
@@ -18,7 +18,7 @@ from strm_lightning.training.module import STRMModule
 
 
 class ExampleEpisodes(L.Callback):
-    """Log the first episodes at the start of training and test: support, query, label and prediction.
+    """Log the first episodes, at the start of training and the end of a test: support, query, label and prediction.
 
     In training they are validation episodes (training episodes without validation classes), with the predictions of
     the initial weights. Only loggers that take images, such as ``WandbLogger`` and ``TensorBoardLogger``, get them;
@@ -40,7 +40,7 @@ class ExampleEpisodes(L.Callback):
         videos = getattr(getattr(trainer, "datamodule", None), "videos", {})
         self._log(trainer, pl_module, "val" if "val" in videos else "train", trainer.global_step)
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         step = pl_module.tested_step if isinstance(pl_module, STRMModule) else 0
         self._log(trainer, pl_module, "test", step)
 

@@ -111,16 +111,39 @@ def read_chosen(path: str | Path, choose: Callable[[int], Sequence[int]]) -> UIn
         VideoError: as `count_frames`.
     """
     times, confirmed = _packet_times(path)
-    number, ordered = len(times), sorted(time for time in times if time is not None)
-    confirmed &= len(set(ordered)) == number
+    ordered = sorted(time for time in times if time is not None)
+    confirmed &= len(set(ordered)) == len(times)
+    return _read_chosen(path, len(times), choose, ordered if confirmed else ())[0]
+
+
+def read_to_end(
+    path: str | Path, number: int, choose: Callable[[int], Sequence[int]]
+) -> tuple[UInt8[Tensor, "n H W 3"], int]:
+    """Read frames like `read_chosen`, and always decode the video to its end; return also its number of frames.
+
+    Args:
+        path: the video file.
+        number: assumed number of frames.
+        choose: see `read_chosen`; its last call is with the number of frames that the video has.
+
+    Raises:
+        VideoError: as `count_frames`.
+    """
+    return _read_chosen(path, number, choose, ())
+
+
+def _read_chosen(
+    path: str | Path, number: int, choose: Callable[[int], Sequence[int]], times: Sequence[int]
+) -> tuple[UInt8[Tensor, "n H W 3"], int]:
+    """Read chosen frames, if need be twice; with the ``times`` of all frames, decoding ends after the last of them."""
     while True:
         wanted = list(choose(max(number, 1)))
         frames: dict[int, np.ndarray] = {}
-        stop = (wanted[-1], ordered[wanted[-1]]) if confirmed else None
+        stop = (wanted[-1], times[wanted[-1]]) if times else None
         found, stopped = _visit(path, set(wanted), frames.__setitem__, stop)
         if stopped or found == number or list(choose(found)) == wanted:
-            return torch.from_numpy(np.stack([frames[i] for i in wanted]))
-        number, confirmed = found, False
+            return torch.from_numpy(np.stack([frames[i] for i in wanted])), number if stopped else found
+        number, times = found, ()
 
 
 def frame_rate(path: str | Path) -> float:

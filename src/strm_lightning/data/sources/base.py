@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,11 +33,13 @@ class VideoStore(ABC):
         videos: names of the videos, ``class/video``, ascending (``video`` in a flat folder).
         frame_counts: number of frames of each video, ``[V]``.
         unreadable: error of each video that was left out, by name.
+        estimated: rows whose number of frames is an estimate, which `read_chosen` checks; see `Listing.estimate`.
     """
 
     videos: list[str]
     frame_counts: Int[np.ndarray, " V"]
     unreadable: Mapping[str, str]
+    estimated: frozenset[int] = frozenset()
 
     def __init__(self, frame_counts: Mapping[str, int], unreadable: Mapping[str, str]) -> None:
         self.videos = sorted(frame_counts)
@@ -72,6 +74,21 @@ class VideoStore(ABC):
         Raises:
             VideoError: the video is missing, damaged, or has changed since the store was opened.
         """
+
+    def read_chosen(
+        self, row: SupportsIndex, choose: Callable[[int], Sequence[int]]
+    ) -> tuple[UInt8[Tensor, "n H W 3"], int]:
+        """Read frames that depend on the number of frames; return also this number.
+
+        Args:
+            row: index of the video.
+            choose: function of the number of frames that returns frame numbers, as for `read`.
+
+        Raises:
+            VideoError: as `read`.
+        """
+        number = int(self.frame_counts[row])
+        return self.read(row, choose(number)), number
 
     def check_supports(self, policy: FramePolicy, num_frames: int, short_side: int) -> None:
         """Check that the store contains all frames that a policy can choose, and that they are large enough.
@@ -124,6 +141,18 @@ class Listing(ABC):
     @abstractmethod
     def count(self, names: Sequence[str], *, progress: bool) -> dict[str, int | str]:
         """Count the frames of videos; return the number of frames, or the error as text, of each."""
+
+    def estimate(self, names: Sequence[str], *, progress: bool) -> tuple[dict[str, int | str], set[str]]:
+        """Do `count` faster, if the store can check the numbers of frames when it reads the videos.
+
+        Returns:
+            The result of `count`, and the names whose number is an estimate.
+        """
+        return self.count(names, progress=progress), set()
+
+    def record(self, counts: Mapping[str, int]) -> None:
+        """Keep numbers of frames that the store has found for estimates, so that `count` does not count them again."""
+        del counts
 
     @abstractmethod
     def open(self, frame_counts: Mapping[str, int], unreadable: Mapping[str, str]) -> VideoStore:

@@ -65,14 +65,63 @@ def count_all(
         kind: name of the index, since a root may have several.
         progress: show a progress bar on stderr after two seconds.
     """
+    found = _measure(root, paths, lambda path: [_count(count, path)], kind, lengths=(2,), progress=progress)
+    return {name: entry[1] for name, entry in found.items()}
+
+
+def estimate_all(
+    root: Path,
+    paths: Mapping[str, str],
+    estimate: Callable[[str], int],
+    count: Callable[[str], int],
+    kind: str,
+    *,
+    progress: bool = True,
+) -> tuple[dict[str, int | str], set[str]]:
+    """Do `count_all` with estimates for new and changed videos; return also the names whose number is an estimate.
+
+    Where an estimate fails, the frames are counted. Estimates are kept in the same index; `count_all` ignores them and
+    `record_counts` replaces them.
+    """
+
+    def measure(path: str) -> list[Any]:
+        number = _count(estimate, path)
+        usable = isinstance(number, int) and 0 < number <= MAX_FRAMES
+        return [number, "estimate"] if usable else [_count(count, path)]
+
+    found = _measure(root, paths, measure, kind, lengths=(2, 3), progress=progress)
+    return {name: entry[1] for name, entry in found.items()}, {name for name, e in found.items() if len(e) == 3}
+
+
+def record_counts(root: Path, paths: Mapping[str, str], counts: Mapping[str, int], kind: str) -> None:
+    """Replace estimates in an index by counts; those of files that have changed since the estimate stay."""
+    path = index_file(root, f"{kind}.json")
+    known = _load(path)
+    for name, video in paths.items():
+        if name in known and known[name][0] == stamp_of_file(video):
+            known[name] = [known[name][0], counts[name]]
+    _save(path, known)
+
+
+def _measure(
+    root: Path,
+    paths: Mapping[str, str],
+    measure: Callable[[str], list[Any]],
+    kind: str,
+    *,
+    lengths: tuple[int, ...],
+    progress: bool,
+) -> dict[str, list[Any]]:
+    """Return the entry of each path in an index; ``measure`` is called where there is none of these lengths."""
     path = index_file(root, f"{kind}.json")
     known = _load(path)
     stamps = {name: stamp_of_file(video) for name, video in paths.items()}
-    new = [name for name, stamp in stamps.items() if known.get(name, [None])[0] != stamp]
+    usable = {name for name, entry in known.items() if len(entry) in lengths and entry[0] == stamps.get(name)}
+    new = [name for name in paths if name not in usable]
     if new:
         saved = time.monotonic()
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the GIL
-            jobs = {pool.submit(_count, count, paths[name]): name for name in new}
+            jobs = {pool.submit(measure, paths[name]): name for name in new}
             try:
                 for job in tqdm(
                     as_completed(jobs),
@@ -82,14 +131,14 @@ def count_all(
                     disable=None if progress else True,
                     unit="videos",
                 ):
-                    known[jobs[job]] = [stamps[jobs[job]], job.result()]
+                    known[jobs[job]] = [stamps[jobs[job]], *job.result()]
                     if time.monotonic() - saved > _SAVE_EVERY:
                         _save(path, known)
                         saved = time.monotonic()
             finally:
                 pool.shutdown(cancel_futures=True)
                 _save(path, known)
-    return {name: known[name][1] for name in paths}
+    return {name: known[name] for name in paths}
 
 
 def _count(count: Callable[[str], int], path: str) -> int | str:
@@ -112,9 +161,9 @@ def _load(path: Path) -> dict[str, list[Any]]:
 
 def _is_entry(entry: object) -> bool:
     match entry:
-        case [str(), bool()]:
+        case [str(), bool(), *_]:
             return False
-        case [str(), int(count)]:
+        case [str(), int(count)] | [str(), int(count), "estimate"]:
             return 0 < count <= MAX_FRAMES
         case [str(), str()]:
             return True

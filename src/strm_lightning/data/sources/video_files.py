@@ -3,17 +3,17 @@
 import os
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import SupportsIndex
 
 from jaxtyping import UInt8
 from torch import Tensor
 
-from strm_lightning.data.decode.video import count_frames, read_frames
+from strm_lightning.data.decode.video import count_frames, estimate_num_frames, read_frames, read_to_end
 from strm_lightning.data.names import is_video, without_suffix
 from strm_lightning.data.sources.base import Layout, Listing, PathStore
-from strm_lightning.data.sources.counts import count_all
+from strm_lightning.data.sources.counts import count_all, estimate_all, record_counts
 from strm_lightning.messages import count_of, some_of
 
 
@@ -26,12 +26,17 @@ class FileListing(Listing):
         return "videos"
 
     def count(self, names: Sequence[str], *, progress: bool) -> dict[str, int | str]:
-        """Count the frames of each video by decoding it.
-
-        Packets give nearly always the same numbers and are read 40 times faster, but they do not show damage: a
-        damaged video would end a run when it is first read, instead of being left out before episodes are drawn.
-        """
+        """Count the frames of each video by decoding it."""
         return count_all(self.root, {n: self.paths[n] for n in names}, count_frames, "videos", progress=progress)
+
+    def estimate(self, names: Sequence[str], *, progress: bool) -> tuple[dict[str, int | str], set[str]]:
+        """Count packets, 40 times faster than frames and nearly always the same; they do not show damage."""
+        paths = {n: self.paths[n] for n in names}
+        return estimate_all(self.root, paths, estimate_num_frames, count_frames, "videos", progress=progress)
+
+    def record(self, counts: Mapping[str, int]) -> None:
+        """Replace numbers of packets in the index by numbers of frames."""
+        record_counts(self.root, {n: self.paths[n] for n in counts if n in self.paths}, counts, "videos")
 
     def open(self, frame_counts: Mapping[str, int], unreadable: Mapping[str, str]) -> "FileStore":
         """Open a store that decodes the files."""
@@ -53,6 +58,14 @@ class FileStore(PathStore):
     def read(self, row: SupportsIndex, frames: Sequence[int]) -> UInt8[Tensor, "n H W 3"]:
         """Decode a video up to the last of the frames."""
         return read_frames(self._paths[row], frames)
+
+    def read_chosen(
+        self, row: SupportsIndex, choose: Callable[[int], Sequence[int]]
+    ) -> tuple[UInt8[Tensor, "n H W 3"], int]:
+        """Read frames that depend on the number of frames; if this is an estimate, decode the video to its end."""
+        if int(row) not in self.estimated:
+            return super().read_chosen(row, choose)
+        return read_to_end(self._paths[row], int(self.frame_counts[row]), choose)
 
 
 def list_files(root: Path) -> dict[str, str]:
