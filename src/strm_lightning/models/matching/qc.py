@@ -12,6 +12,8 @@ from strm_lightning.models.matching.base import Encoded, Evidence, FeatureSpec, 
 from strm_lightning.models.matching.shots import zero_absent
 from strm_lightning.models.matching.tuples import TupleLinear, TupleMatching
 
+_ROWS_AT_ONCE = 128
+
 
 class QueryClass(TupleMatching):
     """Query-class similarity on H, combined with any matching method (``query_class`` of `STRMHead`).
@@ -119,18 +121,27 @@ def query_class_similarity(
     else:
         present = shot_mask.flatten(-2).sum(-1)[..., None, None] * tuples
         origin = (s.sum(-2, keepdim=True) / present).detach()
-    distance = _distances(q - origin, s - origin)
+    distance = _distances(q, s, origin)
     distance = rearrange(distance, "... (q t) (n k j) -> ... q t n k j", q=num_queries, n=way, k=shot, j=tuples)
     if shot_mask is not None:
         distance = distance.masked_fill(~shot_mask[..., None, None, :, :, None], torch.inf)
     return -distance.flatten(-2).amin(-1).mean(-2)
 
 
-def _distances(x: Float[Tensor, "*B M Dz"], y: Float[Tensor, "*B S Dz"]) -> Float[Tensor, "*B M S"]:
-    """Compute Euclidean distances; without gradients without the copies of x and y that `torch.cdist` makes."""
+def _distances(
+    x: Float[Tensor, "*B M Dz"], y: Float[Tensor, "*B S Dz"], origin: Float[Tensor, "*B 1 Dz"]
+) -> Float[Tensor, "*B M S"]:
+    """Compute Euclidean distances; without gradients without copies of y.
+
+    ``|x - y|^2 = |x'|^2 + |y'|^2 - 2 (x' y - x' origin)``, where x' and y' are relative to the origin: y' is only needed
+    for its norm, and a few rows of it at a time stay in the processor's cache.
+    """
     if torch.is_grad_enabled():
         # The default mode depends on the number of rows, which adds a guard to an exported graph.
-        return torch.cdist(x, y, compute_mode="use_mm_for_euclid_dist")
-    squares = [torch.linalg.vector_norm(side, dim=-1).square() for side in (x, y)]
-    products = (x @ y.mT).mul_(-2).add_(squares[0].unsqueeze(-1)).add_(squares[1].unsqueeze(-2))
-    return products.clamp_(min=0).sqrt_()
+        return torch.cdist(x - origin, y - origin, compute_mode="use_mm_for_euclid_dist")
+    x = x - origin
+    rows = (y,) if torch.compiler.is_compiling() else y.split(_ROWS_AT_ONCE, -2)
+    x_squares = torch.linalg.vector_norm(x, dim=-1).square()
+    y_squares = torch.cat([torch.linalg.vector_norm(part - origin, dim=-1).square() for part in rows], -1)
+    products = (x @ y.mT).sub_(x @ origin.mT)
+    return products.mul_(-2).add_(x_squares.unsqueeze(-1)).add_(y_squares.unsqueeze(-2)).clamp_(min=0).sqrt_()
