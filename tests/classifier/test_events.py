@@ -138,7 +138,7 @@ def test_with_one_clip_a_class_a_class_is_four_standard_deviations_away(examples
     background.add(logits)
     assert background.is_known
     z = (logits - logits.mean(0)) / logits.std(0)
-    np.testing.assert_allclose(background.ratios(logits), 4 * z - 8)
+    np.testing.assert_allclose(background.ratios(logits), 4 * z - 8 + 1)
 
 
 def test_the_gain_is_the_log_odds_against_background_and_other_classes(fitted: FewShotClassifier) -> None:

@@ -29,6 +29,7 @@ _LOG_ODDS = 4.0  # of a window without event against each class
 _SHRINKAGE = 0.6  # of the covariance of logits to its diagonal
 _COMMON_CLIPS = 2.0  # weight of the mean of all classes in the mean of a class, in clips
 _DISTANCE = 4.0  # expected standard deviations above the background, of a class without clips to leave out
+_OFFSET = 1.0  # of the score if all classes have one clip: log odds of 3 find more events then
 _FIRST_WINDOWS = 200  # windows of a stream before the examples have no influence on the background
 _BATCH = 8  # frames
 
@@ -116,7 +117,7 @@ class Background:
     The mean of few clips has a large error, so it is shrunk to a common mean that is the same for all classes: the
     average of the own logits, and that of the other logits (empirical Bayes: Efron and Morris, JASA 1975). A class with
     one clip has the common mean. If all classes have one clip, a class is `_DISTANCE` standard deviations above the
-    background in its own logit.
+    background in its own logit, and `_OFFSET` is added to the score.
 
     Args:
         support: the examples.
@@ -164,7 +165,7 @@ class Background:
         np.fill_diagonal(shrunk, variance)
         inverse = np.linalg.inv(shrunk)
         if self._means is None:
-            return _DISTANCE * (logits - mean) / deviation - _DISTANCE**2 / 2
+            return _DISTANCE * (logits - mean) / deviation - _DISTANCE**2 / 2 + _OFFSET
         weights = (self._means - mean) @ inverse
         return (logits - mean) @ weights.T - ((self._means - mean) * weights).sum(1) / 2
 
