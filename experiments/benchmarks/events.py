@@ -83,7 +83,9 @@ def maps_of(
         parts = [windows_of.store.encode_frames(part) for part in frames.split(8)]
         return torch.cat([p[0] for p in parts]).half(), torch.cat([p[1] for p in parts]).half()
 
-    windows_of = Windows(classifier.support, classifier.preprocessing, WindowPlan(RATE, 1, (1,), np.zeros((1, 1))))
+    windows_of = Windows(
+        classifier.support, classifier.preprocessing, WindowPlan(RATE, 1, (1,), np.zeros((1, 1)), np.ones(1))
+    )
     return cached(cache / f"{file.stem}{'.whole' if whole else ''}.maps", make)
 
 

@@ -95,23 +95,66 @@ def test_arrays_have_no_duration(examples) -> None:
         list(classifier.predict_events(video, length=-1.0))
 
 
-def test_the_gain_is_the_log_likelihood_ratio_of_two_normal_distributions(fitted: FewShotClassifier) -> None:
+def test_the_score_is_the_log_likelihood_ratio_of_two_normal_distributions(fitted: FewShotClassifier) -> None:
     background = Background(fitted.support)
     rng = np.random.default_rng(0)
     logits = rng.normal(0, [0.1, 0.2, 0.3], (5000, 3))
     background.add(logits[:2000])
     background.add(logits[2000:])
-    own, targets = (t.double().numpy() for t in fitted.support.leave_one_out())
+    own, targets = (t.numpy() for t in fitted.support.leave_one_out())
     covariance = np.cov(logits.T, bias=True)
     covariance = 0.4 * covariance + 0.6 * np.diag(np.diag(covariance))
     null = torch.distributions.MultivariateNormal(torch.tensor(logits.mean(0)), torch.tensor(covariance))
+    common = np.full((3, 3), np.mean([own[i, c] for i in range(len(own)) for c in range(3) if c != targets[i]]))
+    np.fill_diagonal(common, own[range(len(own)), targets].mean())
     for c in range(3):
-        event = torch.distributions.MultivariateNormal(
-            torch.tensor(own[targets == c].mean(0)), torch.tensor(covariance)
-        )
+        of_class = 0.6 * own[targets == c].mean(0) + 0.4 * common[c]  # three clips, and two like the common mean
+        event = torch.distributions.MultivariateNormal(torch.tensor(of_class), torch.tensor(covariance))
         points = torch.tensor(logits[:5])
-        expected = event.log_prob(points) - null.log_prob(points) - 3.0
-        np.testing.assert_allclose(background.gains(logits[:5])[:, c], expected, rtol=1e-6)
+        expected = event.log_prob(points) - null.log_prob(points)
+        np.testing.assert_allclose(background.ratios(logits[:5])[:, c], expected, rtol=1e-6)
+
+
+def test_a_class_with_one_clip_has_the_common_mean(examples) -> None:
+    classifier = FewShotClassifier(bare_model(), HOW).fit(examples)  # 3, 2 and 1 clips
+    background = Background(classifier.support)
+    logits, targets = (t.numpy() for t in classifier.support.leave_one_out())
+    own = logits[range(len(logits)), targets].mean()
+    other = (logits.sum() - logits[range(len(logits)), targets].sum()) / (2 * len(logits))
+    windows = np.random.default_rng(0).normal(0, 0.1, (500, 3))
+    background.add(windows)
+    covariance = np.cov(windows.T, bias=True)
+    covariance = 0.4 * covariance + 0.6 * np.diag(np.diag(covariance))
+    direction = np.linalg.solve(covariance, np.array([other, other, own]) - windows.mean(0))
+    ratios = background.ratios(np.array([[0, 0, 0], [0, 0, 1.0]]))[:, 2]
+    assert ratios[1] - ratios[0] == pytest.approx(direction[2])
+
+
+def test_with_one_clip_a_class_a_class_is_four_standard_deviations_away(examples) -> None:
+    one = {label: clips[:1] for label, clips in examples.items()}
+    background = Background(FewShotClassifier(bare_model(), HOW).fit(one).support)
+    assert not background.is_known
+    logits = np.random.default_rng(0).normal(0, 0.1, (300, 3))
+    background.add(logits)
+    assert background.is_known
+    z = (logits - logits.mean(0)) / logits.std(0)
+    np.testing.assert_allclose(background.ratios(logits), 4 * z - 8 + 1)
+
+
+def test_the_gain_is_the_log_odds_against_background_and_other_classes(fitted: FewShotClassifier) -> None:
+    plan = plan_windows(fitted.support, FPS)
+    ratios = np.random.default_rng(0).normal(3, 4, plan.prior.shape)
+    ratios[-1] = -np.inf  # a window before the start of the video
+    ratios[0, 0] = 2000.0
+    gains = plan.gains(ratios)
+    weights = np.exp(ratios[1:-1] + 0.5 * plan.prior[1:-1])
+    rest = np.exp(4.0) + weights.sum(1, keepdims=True) - weights
+    relative = np.array(plan.lengths) / FPS / np.exp(np.mean(np.log([14 / 8, 16 / 8, 19 / 8])))
+    np.testing.assert_allclose(gains[1:-1], np.log(weights / rest) * relative[1:-1, None] ** 0.5)
+    assert (gains[-1] == -np.inf).all()
+    assert np.isfinite(gains[0]).all()
+    probabilities = plan.probabilities(gains, plan.lengths[1])
+    np.testing.assert_allclose(probabilities, weights[0] / weights[0].sum())
 
 
 def test_a_gap_in_time_repeats_the_last_frame(fitted: FewShotClassifier) -> None:

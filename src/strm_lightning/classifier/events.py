@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from strm_lightning.classifier.clips import ClipConfig
@@ -18,15 +18,18 @@ from strm_lightning.classifier.support import SupportSet
 from strm_lightning.errors import InputError
 from strm_lightning.messages import check_positive
 
-# Chosen on one half of EgoGestAR's clips; see experiments/benchmarks/events.py.
+# Chosen on one half of EgoGestAR's clips, and on moving shapes; see experiments/benchmarks/events.py.
 _RATIO = 1.2  # of two consecutive lengths of windows
 _MARGIN = 1.25  # windows may be shorter and longer than the examples by this factor
 _STRIDE = 0.25  # seconds between the ends of windows
 _LEAST_SPREAD = 0.25  # standard deviation of the logarithm of durations: three clips underestimate it
 _PRIOR_WEIGHT = 0.5  # of the duration
-_LOG_ODDS = 3.0  # of a window without event against each class
+_LENGTH_POWER = 0.5  # of the length of a window relative to the examples, as factor of its gain
+_LOG_ODDS = 4.0  # of a window without event against each class
 _SHRINKAGE = 0.6  # of the covariance of logits to its diagonal
+_COMMON_CLIPS = 2.0  # weight of the mean of all classes in the mean of a class, in clips
 _DISTANCE = 4.0  # expected standard deviations above the background, of a class without clips to leave out
+_OFFSET = 1.0  # of the score if all classes have one clip: log odds of 3 find more events then
 _FIRST_WINDOWS = 200  # windows of a stream before the examples have no influence on the background
 _BATCH = 8  # frames
 
@@ -40,12 +43,33 @@ class WindowPlan:
         stride: steps between the ends of windows.
         lengths: lengths in steps, ascending.
         prior: logarithm of the density of each length in each class relative to its maximum, ``[W, N]``.
+        factor: factor of the gain of each length, ``[W]``. Part of a long action can look like a short action of
+            another class, so without it two wrong short events may have a larger sum of gains than a right long one.
     """
 
     fps: float
     stride: int
     lengths: tuple[int, ...]
     prior: Float[np.ndarray, "W N"]
+    factor: Float[np.ndarray, " W"]
+
+    def gains(self, ratios: Float[np.ndarray, "*T W N"]) -> Float[np.ndarray, "*T W N"]:
+        """Return the gains of windows for the segmentation from their log-likelihood ratios, see `Background`.
+
+        It is the log odds of a class against the background and all other classes, so that a window that fits two
+        classes has a small gain, times the factor of its length.
+        """
+        score = ratios + _PRIOR_WEIGHT * self.prior
+        top = np.maximum(score.max(-1, keepdims=True), _LOG_ODDS)
+        each = np.exp(score - top)
+        rest = np.exp(_LOG_ODDS - top) + np.maximum(each.sum(-1, keepdims=True) - each, 0)
+        return (score - top - np.log(np.maximum(rest, np.finfo(rest.dtype).tiny))) * self.factor[:, None]
+
+    def probabilities(self, gains: Float[np.ndarray, "W N"], length: int) -> Float[np.ndarray, " N"]:
+        """Return the probability of each class of a window with an event, from the gains of all windows of its end."""
+        row = self.lengths.index(length)
+        shares = np.exp(-np.logaddexp(0, -gains[row] / self.factor[row]))
+        return shares / shares.sum()
 
 
 def plan_windows(support: SupportSet, fps: float, length: float | None = None) -> WindowPlan:
@@ -79,16 +103,21 @@ def plan_windows(support: SupportSet, fps: float, length: float | None = None) -
     steps = {max(1, round(fps * math.exp(value))) for value in np.linspace(low, high, count)}
     lengths = tuple(sorted(steps))
     distance = np.log(np.array(lengths) / fps)[:, None] - np.array([means[label] for label in support.labels])
-    return WindowPlan(fps, max(1, round(fps * _STRIDE)), lengths, -0.5 * (distance / spread) ** 2)
+    factor = (np.array(lengths) / fps / math.exp(np.mean(every))) ** _LENGTH_POWER
+    return WindowPlan(fps, max(1, round(fps * _STRIDE)), lengths, -0.5 * (distance / spread) ** 2, factor)
 
 
 class Background:
     """Normal distribution of the logits of windows without event; most windows of a long video have none.
 
-    The gain of a window is the log-likelihood ratio of a class and the background (linear discriminant analysis): the
+    The score of a window is the log-likelihood ratio of a class and the background (linear discriminant analysis): the
     mean of a class is that of the leave-one-out logits of its clips, the covariance is that of the background, shrunk
-    to its diagonal. A class with one clip has a mean `_DISTANCE` standard deviations above the background in its own
-    logit.
+    to its diagonal.
+
+    The mean of few clips has a large error, so it is shrunk to a common mean that is the same for all classes: the
+    average of the own logits, and that of the other logits (empirical Bayes: Efron and Morris, JASA 1975). A class with
+    one clip has the common mean. If all classes have one clip, a class is `_DISTANCE` standard deviations above the
+    background in its own logit, and `_OFFSET` is added to the score.
 
     Args:
         support: the examples.
@@ -96,10 +125,9 @@ class Background:
     """
 
     def __init__(self, support: SupportSet, *, streaming: bool = False) -> None:
-        logits, targets = (tensor.double().cpu().numpy() for tensor in support.leave_one_out())
-        self._means = [
-            logits[targets == c].mean(0) if (targets == c).any() else None for c in range(len(support.labels))
-        ]
+        left_out, targets = support.leave_one_out()
+        logits = left_out.double().cpu().numpy()
+        self._means = _class_means(logits, targets.cpu().numpy())
         self._examples = logits
         self._starts_with_examples = streaming and len(logits) > 1
         way = len(support.labels)
@@ -128,22 +156,30 @@ class Background:
         """Whether there are enough windows or examples for a stream."""
         return self._starts_with_examples or self._count >= _FIRST_WINDOWS
 
-    def gains(self, logits: Float[np.ndarray, "*T N"]) -> Float[np.ndarray, "*T N"]:
-        """Return the log-likelihood ratio of each class and the background, minus the log odds of the background."""
+    def ratios(self, logits: Float[np.ndarray, "*T N"]) -> Float[np.ndarray, "*T N"]:
+        """Return the log-likelihood ratio of each class and the background."""
         mean, covariance = self._moments()
         variance = np.maximum(np.diag(covariance), 1e-12)
         deviation = np.sqrt(variance)
         shrunk = (1 - _SHRINKAGE) * covariance
         np.fill_diagonal(shrunk, variance)
         inverse = np.linalg.inv(shrunk)
-        columns = []
-        for c, known in enumerate(self._means):
-            if known is None:
-                columns.append(_DISTANCE * (logits[..., c] - mean[c]) / deviation[c] - _DISTANCE**2 / 2)
-            else:
-                weights = inverse @ (known - mean)
-                columns.append((logits - mean) @ weights - (known - mean) @ weights / 2)
-        return np.stack(columns, -1) - _LOG_ODDS
+        if self._means is None:
+            return _DISTANCE * (logits - mean) / deviation - _DISTANCE**2 / 2 + _OFFSET
+        weights = (self._means - mean) @ inverse
+        return (logits - mean) @ weights.T - ((self._means - mean) * weights).sum(1) / 2
+
+
+def _class_means(logits: Float[np.ndarray, "n N"], targets: Int[np.ndarray, " n"]) -> Float[np.ndarray, "N N"] | None:
+    """Compute the mean logits of the clips of each class, shrunk to a common mean; None without clips."""
+    if not len(logits):
+        return None
+    own = np.eye(logits.shape[1], dtype=bool)
+    of_clips = own[targets]
+    common = np.where(own, logits[of_clips].mean(), logits[~of_clips].mean())
+    counts = of_clips.sum(0)[:, None]
+    sums = of_clips.T.astype(logits.dtype) @ logits
+    return (sums + _COMMON_CLIPS * common) / (counts + _COMMON_CLIPS)
 
 
 class Windows:
@@ -230,7 +266,8 @@ class EventStream:
             finite = np.isfinite(logits[:, 0])
             self._background.add(logits[finite])
             if self._background.is_known:
-                gains[finite] = self._background.gains(logits[finite]) + _PRIOR_WEIGHT * self._plan.prior[finite]
+                gains[finite] = self._background.ratios(logits[finite])
+                gains = self._plan.gains(gains)
                 self._gains[self._step] = gains
         return self._events(self._segmenter.push(gains))
 
@@ -286,16 +323,14 @@ def window_gains(
     gains = np.full(logits.shape, -np.inf)
     if finite.any():
         background.add(logits[finite])
-        prior = np.broadcast_to(plan.prior, logits.shape)
-        gains[finite] = background.gains(logits[finite]) + _PRIOR_WEIGHT * prior[finite]
-    return gains
+        gains[finite] = background.ratios(logits[finite])
+    return plan.gains(gains)
 
 
 def _event(
     found: Segment, gains: Float[np.ndarray, "W N"], plan: WindowPlan, labels: Sequence[str], name: str
 ) -> WindowPrediction:
-    values = gains[plan.lengths.index(found.end - found.start)]
-    shares = np.exp(values - values.max())
-    ranked = sorted(zip(labels, (shares / shares.sum()).tolist(), strict=True), key=lambda pair: -pair[1])
+    shares = plan.probabilities(gains, found.end - found.start).tolist()
+    ranked = sorted(zip(labels, shares, strict=True), key=lambda pair: -pair[1])
     prediction = Prediction(ranked[0][0], ranked[0][1], dict(ranked), name)
     return WindowPrediction(found.start / plan.fps, found.end / plan.fps, prediction)
