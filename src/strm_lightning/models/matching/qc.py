@@ -133,8 +133,8 @@ def _distances(
 ) -> Float[Tensor, "*B M S"]:
     """Compute Euclidean distances; without gradients without copies of y.
 
-    ``|x - y|^2 = |x'|^2 + |y'|^2 - 2 (x' y - x' origin)``, where x' and y' are relative to the origin: y' is only needed
-    for its norm, and a few rows of it at a time stay in the processor's cache.
+    ``|x - y|^2 = |x'|^2 + |y'|^2 - 2 (x' y - x' origin)``, where x' and y' are relative to the origin. Only the norm of
+    y' is needed, and a few rows of it at a time stay in the processor's cache.
     """
     if torch.is_grad_enabled():
         # The default mode depends on the number of rows, which adds a guard to an exported graph.
