@@ -200,6 +200,18 @@ def test_absent_shots_have_no_influence_on_values_and_gradients(head: STRMHead, 
     torch.testing.assert_close((mine.trm, mine.qc), (theirs.trm, theirs.qc), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("gradient", [False, True])
+def test_distances_far_from_zero_keep_their_digits(gradient: bool) -> None:
+    torch.manual_seed(0)
+    query, support = torch.randn(3, 28, 64).double() + 1000, torch.randn(2, 5, 28, 64).double() + 1000
+    expected = query_class_similarity(query, support)
+    with torch.set_grad_enabled(gradient):
+        found = query_class_similarity(query.float(), support.float())
+    exact = -torch.cdist(query, support.flatten(1, 2)[:, None], compute_mode="donot_use_mm_for_euclid_dist")
+    torch.testing.assert_close(expected, exact.amax(-1).mean(-1).mT)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=0)
+
+
 def test_absent_shots_do_not_move_the_origin_of_distances(head: STRMHead) -> None:
     """In float32, an origin far from all points would cost the distances their digits."""
     mask = torch.tensor([[True, False], [True, True], [False, True]])

@@ -122,14 +122,11 @@ def _encode(
     before = {row: read[names[row]] for row in rows if names[row] in read}
     if len(rows) == len(bank.rows) and all(before.get(row) == row for row in rows):
         return bank
-    if views:  # random views depend on the row
-        before = {row: old for row, old in before.items() if row == old}
-    changed: FeatureBank = FeatureBank(rows, views=max(views, 1), limit_gb=limit_gb)
+    # One view: random views are those of a fit, which has no estimates.
+    changed: FeatureBank = FeatureBank(rows, limit_gb=limit_gb)
     _fill(trainer, stage, encode, changed, [row for row in rows if row not in before], views)
     for row, old in before.items():
-        of_video = torch.arange(changed.views)
-        keys = torch.stack([torch.full_like(of_video, row), of_video], 1)
-        changed.put(keys, bank.get(torch.full_like(of_video, old), of_video))
+        changed.put(torch.tensor([[row, 0]]), bank.get(torch.tensor([old])))
     return changed
 
 

@@ -12,7 +12,7 @@ from strm_lightning.models.matching.base import Encoded, Evidence, FeatureSpec, 
 from strm_lightning.models.matching.shots import zero_absent
 from strm_lightning.models.matching.tuples import TupleLinear, TupleMatching
 
-_ROWS_AT_ONCE = 128
+_ROWS_AT_ONCE = 128  # 1 MB of float32 with 2048 channels
 
 
 class QueryClass(TupleMatching):
