@@ -1,11 +1,14 @@
-"""Time to import the package and to print the help of commands, against another checkout of the project.
+"""Time of imports, of the help of commands and of a first test, against another checkout of the project.
 
     git worktree add --detach ../before COMMIT
-    python experiments/benchmarks/start.py ../before [--rounds 5] [--match fit]
+    python experiments/benchmarks/start.py ../before [--rounds 5] [--match fit] [--videos FOLDER]
 
 Each command runs in a new process, alternately with the two checkouts. The first round fills the file cache and is not
 counted. The ratio is the median over the rounds of the ratios of CPU times (user and system), which depend less on what
 else the machine does than the times on the clock, printed beside them.
+
+With ``--videos``, a folder of videos in class folders, a first `strm test` on it is timed too, without an index of its
+frames: with all classes and with a fifth of them in the test split. The backbone is tiny, so decoding dominates.
 """
 
 import argparse
@@ -13,6 +16,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -31,11 +35,27 @@ COMMANDS = {
 }
 
 
+def first_tests(videos: Path) -> dict[str, list[str]]:
+    """Return the commands of a test on all classes, and on a fifth of them."""
+    options = [
+        f"--data.root={videos.absolute()}", "--data.way=2", "--data.shot=1", "--data.query_per_class=1",
+        "--data.image_size=112", "--data.test_episodes=100", "--data.num_workers=0",
+        "--model.backbone=test_resnet", "--model.pretrained=false",
+        "--model.match_dim=8", "--trainer.logger=false", "--trainer.accelerator=cpu",
+    ]  # fmt: skip
+    splits = {"all classes": "{test: 1.0}", "a fifth of the classes": "{train: 0.6, val: 0.2, test: 0.2}"}
+    return {
+        f"strm test, {name}": ["-m", "strm_lightning", "test", f"--data.split={split}", *options]
+        for name, split in splits.items()
+    }
+
+
 def run(checkout: Path, arguments: list[str]) -> tuple[float, float]:
     """Run Python on a checkout; return the CPU time and the time on the clock, in seconds."""
     before, start = _cpu(), time.perf_counter()
-    environment = os.environ | {"PYTHONPATH": str(checkout / "src")}
-    subprocess.run([sys.executable, *arguments], env=environment, stdout=subprocess.DEVNULL, check=True)
+    with tempfile.TemporaryDirectory() as folder:  # without an index of frames, and for the files of a test
+        environment = os.environ | {"PYTHONPATH": str(checkout / "src"), "STRM_CACHE": folder}
+        subprocess.run([sys.executable, *arguments], env=environment, cwd=folder, stdout=subprocess.DEVNULL, check=True)
     return _cpu() - before, time.perf_counter() - start
 
 
@@ -49,12 +69,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("before", type=Path, help="the other checkout")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--match", default="", help="only commands that contain this text")
+    parser.add_argument("--videos", type=Path, help="folder of videos in class folders, for a first `strm test`")
     options = parser.parse_args(arguments)
+    commands = COMMANDS | (first_tests(options.videos) if options.videos else {})
     print("| command | CPU s before | CPU s now | clock s before | clock s now | ratio of CPU times |")
     print("|---|---|---|---|---|---|")
-    for name, command in COMMANDS.items():
+    for name, command in commands.items():
         if options.match in name:
-            rounds = [[run(path, command) for path in (options.before, HERE)] for _ in range(options.rounds + 1)]
+            rounds = [
+                [run(path.absolute(), command) for path in (options.before, HERE)] for _ in range(options.rounds + 1)
+            ]
             times = np.array(rounds[1:])  # round, checkout, kind of time
             ratio = np.median(times[:, 0, 0] / times[:, 1, 0])
             shown = " | ".join(f"{seconds:.2f}" for seconds in np.median(times, 0).T.ravel())
