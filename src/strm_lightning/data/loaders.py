@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -57,17 +58,17 @@ class ClipReader:
         Raises:
             VideoError: the video cannot be read.
         """
-        runs = {"num_segments": self.num_segments, "frame_stride": self.frame_stride}
-        state = rng.getstate() if rng else None
-
-        def choose(available: int) -> list[int]:
-            if rng and state:  # each call draws the same numbers, since the first one may be for a wrong estimate
-                rng.setstate(state)
-            return select_frames(self.policy, available, self.num_frames, rng, **runs)
-
+        choose = partial(self._choose, rng, rng.getstate() if rng else None)
         frames, available = self.videos.store.read_chosen(row, choose)
         self.transform(frames, rng, out)
         return available
+
+    def _choose(self, rng: Random | None, state: Any, available: int) -> list[int]:
+        """Choose frames from the random state at the start: an earlier call may have been for a wrong estimate."""
+        if rng is not None:
+            rng.setstate(state)
+        runs = {"num_segments": self.num_segments, "frame_stride": self.frame_stride}
+        return select_frames(self.policy, available, self.num_frames, rng, **runs)
 
 
 class EpisodeDataset(Dataset[Episode]):
