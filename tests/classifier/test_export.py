@@ -108,13 +108,13 @@ def test_the_program_predicts_the_same_without_torch(kind: str, videos: Path, tm
     found = export_classifier(classifier, tmp_path / "out")
     assert found.drawn == 4
     assert found.left_out == (0 if max(shots) == 1 else sum(n for n in shots if n > 1))
-    assert found.difference < 1e-4
+    assert found.difference < 3e-4  # of float32; it depends on the processor
     queries = sorted(str(path) for path in (videos / "queries").iterdir())
     for predicted, expected in zip(
         run_program(tmp_path / "out", *queries), classifier.predict_many(queries), strict=True
     ):
         assert predicted["label"] == expected.label
-        assert predicted["probabilities"] == pytest.approx(dict(expected.probabilities), abs=1e-4)
+        assert predicted["probabilities"] == pytest.approx(dict(expected.probabilities), abs=3e-4)
     # The graph takes other numbers of classes, clips and queries.
     more = SupportSet(classifier.model)
     for name, paths in examples(videos, *shots[::-1]).items():
@@ -176,7 +176,13 @@ def test_maps_that_are_no_multiple_of_the_grid(size: int, tmp_path: Path) -> Non
 
     maps = torch.randn(2, 3, 5, size, size)
     graphs.export_module(
-        Pool().eval(), {"maps": maps}, ({0: torch.export.Dim("clips")},), ["grid"], tmp_path / "pool.onnx", "pool"
+        Pool().eval(),
+        (maps,),
+        ({0: torch.export.Dim("clips")},),
+        tmp_path / "pool.onnx",
+        inputs=["maps"],
+        outputs=["grid"],
+        what="pool",
     )
     session = onnxruntime.InferenceSession(str(tmp_path / "pool.onnx"))
     maps = torch.randn(3, 3, 5, size, size)
@@ -260,7 +266,10 @@ def test_what_cannot_be_converted_is_one_line(tmp_path: Path) -> None:
             return torch.linalg.eigh(a)[0]
 
     with pytest.raises(InputError, match="matching 'mine' cannot be converted to ONNX: No ONNX function found"):
-        graphs.export_module(Solve().eval(), {"a": torch.eye(3)}, ({},), ["b"], tmp_path / "a.onnx", "matching 'mine'")
+        graphs.export_module(
+            Solve().eval(), (torch.eye(3),), ({},), tmp_path / "a.onnx",
+            inputs=["a"], outputs=["b"], what="matching 'mine'",
+        )  # fmt: skip
 
 
 def test_an_export_shows_its_progress(

@@ -72,7 +72,7 @@ class MatchingOfPrepared(nn.Module):
         mask = [PRESENT] if self.masked else []
         return [SUPPORT + name for name in self.support] + [QUERY + name for name in self.query] + mask
 
-    def forward(self, *tensors: Tensor) -> Float[Tensor, "Q N"]:
+    def forward(self, tensors: tuple[Tensor, ...]) -> Float[Tensor, "Q N"]:  # torch 2.9 cannot convert ``*tensors``
         support = dict(zip(self.support, tensors, strict=False))
         query = dict(zip(self.query, tensors[len(support) :], strict=False))
         mask = tensors[-1] if self.masked else None
@@ -88,7 +88,8 @@ def export_encoding(model: STRM, image_size: int, path: Path) -> None:
     encoding = Encoding(model).eval()
     frames = torch.zeros(2, model.head.num_frames, 3, image_size, image_size, dtype=torch.uint8)
     shapes = ({0: torch.export.Dim("clips")},)
-    export_module(encoding, {"frames": frames}, shapes, encoding.names, path, f"backbone {model.backbone.name!r}")
+    what = f"backbone {model.backbone.name!r}"
+    export_module(encoding, (frames,), shapes, path, inputs=["frames"], outputs=encoding.names, what=what)
 
 
 def export_matching(model: STRM, qc_weight: float, path: Path, *, shots: int) -> None:
@@ -112,7 +113,7 @@ def export_matching(model: STRM, qc_weight: float, path: Path, *, shots: int) ->
     sizes_of = ((3, 2, 5), (4, 7, 11)) if shots > 1 else ((3, 1, 5), (4, 1, 11))
     (support, query, mask), other = (_example(model, *sizes) for sizes in sizes_of)
     matching = MatchingOfPrepared(model, qc_weight, list(support), list(query), masked=mask is not None).eval()
-    inputs = dict(zip(matching.names, _flat(support, query, mask), strict=True))
+    tensors = _flat(support, query, mask)
     axes: dict[tuple[int, int], Any] = {}  # axes with the same two sizes are one axis, such as the classes
     shapes = tuple(
         {
@@ -120,9 +121,10 @@ def export_matching(model: STRM, qc_weight: float, path: Path, *, shots: int) ->
             for axis, sizes in enumerate(zip(tensor.shape, larger.shape, strict=True))
             if sizes[0] != sizes[1]
         }
-        for tensor, larger in zip(inputs.values(), _flat(*other), strict=True)
+        for tensor, larger in zip(tensors, _flat(*other), strict=True)
     )
-    export_module(matching, inputs, (shapes,), ["logits"], path, f"matching {model.head.matching_name!r}")
+    what = f"matching {model.head.matching_name!r}"
+    export_module(matching, (tensors,), (shapes,), path, inputs=matching.names, outputs=["logits"], what=what)
 
 
 def example_arrays(support: SupportSet) -> tuple[dict[str, np.ndarray], list[list[int]]]:
@@ -179,21 +181,29 @@ def _example(model: STRM, way: int, shots: int, queries: int) -> tuple[Encoded, 
     return prepared, clips(queries), mask
 
 
-def _flat(support: Encoded, query: Encoded, mask: Tensor | None) -> list[Tensor]:
-    return [*support.values(), *query.values(), *([] if mask is None else [mask])]
+def _flat(support: Encoded, query: Encoded, mask: Tensor | None) -> tuple[Tensor, ...]:
+    return (*support.values(), *query.values(), *([] if mask is None else [mask]))
 
 
 def export_module(
-    module: nn.Module, inputs: Encoded, shapes: Any, outputs: Sequence[str], path: Path, what: str
+    module: nn.Module,
+    arguments: tuple[Any, ...],
+    shapes: Any,
+    path: Path,
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    what: str,
 ) -> None:
     """Write a module in evaluation mode as ONNX.
 
     Args:
         module: the module.
-        inputs: examples of its inputs, in order, by name.
+        arguments: examples of its arguments.
         shapes: dynamic axes, see `torch.export.export`.
-        outputs: names of its outputs.
         path: file to write; weights of more than 1.5 GB are written to a second file beside it.
+        inputs: names of the tensors in its arguments, in order.
+        outputs: names of its outputs.
         what: name of the module, for the message of an error.
 
     Raises:
@@ -212,13 +222,14 @@ def export_module(
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "# The axis name")  # of an axis that several inputs share
+            warnings.filterwarnings("ignore", "`isinstance.treespec", FutureWarning)  # torch 2.10 warns of its own code
             program = torch.onnx.export(
                 module,
-                tuple(inputs.values()),
+                arguments,
                 dynamo=True,
                 verbose=False,
-                input_names=list(inputs),
-                output_names=list(outputs),
+                input_names=inputs,
+                output_names=outputs,
                 dynamic_shapes=shapes,
                 custom_translation_table={torch.ops.aten.adaptive_max_pool2d.default: adaptive_max_pool2d},
             )

@@ -114,7 +114,7 @@ def query_class_similarity(
     present = None
     if shot_mask is not None:
         support = zero_absent(support, shot_mask)
-        present = shot_mask.flatten(-2).repeat_interleave(tuples, dim=-1)
+        present = shot_mask.repeat_interleave(tuples, dim=-1).flatten(-2)
     precise = torch.promote_types(query.dtype, torch.float32)
     q, s = query.flatten(-3, -2).to(precise), support.flatten(-4, -2).to(precise)
     shortest = _shortest_distances(q, s, _origin(s, present, step=min(_SAMPLE_STEP, tuples)), present, way)
