@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 from strm_lightning.classifier import FewShotClassifier
+from strm_lightning.classifier.load_model import DEFAULT_BACKBONE, DEFAULT_STAGES
 from strm_lightning.classifier.videos import find_examples, read_path
 from strm_lightning.episode import PooledMaps
 from strm_lightning.models import STRMHead
@@ -97,9 +98,18 @@ def main() -> None:
     parser.add_argument("--way", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=1000)
     parser.add_argument("--limit", type=int, help="clips of each class")
+    parser.add_argument("--backbone", default=DEFAULT_BACKBONE, help="timm model; the last two stages are used")
+    parser.add_argument("--weights", help="as for `strm classify`")
+    parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--vary", action="store_true", help="also change the queries")
     options = parser.parse_args()
-    classifier = FewShotClassifier.from_backbone(device="cpu")
+    classifier = FewShotClassifier.from_backbone(
+        options.backbone,
+        weights=options.weights,
+        image_size=options.image_size,
+        backbone_stage=DEFAULT_STAGES,
+        device="cpu",
+    )
     channels = classifier.model.backbone.channels
     heads = {
         name: STRMHead(channels if name in SUMS else channels[0], matching=name).eval() for name in options.matching
@@ -116,7 +126,8 @@ def main() -> None:
             for name, change in CHANGES.items() if options.vary else ():
                 maps.setdefault(name, []).append(pool(classifier, change(frames)))
         stacked = {name: stack(members) for name, members in maps.items()}
-        print(f"{folder}: {len(set(classes))} classes, {len(classes)} clips, {options.way}-way", flush=True)
+        counts = f"{len(set(classes))} classes, {len(classes)} clips, {options.way}-way"
+        print(f"{folder}: {counts}; {options.backbone}, {options.image_size} pixels", flush=True)
         for name, head in heads.items():
             for change, changed in stacked.items():
                 cells = []
