@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -12,7 +13,6 @@ from strm_lightning.models.matching.shots import zero_absent
 from strm_lightning.models.matching.tuples import TupleLinear, TupleMatching
 
 _ROWS_AT_ONCE = 128  # 1 MB of float32 with 2048 channels
-_SAMPLE_STEP = 8  # of the rows whose mean is the origin of distances
 
 
 class QueryClass(TupleMatching):
@@ -110,57 +110,38 @@ def query_class_similarity(
     The paper does not specify the similarity phi; it is minus the Euclidean distance here, as in the official code.
     Clips that are absent in ``shot_mask`` are ignored.
     """
-    num_queries, (way, _, tuples) = query.shape[-3], support.shape[-4:-1]
-    present = None
+    num_queries, (way, shot, tuples) = query.shape[-3], support.shape[-4:-1]
     if shot_mask is not None:
         support = zero_absent(support, shot_mask)
-        present = shot_mask.repeat_interleave(tuples, dim=-1).flatten(-2)
+    # Subtracting the mean of the support does not change distances and avoids cancellation in `cdist`.
     precise = torch.promote_types(query.dtype, torch.float32)
     q, s = query.flatten(-3, -2).to(precise), support.flatten(-4, -2).to(precise)
-    shortest = _shortest_distances(q, s, _origin(s, present, step=min(_SAMPLE_STEP, tuples)), present, way)
-    return -shortest.unflatten(-2, (num_queries, tuples)).mean(-2)
-
-
-def _origin(
-    support: Float[Tensor, "*B S Dz"], present: Bool[Tensor, "*B S"] | None, *, step: int
-) -> Float[Tensor, "*B 1 Dz"]:
-    """Compute the mean of every ``step``-th row; at most as many rows as a clip has, so that each clip counts.
-
-    Subtracting it does not change distances and avoids cancellation. The mean of all rows would be no better, but it
-    reads the whole support once more.
-    """
-    rows = support[..., ::step, :]
-    if present is None:
-        return rows.mean(-2, keepdim=True).detach()
-    return (rows.sum(-2, keepdim=True) / present[..., ::step].sum(-1)[..., None, None]).detach()
-
-
-def _shortest_distances(
-    x: Float[Tensor, "*B M Dz"],
-    y: Float[Tensor, "*B S Dz"],
-    origin: Float[Tensor, "*B 1 Dz"],
-    present: Bool[Tensor, "*B S"] | None,
-    way: int,
-) -> Float[Tensor, "*B M N"]:
-    """Compute the Euclidean distance of each row of x to the nearest present row of y in each class.
-
-    Without gradients, ``|x - y|^2 = |x'|^2 + 2 x' origin + (|y'|^2 - 2 x' y)``, where x' and y' are relative to the
-    origin: only the term in parentheses is computed for all pairs. It needs no copy of y'; a few rows of y' at a time
-    stay in the processor's cache.
-    """
-    gradient = torch.is_grad_enabled()
-    if gradient:
-        # The default mode depends on the number of rows, which adds a guard to an exported graph.
-        cost = torch.cdist(x - origin, y - origin, compute_mode="use_mm_for_euclid_dist")
+    if shot_mask is None:
+        origin = s.mean(-2, keepdim=True).detach()
     else:
-        x = x - origin
-        rows = (y,) if torch.compiler.is_compiling() else y.split(_ROWS_AT_ONCE, -2)
-        y_squares = torch.cat([torch.linalg.vector_norm(part - origin, dim=-1).square() for part in rows], -1)
-        cost = ((-2 * x) @ y.mT).add_(y_squares.unsqueeze(-2))
-    if present is not None:
-        cost = cost.masked_fill(~present.unsqueeze(-2), torch.inf)
-    smallest = cost.unflatten(-1, (way, -1)).amin(-1)
-    if gradient:
-        return smallest
-    common = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() + 2 * (x @ origin.mT)
-    return (smallest + common).clamp_(min=0).sqrt_()
+        present = shot_mask.flatten(-2).sum(-1)[..., None, None] * tuples
+        origin = (s.sum(-2, keepdim=True) / present).detach()
+    distance = _distances(q, s, origin)
+    distance = rearrange(distance, "... (q t) (n k j) -> ... q t n k j", q=num_queries, n=way, k=shot, j=tuples)
+    if shot_mask is not None:
+        distance = distance.masked_fill(~shot_mask[..., None, None, :, :, None], torch.inf)
+    return -distance.flatten(-2).amin(-1).mean(-2)
+
+
+def _distances(
+    x: Float[Tensor, "*B M Dz"], y: Float[Tensor, "*B S Dz"], origin: Float[Tensor, "*B 1 Dz"]
+) -> Float[Tensor, "*B M S"]:
+    """Compute Euclidean distances; without gradients without copies of y.
+
+    ``|x - y|^2 = |x'|^2 + |y'|^2 - 2 (x' y - x' origin)``, where x' and y' are relative to the origin. Only the norm of
+    y' is needed, and a few rows of it at a time stay in the processor's cache.
+    """
+    if torch.is_grad_enabled():
+        # The default mode depends on the number of rows, which adds a guard to an exported graph.
+        return torch.cdist(x - origin, y - origin, compute_mode="use_mm_for_euclid_dist")
+    x = x - origin
+    rows = (y,) if torch.compiler.is_compiling() else y.split(_ROWS_AT_ONCE, -2)
+    x_squares = torch.linalg.vector_norm(x, dim=-1).square()
+    y_squares = torch.cat([torch.linalg.vector_norm(part - origin, dim=-1).square() for part in rows], -1)
+    products = (x @ y.mT).sub_(x @ origin.mT)
+    return products.mul_(-2).add_(x_squares.unsqueeze(-1)).add_(y_squares.unsqueeze(-2)).clamp_(min=0).sqrt_()
