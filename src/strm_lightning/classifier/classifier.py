@@ -385,7 +385,7 @@ class FewShotClassifier(SklearnMixin):
         *,
         length: float | None = None,
         rate: float = 8.0,
-        delay: float = 3.0,
+        delay: float = live.DEFAULT_DELAY,
     ) -> Generator[LiveEvent, None, None]:
         """Yield the events of a camera or stream as they happen, until it ends; see `live.watch`.
 

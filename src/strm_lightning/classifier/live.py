@@ -21,6 +21,8 @@ from strm_lightning.data.decode.upright import UprightRGB
 from strm_lightning.data.decode.video import VideoError
 from strm_lightning.messages import check_not_negative
 
+# Seconds; chosen on joined clips (docs/own-videos.md). Longer ones gain little.
+DEFAULT_DELAY = 5.0
 _TIMEOUT = (20.0, 20.0)  # seconds to open a source and to wait for a frame
 _FAILURES = (av.error.FFmpegError, ValueError, IndexError)  # that PyAV raises
 _ONE_READER = ("pipe", "fd", "tcp", "unix")  # protocols of FFmpeg without a second reader

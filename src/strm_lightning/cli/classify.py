@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from strm_lightning.classifier.classifier import FewShotClassifier
 from strm_lightning.classifier.clips import check_first_frame
-from strm_lightning.classifier.live import LiveSource
+from strm_lightning.classifier.live import DEFAULT_DELAY, LiveSource
 from strm_lightning.classifier.predictions import WindowPrediction, merge_windows
 from strm_lightning.classifier.progress import bar_options
 from strm_lightning.classifier.videos import Video, VideoSource, find_examples, find_videos, video_name
@@ -45,7 +45,7 @@ def classify(
     timeline: str | None = None,
     camera: int | None = None,
     stream: str | None = None,
-    delay: float = 3.0,
+    delay: float = DEFAULT_DELAY,
     json: bool = False,
     csv: bool = False,
     explain: str | None = None,

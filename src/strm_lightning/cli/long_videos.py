@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from strm_lightning.classifier.classifier import FewShotClassifier
-from strm_lightning.classifier.live import LiveEvent, LiveSource
+from strm_lightning.classifier.live import DEFAULT_DELAY, LiveEvent, LiveSource
 from strm_lightning.classifier.predictions import WindowPrediction
 from strm_lightning.classifier.videos import Video, duration_of
 from strm_lightning.cli.subtitles import write_srt, write_vtt
@@ -28,7 +28,7 @@ class LongVideos:
     timeline: str | None = None
     camera: int | None = None
     stream: str | None = None
-    delay: float = 3.0
+    delay: float = DEFAULT_DELAY
 
     @property
     def source(self) -> str | int | None:
