@@ -1,9 +1,10 @@
-"""Size and speed of an exported classifier, beside PyTorch in the same run.
+"""Size and speed of an exported classifier, float and int8, beside PyTorch in the same run.
 
     python experiments/benchmarks/exported.py [--matching auto | --ckpt a.ckpt] [--threads 1] [--rounds 5]
 
-The examples' features are random, since matching takes as long whatever they are. Rounds of PyTorch and of ONNX
-alternate, so that the load of the machine changes both; the ratio is the median of the ratios of the rounds.
+The examples' features and the pixels are random, since matching and encoding take as long whatever they are. Rounds of
+PyTorch, ONNX and int8 alternate, so that the load of the machine changes all; a ratio is the median of the ratios of
+the rounds. Only the encoding has an int8 form, and only if most of the backbone's weights are in convolutions.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -19,9 +21,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 from strm_lightning.classifier import FewShotClassifier
-from strm_lightning.classifier.export import graphs
+from strm_lightning.classifier.export import graphs, quantize
 from strm_lightning.classifier.export.predict import Classifier
 from strm_lightning.classifier.support import EncodedClip
+from strm_lightning.errors import InputError
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -30,12 +33,16 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def compare(name: str, torch_run: Callable[[], object], onnx_run: Callable[[], object], rounds: int) -> None:
-    torch_run(), onnx_run()
-    times = [(seconds(torch_run), seconds(onnx_run)) for _ in range(rounds)]
-    ours, theirs = (median(column) * 1000 for column in zip(*times, strict=True))
-    ratio = median(a / b for a, b in times)
-    print(f"{name:<28}{ours:>10.1f}{theirs:>10.1f}{ratio:>18.2f}", flush=True)
+def compare(name: str, rounds: int, *runs: Callable[[], object]) -> None:
+    """Print the times of PyTorch, ONNX and, if there is a third run, int8."""
+    for run in runs:
+        run()
+    times = [[seconds(run) for run in runs] for _ in range(rounds)]
+    cells = [f"{median(column) * 1000:>10.1f}" for column in zip(*times, strict=True)] + [f"{'-':>10}"] * (
+        3 - len(runs)
+    )
+    ratios = [median(first[i] / first[i + 1] for first in times) for i in range(len(runs) - 1)]
+    print(f"{name:<28}{''.join(cells)}{''.join(f'{ratio:>16.2f}' for ratio in ratios)}", flush=True)
 
 
 @torch.no_grad()
@@ -62,14 +69,27 @@ def main() -> None:
         graphs.export_matching(model, classifier.qc_weight, Path(folder) / "match.onnx", shots=options.shots)
         (Path(folder) / "model.json").write_text('{"labels": [], "chunks": []}')
         exported = Classifier(folder, threads=options.threads)
+        encodings, names = [exported], ["encode", "encode", "match"]
+        try:
+            quantize.check_backbone(model)
+            (Path(folder) / "float.onnx").write_bytes((Path(folder) / "encode.onnx").read_bytes())
+            quantize.quantize_encoding(Path(folder) / "encode.onnx", [pixels.numpy()])
+            encodings.append(Classifier(folder, threads=options.threads))
+            names[0] = "float"
+        except InputError as error:
+            print(error)
         weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-        sizes = {name: (Path(folder) / f"{name}.onnx").stat().st_size / 1e6 for name in ("encode", "match")}
-    print(f"weights in PyTorch {weights / 1e6:.1f} MB, encode.onnx {sizes['encode']:.1f} MB, ", end="")
+        sizes = {name: (Path(folder) / f"{name}.onnx").stat().st_size / 1e6 for name in names}
+    print(f"weights in PyTorch {weights / 1e6:.1f} MB, encode.onnx {sizes[names[0]]:.1f} MB, ", end="")
+    print(f"int8 {sizes['encode']:.1f} MB, " if len(encodings) > 1 else "", end="")
     print(f"match.onnx {sizes['match']:.2f} MB; {options.threads} threads, {how.num_frames} x {how.image_size} px")
-    print(f"{'':<28}{'PyTorch':>10}{'ONNX':>10}{'PyTorch / ONNX':>18}   ms")
+    print(f"{'':<28}{'PyTorch':>10}{'ONNX':>10}{'int8':>10}{'PyTorch / ONNX':>16}{'ONNX / int8':>16}   ms")
     clip = pixels.numpy()
     compare(
-        "encode", lambda: model.head.encode(model.encode(pixels[None])), lambda: exported.encode(clip), options.rounds
+        "encode",
+        options.rounds,
+        lambda: model.head.encode(model.encode(pixels[None])),
+        *(partial(encoding.encode, clip) for encoding in encodings),
     )
     arrays = exported.encode(clip)
     for classes in (5, 25, 100):
@@ -83,9 +103,9 @@ def main() -> None:
         exported.labels = classifier.support.labels
         compare(
             f"match, {classes} classes of {options.shots}",
+            options.rounds,
             lambda: classifier.support.match(query),
             lambda: exported.logits(arrays),
-            options.rounds,
         )
         for label in classifier.support.labels:
             classifier.support.remove(label)

@@ -1,22 +1,24 @@
 """strm export: a folder of ONNX that predicts the same without torch."""
 
 import json
+import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jaxtyping
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 
 from strm_lightning.classifier import FewShotClassifier
 from strm_lightning.classifier.clips import ClipConfig
-from strm_lightning.classifier.export import bundle, export_classifier, graphs, parity
+from strm_lightning.classifier.export import agreement, bundle, export_classifier, graphs, parity, quantize
 from strm_lightning.classifier.export.predict import Classifier
-from strm_lightning.classifier.support import SupportSet
+from strm_lightning.classifier.support import EncodedClip, SupportSet
 from strm_lightning.cli.main import main
 from strm_lightning.data.transforms import ClipTransform
 from strm_lightning.errors import InputError, MissingPackageError
@@ -189,6 +191,10 @@ def test_maps_that_are_no_multiple_of_the_grid(size: int, tmp_path: Path) -> Non
     torch.testing.assert_close(torch.from_numpy(session.run(None, {"maps": maps.numpy()})[0]), pool_maps(maps, 4).grid)
 
 
+def transformer() -> STRM:
+    return STRM("test_vit", pretrained=False, num_frames=4, matching="patches").eval()
+
+
 @pytest.fixture
 def no_graphs(monkeypatch: pytest.MonkeyPatch, videos: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Write graphs once; the tests below change something else."""
@@ -244,7 +250,15 @@ def test_the_command(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     about = json.loads((tmp_path / "out" / "model.json").read_text())
     assert (about["temperature"], about["min_probability"], about["labels"]) == (0.5, 0.2, sorted(MOTIONS))
     assert about["preprocessing"]["short_side"] == 73
+    main(["export", f"--support={saved}", f"--check={videos / 'queries'}", "--int8", str(tmp_path / "int8")])
+    assert "int8: int8: 0 of 1 labels differ from PyTorch's; " in capsys.readouterr().out
+    assert json.loads((tmp_path / "int8" / "model.json").read_text())["encoding"] == "int8"
     for words, problem in {
+        (
+            f"--support={saved}",
+            "--int8",
+            str(tmp_path / "new"),
+        ): "give --check, a folder of 2 or more videos, or --supp",
         (f"--support={saved}", str(tmp_path / "out")): "out: is not empty; give a new folder",
         (str(tmp_path / "new"),): "nothing to export: give --support",
         (f"--support={saved}", f"--check={tmp_path / 'out'}", str(tmp_path / "new")): "the folder contains no video",
@@ -252,6 +266,105 @@ def test_the_command(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         with pytest.raises(SystemExit):
             main(["export", *words])
         assert problem in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_graphs")
+def test_int8_predicts_the_same_labels(videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    classifier = FewShotClassifier(bare_model(), HOW).fit(examples(videos, 3, 3, 3))
+    export_classifier(classifier, tmp_path / "float")
+    handlers, steps = list(logging.root.handlers), []
+    found = export_classifier(classifier, tmp_path / "out", int8=True, on_step=steps.append)
+    assert capfd.readouterr() == ("", "")  # nothing from onnxruntime
+    assert logging.root.handlers == handlers
+    assert steps[-3:] == ["comparing with PyTorch", "converting the encoding to int8", "comparing int8 with PyTorch"]
+    assert found.left_out == 9
+    assert found.difference < 1e-4
+    int8 = found.int8
+    assert int8 is not None
+    assert (int8.compared, int8.different) == (3, 0)  # two of three clips of each class are measured
+    assert 1e-4 < int8.difference < 0.2
+    sizes = [(tmp_path / name / "encode.onnx").stat().st_size for name in ("out", "float")]
+    assert sizes == [int8.size, int8.float_size]
+    assert sizes[0] < 0.5 * sizes[1]
+    assert str(found).startswith("int8: 0 of 3 labels differ from PyTorch's; ")
+    about = [json.loads((tmp_path / name / "model.json").read_text())["encoding"] for name in ("out", "float")]
+    assert about == ["int8", "float32"]
+    graph = onnx.load(tmp_path / "out" / "encode.onnx").graph
+    kinds = {weight.data_type for weight in graph.initializer if len(weight.dims) == 4}
+    assert kinds == {onnx.TensorProto.INT8}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        path.name for path in (tmp_path / "float").iterdir()
+    }
+    queries = sorted(str(path) for path in (videos / "queries").iterdir())
+    predicted = run_program(tmp_path / "out", *queries)
+    for row, expected in zip(predicted, classifier.predict_many(queries), strict=True):
+        assert row["label"] == expected.label
+        assert row["probabilities"] == pytest.approx(dict(expected.probabilities), abs=0.1)
+
+
+@pytest.mark.usefixtures("no_graphs")
+def test_int8_is_not_written_if_labels_differ(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier = FewShotClassifier(bare_model(), HOW).fit(examples(videos, 3, 3, 3))
+    real, logits = quantize.quantize_encoding, Classifier.logits
+
+    def wrong(path: Path, clips: Iterable[np.ndarray]) -> None:
+        real(path, clips)
+        monkeypatch.setattr(Classifier, "logits", lambda self, query: -logits(self, query))
+
+    monkeypatch.setattr(quantize, "quantize_encoding", wrong)
+    with pytest.raises(InputError, match=r"with int8, \d of 3 labels differ from PyTorch's \(at most 5% may\)"):
+        export_classifier(classifier, tmp_path / "out", int8=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_graphs")
+def test_int8_needs_videos(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    several = FewShotClassifier(bare_model(), HOW).fit(examples(videos, 2, 2, 2))
+    for clip in (clip for clips in several.support.clips.values() for clip in clips):
+        clip.stored = True  # as from a file of examples
+    queries = sorted((videos / "queries").iterdir())
+    found = export_classifier(several, tmp_path / "out", int8=True, check=queries).int8
+    assert found is not None
+    assert found.compared == 1  # two of three are measured
+    single = FewShotClassifier(bare_model(), HOW).fit(examples(videos, 1, 1, 1))
+    monkeypatch.setattr(graphs, "export_encoding", lambda *_: pytest.fail("the check comes before long work"))
+    for classifier, check, problem in (
+        (several, [], "int8: needs videos, to measure the ranges of values on, .*: give --check"),
+        (several, queries[:1], "give --check, a folder of 2 or more videos"),
+        (single, [], "int8: needs videos, to compare its labels on, and no class has 2 examples: give --check"),
+        (FewShotClassifier(bare_model(), HOW), [], "int8: needs examples, to compare its labels on: give --support"),
+        (
+            FewShotClassifier(transformer(), ClipConfig(num_frames=4, image_size=32)).fit(examples(videos, 2, 2, 2)),
+            [],
+            r"only convolutions are converted, and \d+% of the weights of 'test_vit' are in convolutions",
+        ),
+    ):
+        with pytest.raises(InputError, match=problem):
+            export_classifier(classifier, tmp_path / "no", int8=True, check=check)
+    monkeypatch.setattr(quantize, "LARGEST_FILE", 1000)
+    with pytest.raises(InputError, match=r"int8: the model has .* GB"):
+        export_classifier(several, tmp_path / "no", int8=True, check=queries)
+
+
+def test_int8_clips_are_of_all_classes_and_used_once(videos: Path) -> None:
+    support = SupportSet(bare_model())
+    blank = graphs.blank_clip(support.model)
+    folder = videos / "examples" / "up"
+    for label in "abcdefghij":
+        support.add(label, [EncodedClip(str(folder), f"{label}{k}", torch.empty(0), dict(blank)) for k in range(5)])
+    chosen = agreement.choose_clips(support, [])
+    assert len(chosen.measured) == quantize.CALIBRATION_CLIPS
+    assert [k for c, k in chosen.left_out if c == 9] == [1, 2, 3, 4]  # one of the last class, two of the first
+    assert [k for c, k in chosen.left_out if c == 0] == [2, 3, 4]
+    with_check = agreement.choose_clips(support, ["x.mp4"])
+    assert (len(with_check.measured), with_check.videos, with_check.left_out) == (16, ["x.mp4"], [])
+    for clip in (clip for clips in support.clips.values() for clip in clips):
+        clip.stored = True
+    names = [f"{i}.mp4" for i in range(99)]
+    chosen = agreement.choose_clips(support, names)
+    assert len(chosen.measured) <= quantize.CALIBRATION_CLIPS
+    assert int(Path(str(chosen.measured[-1])).stem) > 80  # spread over the whole folder
+    assert sorted([*chosen.measured, *chosen.videos]) == sorted(names)
 
 
 def test_missing_packages_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from strm_lightning.models.strm import STRM
 QUERY, SUPPORT, PRESENT = "query.", "support.", "present"  # names of the inputs of matching
 _MODULES = ("onnx", "onnxruntime", "onnxscript")
 _AXES = {3: "classes", 2: "shots", 6: "clips", 5: "queries"}  # of the first support of `export_matching`
-_LARGEST_FILE = 1_500_000_000  # bytes of weights in one file; a file of ONNX has at most 2 GiB
+LARGEST_FILE = 1_500_000_000  # bytes of weights in one file; a file of ONNX has at most 2 GiB
 
 
 def check_packages() -> None:
@@ -237,7 +237,7 @@ def export_module(
         raise InputError(f"{what} cannot be converted to ONNX: {_reason(error)}") from error
     assert program is not None
     size = sum(weight.numel() * weight.element_size() for weight in module.state_dict().values())
-    program.save(path, external_data=size > _LARGEST_FILE)
+    program.save(path, external_data=size > LARGEST_FILE)
 
 
 def _reason(error: BaseException) -> str:

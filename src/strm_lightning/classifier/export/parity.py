@@ -28,6 +28,31 @@ _WAY, _SHOTS = 3, 2  # of the support of moving shapes, if there are no examples
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """How far the predictions of an int8 export are those of PyTorch.
+
+    Attributes:
+        compared: number of clips; the ranges of activations were not measured on them.
+        different: number of them with another label.
+        difference: largest difference of a probability.
+        size: bytes of the encoding.
+        float_size: bytes of the encoding before it was converted.
+    """
+
+    compared: int
+    different: int
+    difference: float
+    size: int
+    float_size: int
+
+    def __str__(self) -> str:
+        return (
+            f"int8: {self.different} of {self.compared} labels differ from PyTorch's; probabilities differ by at most "
+            f"{self.difference:.2f}; encode.onnx has {self.size / 1e6:.1f} MB, in float {self.float_size / 1e6:.1f} MB"
+        )
+
+
+@dataclass(frozen=True)
 class Parity:
     """What was compared, and how much the predictions differ.
 
@@ -36,17 +61,20 @@ class Parity:
         left_out: number of examples, each matched with the others.
         drawn: number of clips of moving shapes, encoded and matched.
         difference: largest difference of a probability.
+        int8: the comparison after the encoding was converted to int8; the other numbers are those before it.
     """
 
     videos: int
     left_out: int
     drawn: int
     difference: float
+    int8: Agreement | None = None
 
     def __str__(self) -> str:
         counts = {"videos": self.videos, "left-out examples": self.left_out, "drawn clips": self.drawn}
         compared = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-        return f"the same labels as PyTorch on {compared}; probabilities differ by at most {self.difference:.1e}"
+        same = f"the same labels as PyTorch on {compared}; probabilities differ by at most {self.difference:.1e}"
+        return same if self.int8 is None else f"{self.int8} (before int8: {same})"
 
 
 def check_parity(
@@ -74,7 +102,7 @@ def check_parity(
     support = classifier.support
     if not support.clips:
         support = _drawn_support(classifier)
-        _use(exported, support)
+        use_examples(exported, support)
 
     def shown(clips: Iterable[_T], count: int) -> Iterable[_T]:
         return tqdm(
@@ -83,7 +111,7 @@ def check_parity(
 
     differences = [
         _difference(classifier, exported, clip, exported.encode(_read(exported, video, pixels)), support)
-        for video, clip, pixels in shown(_new_videos(classifier, videos), len(videos))
+        for video, clip, pixels in shown(new_videos(classifier, videos), len(videos))
     ]
     if videos:
         if not differences:
@@ -95,13 +123,29 @@ def check_parity(
     ]
     left_out = []
     chosen = classifier.support.left_out_clips()[:_LEFT_OUT]
-    for clip, others in shown(_leave_out(classifier.support, chosen), len(chosen)):
-        if _use(exported, others):
+    for clip, others in shown(leave_out(classifier.support, chosen), len(chosen)):
+        if use_examples(exported, others):
             path = Path(clip.name)
             from_file = not clip.stored and path.is_file()
             query = exported.encode(exported.read_clip(path)) if from_file else _arrays(clip)
             left_out.append(_difference(classifier, exported, clip, query, others))
     return Parity(0, len(left_out), len(drawn), max(drawn + left_out))
+
+
+def predictions(
+    classifier: FewShotClassifier,
+    exported: Any,
+    clip: EncodedClip,
+    query: Mapping[str, np.ndarray],
+    support: SupportSet,
+) -> tuple[str, Mapping[str, float], str, Mapping[str, float]]:
+    """Return label and probabilities of PyTorch, and label and probabilities of the export, for one clip."""
+    logits = support.match({name: tensor[None] for name, tensor in clip.features.items()})
+    label, expected = exported.decide(logits.combined(classifier.qc_weight)[0].double().numpy())
+    if support is classifier.support:
+        prediction = classifier.predict_encoded(clip)
+        label, expected = prediction.label, prediction.probabilities
+    return label, expected, *exported.decide(exported.logits(query))
 
 
 def _difference(
@@ -116,12 +160,7 @@ def _difference(
     Raises:
         InputError: it is above the tolerance, or the labels differ.
     """
-    logits = support.match({name: tensor[None] for name, tensor in clip.features.items()})
-    label, expected = exported.decide(logits.combined(classifier.qc_weight)[0].double().numpy())
-    if support is classifier.support:
-        prediction = classifier.predict_encoded(clip)
-        label, expected = prediction.label, prediction.probabilities
-    found, probabilities = exported.decide(exported.logits(query))
+    label, expected, found, probabilities = predictions(classifier, exported, clip, query, support)
     difference = max(abs(expected[name] - probabilities[name]) for name in expected)
     first, second, *_ = sorted(expected.values(), reverse=True)
     if difference > TOLERANCE or (label != found and first - second > TOLERANCE):
@@ -132,7 +171,7 @@ def _difference(
     return difference
 
 
-def _new_videos(
+def new_videos(
     classifier: FewShotClassifier, videos: Sequence[Video]
 ) -> Iterator[tuple[Video, EncodedClip, UInt8[Tensor, "L 3 S S"]]]:
     """Encode the videos that do not have the same pixels as an example."""
@@ -161,7 +200,7 @@ def _drawn_support(classifier: FewShotClassifier) -> SupportSet:
     return support
 
 
-def _leave_out(support: SupportSet, clips: Sequence[tuple[int, int]]) -> Iterator[tuple[EncodedClip, SupportSet]]:
+def leave_out(support: SupportSet, clips: Sequence[tuple[int, int]]) -> Iterator[tuple[EncodedClip, SupportSet]]:
     """Yield examples, given as in `SupportSet.left_out_clips`, each with the support set without it."""
     labels = support.labels
     for c, k in clips:
@@ -172,7 +211,7 @@ def _leave_out(support: SupportSet, clips: Sequence[tuple[int, int]]) -> Iterato
         yield support.clips[labels[c]][k], others
 
 
-def _use(exported: Any, support: SupportSet) -> bool:
+def use_examples(exported: Any, support: SupportSet) -> bool:
     """Replace the examples of an exported classifier; return False if its graph cannot match them.
 
     With one clip of each class, ``auto`` is another method than with several.
