@@ -8,6 +8,8 @@ and figures are reported on ``report``. No clip is in both halves. A draw divide
 six videos of seven events with gaps between them; no example is in a video. Videos are joined from the frames at
 8 frames a second. CACHE keeps the pooled maps of frames and the logits of windows; it must not be in a repository.
 
+``stream`` begins each video without knowledge of its background; ``one stream`` is all videos of a draw in a row.
+
 Printed is the F1 of events over all draws, and its lowest and highest value of one draw: an event is right if its label
 is, and its temporal IoU with the true one is at least 0.5.
 """
@@ -172,6 +174,17 @@ def streamed(scores, support, config, plan, delay) -> list[Truth]:
     return [(e.start, e.end, e.prediction.label) for e in events]
 
 
+def joined(all_scores, truths) -> tuple[list[np.ndarray | None], list[Truth]]:
+    """All videos of a draw as one."""
+    starts = np.cumsum([0, *map(len, all_scores)]) / RATE
+    shifted = [
+        (start + offset, end + offset, label)
+        for events, offset in zip(truths, starts[:-1].tolist(), strict=True)
+        for start, end, label in events
+    ]
+    return [step for scores in all_scores for step in scores], shifted
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -205,13 +218,20 @@ def main() -> None:
             "several lengths, suppression": partial(suppressed, plan=plan, labels=labels, threshold=threshold),
             "--events": partial(segmented, support=support, plan=plan),
         }
+        streams = {}
         for delay in (1, 3, 5, 8):
-            stream = partial(streamed, support=support, config=config, plan=plan, delay=delay)
-            methods[f"stream, delay {delay} s"] = stream
-        for name, find in methods.items():
-            found = [find(scores) for scores in all_scores]
-            right = sum(count_right(f, t) for f, t in zip(found, truths, strict=True))
-            counts.setdefault(name, []).append((right, sum(map(len, found)), sum(map(len, truths))))
+            streams[f"stream, delay {delay} s"] = partial(
+                streamed, support=support, config=config, plan=plan, delay=delay
+            )
+        one, true = joined(all_scores, truths)
+        for find_all, of_videos, of_truths in (
+            (methods | streams, all_scores, truths),
+            ({f"one {name}": find for name, find in streams.items()}, [one], [true]),
+        ):
+            for name, find in find_all.items():
+                found = [find(scores) for scores in of_videos]
+                right = sum(count_right(f, t) for f, t in zip(found, of_truths, strict=True))
+                counts.setdefault(name, []).append((right, sum(map(len, found)), sum(map(len, of_truths))))
     print(
         f"{options.matching}, {options.shots} examples a class, half {options.half!r}: {options.draws} draws of "
         f"{VIDEOS * EVENTS} events in {VIDEOS} videos, {seconds:.0f} s in total; "
