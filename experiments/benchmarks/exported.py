@@ -65,24 +65,27 @@ def main() -> None:
     pixels = torch.from_numpy(rng.integers(0, 256, (how.num_frames, 3, *[how.image_size] * 2), dtype=np.uint8))
     query = model.head.encode(model.encode(pixels[None]))
     with tempfile.TemporaryDirectory() as folder:
-        graphs.export_encoding(model, how.image_size, Path(folder) / "encode.onnx")
-        graphs.export_matching(model, classifier.qc_weight, Path(folder) / "match.onnx", shots=options.shots)
+        encode, match = (Path(folder) / name for name in ("encode.onnx", "match.onnx"))
+        graphs.export_encoding(model, how.image_size, encode)
+        graphs.export_matching(model, classifier.qc_weight, match, shots=options.shots)
         (Path(folder) / "model.json").write_text('{"labels": [], "chunks": []}')
         exported = Classifier(folder, threads=options.threads)
-        encodings, names = [exported], ["encode", "encode", "match"]
+        encodings = [exported]
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+        sizes = {
+            "weights in PyTorch": weights,
+            "match.onnx": match.stat().st_size,
+            "encode.onnx": encode.stat().st_size,
+        }
         try:
             quantize.check_backbone(model)
-            (Path(folder) / "float.onnx").write_bytes((Path(folder) / "encode.onnx").read_bytes())
-            quantize.quantize_encoding(Path(folder) / "encode.onnx", [pixels.numpy()])
+            quantize.quantize_encoding(encode, [pixels.numpy()])
             encodings.append(Classifier(folder, threads=options.threads))
-            names[0] = "float"
+            sizes["in int8"] = encode.stat().st_size
         except InputError as error:
             print(error)
-        weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-        sizes = {name: (Path(folder) / f"{name}.onnx").stat().st_size / 1e6 for name in names}
-    print(f"weights in PyTorch {weights / 1e6:.1f} MB, encode.onnx {sizes[names[0]]:.1f} MB, ", end="")
-    print(f"int8 {sizes['encode']:.1f} MB, " if len(encodings) > 1 else "", end="")
-    print(f"match.onnx {sizes['match']:.2f} MB; {options.threads} threads, {how.num_frames} x {how.image_size} px")
+    print(", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in sizes.items()), end="")
+    print(f"; {options.threads} threads, {how.num_frames} x {how.image_size} px")
     print(f"{'':<28}{'PyTorch':>10}{'ONNX':>10}{'int8':>10}{'PyTorch / ONNX':>16}{'ONNX / int8':>16}   ms")
     clip = pixels.numpy()
     compare(

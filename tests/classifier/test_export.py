@@ -178,13 +178,7 @@ def test_maps_that_are_no_multiple_of_the_grid(size: int, tmp_path: Path) -> Non
 
     maps = torch.randn(2, 3, 5, size, size)
     graphs.export_module(
-        Pool().eval(),
-        (maps,),
-        ({0: torch.export.Dim("clips")},),
-        tmp_path / "pool.onnx",
-        inputs=["maps"],
-        outputs=["grid"],
-        what="pool",
+        Pool().eval(), {"maps": maps}, ({0: torch.export.Dim("clips")},), ["grid"], tmp_path / "pool.onnx", "pool"
     )
     session = onnxruntime.InferenceSession(str(tmp_path / "pool.onnx"))
     maps = torch.randn(3, 3, 5, size, size)
@@ -379,10 +373,7 @@ def test_what_cannot_be_converted_is_one_line(tmp_path: Path) -> None:
             return torch.linalg.eigh(a)[0]
 
     with pytest.raises(InputError, match="matching 'mine' cannot be converted to ONNX: No ONNX function found"):
-        graphs.export_module(
-            Solve().eval(), (torch.eye(3),), ({},), tmp_path / "a.onnx",
-            inputs=["a"], outputs=["b"], what="matching 'mine'",
-        )  # fmt: skip
+        graphs.export_module(Solve().eval(), {"a": torch.eye(3)}, ({},), ["b"], tmp_path / "a.onnx", "matching 'mine'")
 
 
 def test_an_export_shows_its_progress(

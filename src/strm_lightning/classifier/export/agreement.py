@@ -25,7 +25,7 @@ _LEFT_OUT = 60  # examples that are left out at most
 
 @dataclass(frozen=True)
 class Int8Clips:
-    """Clips for an int8 export; no clip is used for both.
+    """Clips for an int8 export; none is used both to measure ranges and to compare labels.
 
     Attributes:
         measured: videos that the ranges of activations are measured on.
@@ -132,16 +132,12 @@ def check_agreement(
 def _compared(
     classifier: FewShotClassifier, exported: Any, clips: Int8Clips
 ) -> Iterator[tuple[EncodedClip, dict[str, np.ndarray], SupportSet]]:
-    """Yield each clip of PyTorch, the tensors of the export, and the examples that both match it with."""
+    """Yield each clip of PyTorch, the tensors of the export, and the examples that both match it with.
 
-    def encode(video: Video) -> dict[str, np.ndarray]:
-        from_file = isinstance(video, (str, Path)) and Path(video).is_file()
-        return exported.encode(
-            exported.read_clip(video) if from_file else read_clip(video, classifier.preprocessing).numpy()
-        )
-
-    for video, clip, _ in new_videos(classifier, clips.videos):
-        yield clip, encode(video), classifier.support
+    Both encode the same pixels, since `check_parity` has already compared how the exported program reads files.
+    """
+    for _, clip, pixels in new_videos(classifier, clips.videos):
+        yield clip, exported.encode(pixels.numpy()), classifier.support
     for clip, others in leave_out(classifier.support, clips.left_out):
         if use_examples(exported, others):
-            yield clip, encode(clip.name), others
+            yield clip, exported.encode(read_clip(clip.name, classifier.preprocessing).numpy()), others

@@ -72,7 +72,7 @@ class MatchingOfPrepared(nn.Module):
         mask = [PRESENT] if self.masked else []
         return [SUPPORT + name for name in self.support] + [QUERY + name for name in self.query] + mask
 
-    def forward(self, tensors: tuple[Tensor, ...]) -> Float[Tensor, "Q N"]:  # torch 2.9 cannot convert ``*tensors``
+    def forward(self, *tensors: Tensor) -> Float[Tensor, "Q N"]:
         support = dict(zip(self.support, tensors, strict=False))
         query = dict(zip(self.query, tensors[len(support) :], strict=False))
         mask = tensors[-1] if self.masked else None
@@ -88,8 +88,7 @@ def export_encoding(model: STRM, image_size: int, path: Path) -> None:
     encoding = Encoding(model).eval()
     frames = torch.zeros(2, model.head.num_frames, 3, image_size, image_size, dtype=torch.uint8)
     shapes = ({0: torch.export.Dim("clips")},)
-    what = f"backbone {model.backbone.name!r}"
-    export_module(encoding, (frames,), shapes, path, inputs=["frames"], outputs=encoding.names, what=what)
+    export_module(encoding, {"frames": frames}, shapes, encoding.names, path, f"backbone {model.backbone.name!r}")
 
 
 def export_matching(model: STRM, qc_weight: float, path: Path, *, shots: int) -> None:
@@ -113,7 +112,7 @@ def export_matching(model: STRM, qc_weight: float, path: Path, *, shots: int) ->
     sizes_of = ((3, 2, 5), (4, 7, 11)) if shots > 1 else ((3, 1, 5), (4, 1, 11))
     (support, query, mask), other = (_example(model, *sizes) for sizes in sizes_of)
     matching = MatchingOfPrepared(model, qc_weight, list(support), list(query), masked=mask is not None).eval()
-    tensors = _flat(support, query, mask)
+    inputs = dict(zip(matching.names, _flat(support, query, mask), strict=True))
     axes: dict[tuple[int, int], Any] = {}  # axes with the same two sizes are one axis, such as the classes
     shapes = tuple(
         {
@@ -121,10 +120,9 @@ def export_matching(model: STRM, qc_weight: float, path: Path, *, shots: int) ->
             for axis, sizes in enumerate(zip(tensor.shape, larger.shape, strict=True))
             if sizes[0] != sizes[1]
         }
-        for tensor, larger in zip(tensors, _flat(*other), strict=True)
+        for tensor, larger in zip(inputs.values(), _flat(*other), strict=True)
     )
-    what = f"matching {model.head.matching_name!r}"
-    export_module(matching, (tensors,), (shapes,), path, inputs=matching.names, outputs=["logits"], what=what)
+    export_module(matching, inputs, (shapes,), ["logits"], path, f"matching {model.head.matching_name!r}")
 
 
 def example_arrays(support: SupportSet) -> tuple[dict[str, np.ndarray], list[list[int]]]:
@@ -181,29 +179,21 @@ def _example(model: STRM, way: int, shots: int, queries: int) -> tuple[Encoded, 
     return prepared, clips(queries), mask
 
 
-def _flat(support: Encoded, query: Encoded, mask: Tensor | None) -> tuple[Tensor, ...]:
-    return (*support.values(), *query.values(), *([] if mask is None else [mask]))
+def _flat(support: Encoded, query: Encoded, mask: Tensor | None) -> list[Tensor]:
+    return [*support.values(), *query.values(), *([] if mask is None else [mask])]
 
 
 def export_module(
-    module: nn.Module,
-    arguments: tuple[Any, ...],
-    shapes: Any,
-    path: Path,
-    *,
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    what: str,
+    module: nn.Module, inputs: Encoded, shapes: Any, outputs: Sequence[str], path: Path, what: str
 ) -> None:
     """Write a module in evaluation mode as ONNX.
 
     Args:
         module: the module.
-        arguments: examples of its arguments.
+        inputs: examples of its inputs, in order, by name.
         shapes: dynamic axes, see `torch.export.export`.
-        path: file to write; weights of more than 1.5 GB are written to a second file beside it.
-        inputs: names of the tensors in its arguments, in order.
         outputs: names of its outputs.
+        path: file to write; weights of more than 1.5 GB are written to a second file beside it.
         what: name of the module, for the message of an error.
 
     Raises:
@@ -225,11 +215,11 @@ def export_module(
             warnings.filterwarnings("ignore", "`isinstance.treespec", FutureWarning)  # torch 2.10 warns of its own code
             program = torch.onnx.export(
                 module,
-                arguments,
+                tuple(inputs.values()),
                 dynamo=True,
                 verbose=False,
-                input_names=inputs,
-                output_names=outputs,
+                input_names=list(inputs),
+                output_names=list(outputs),
                 dynamic_shapes=shapes,
                 custom_translation_table={torch.ops.aten.adaptive_max_pool2d.default: adaptive_max_pool2d},
             )
